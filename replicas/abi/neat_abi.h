@@ -1,0 +1,646 @@
+/*
+ * neat_abi.h - THE contract: every byte that two processes share, and who may write it.
+ *
+ * Read shared/contract.md first; labels such as L4 or W7 refer to it. This file holds layouts,
+ * constants and message formats only; the only code that touches ring indices is ring.h, the only
+ * code that touches payload positions is bytering.h.
+ *
+ * It is compiled three times: into the replicas and the NIC, into libneatsock.so, and, with
+ * NEAT_CDEF set, into the cffi module that neatd, the tools and the tests use. So: constants are
+ * enums, padding is explicit, shared words are one-member structs (a plain ++ does not compile),
+ * and nothing here is a pointer.
+ *
+ * The words "app", "replica", "neatd", "keeper", "nic" at a field name its only writer. Whatever
+ * another party wrote is read once into a local, checked, then used.
+ */
+#ifndef NEAT_ABI_H
+#define NEAT_ABI_H
+
+#ifndef NEAT_CDEF
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+#endif
+
+/* A shared word; accessed only through the helpers with a named order in ring.h. */
+typedef struct { uint32_t v; } neat_a32;
+typedef struct { uint64_t v; } neat_a64;
+/* Network byte order. */
+typedef struct { uint16_t v; } neat_be16;
+typedef struct { uint32_t v; } neat_be32;
+
+enum {
+	NEAT_ABI_MAGIC = 0x5441454e,	/* "NEAT" */
+	NEAT_ABI_VERSION = 1,		/* bump with every change of layout or message */
+};
+
+enum {
+	NEAT_REPLICAS_MAX = 16,		/* replicas of one instance */
+	NEAT_SLOTS = 65536,		/* socket slots of one (application, replica) pair; slot 0 is none */
+	NEAT_SLOT_APP_FIRST = 32768,	/* [1, this): born in the replica (accepted, listeners);
+					 * [this, NEAT_SLOTS): claimed by the application for connect() */
+	NEAT_PROCS_MAX = 256,		/* processes of one application that have their own fd table */
+	NEAT_FDS_MAX = 65536,		/* fd numbers an fd table covers; higher ones are the kernel's */
+	NEAT_SOCKS_MAX = 65536,		/* socket records of one application; record 0 is none */
+	NEAT_CMD_ENTRIES = 4096,	/* per channel, power of two */
+	NEAT_EV_ENTRIES = 8192,		/* per channel, power of two; overflow is legal (events are hints) */
+	NEAT_ACCEPT_ENTRIES = 4096,	/* per subsocket, power of two; caps the backlog */
+	NEAT_LISTENERS_MAX = 256,	/* subsockets of one (application, replica) pair */
+	NEAT_RING_LOG2_MIN = 11,	/* 2 KiB: rx and tx of a small connection share one page */
+	NEAT_RING_LOG2_MAX = 20,	/* 1 MiB */
+	NEAT_PAGE = 4096,
+	NEAT_CHANNELS_EXACT = 63,	/* channels 0..62 have their own bit in sub/ev_pend; the others share bit 63 */
+	NEAT_REGISTRY_PORTS = 4096,	/* power of two */
+	NEAT_ADDRS_MAX = 8,
+	NEAT_CPUS_MAX = 256,
+};
+
+/* First bytes of every shared object; checked by whoever maps it. keeper/neatd writes, once. */
+enum neat_object {
+	NEAT_OBJ_REGISTRY = 1,
+	NEAT_OBJ_APP = 2,	/* struct neat_app: one per application */
+	NEAT_OBJ_SEG_PUB = 3,	/* struct neat_seg_pub: (application, replica), replica writes */
+	NEAT_OBJ_SEG_APP = 4,	/* struct neat_seg_app: (application, replica), application writes; payload */
+	NEAT_OBJ_CHANNEL = 5,	/* struct neat_channel: (process, replica) */
+	NEAT_OBJ_STATUS = 6,	/* struct neat_replica_status: replica writes */
+	NEAT_OBJ_ARENA = 7,	/* replica's control blocks; no application maps it */
+	NEAT_OBJ_QUEUE_PAIR = 8,/* struct neat_queue_pair: (replica, nic) */
+};
+
+struct neat_header {
+	uint32_t magic;
+	uint32_t version;
+	uint32_t object;	/* enum neat_object */
+	uint32_t index;		/* replica index, or application id for NEAT_OBJ_APP */
+	uint64_t size;		/* bytes of the whole object */
+	uint64_t instance;	/* random, same in all objects of one instance: stale memory is recognised */
+};
+
+/* ------------------------------------------------------------------ registry page (L8) ---- */
+
+/*
+ * Life of a port entry: FREE -> BOUND (bind() done, or an explicit local port) -> LISTENING when
+ * `mask` becomes non-zero -> BOUND -> FREE. `mask` is the commit: an entry whose mask is zero is
+ * no listener. Entries are found by open addressing from neat_port_hash(); TOMB keeps chains whole.
+ */
+enum neat_port_state {
+	NEAT_PORT_FREE = 0,
+	NEAT_PORT_BOUND = 1,
+	NEAT_PORT_LISTENING = 2,
+	NEAT_PORT_TOMB = 3,
+};
+
+struct neat_port_entry {	/* neatd writes */
+	neat_a32 state;		/* enum neat_port_state; stored last when an entry is made */
+	neat_a32 mask;		/* bit r: replica r acknowledged its subsocket */
+	uint32_t addr;		/* host order; 0 = any */
+	uint16_t port;		/* host order */
+	uint16_t proto;		/* IPPROTO_TCP or IPPROTO_UDP */
+};
+
+struct neat_registry {		/* neatd writes; everyone else maps it read-only */
+	struct neat_header h;
+	neat_a64 change;	/* +1 after every change: cached conclusions are dropped */
+	neat_a32 active;	/* mask of replicas that take new connections */
+	neat_a32 replicas;	/* number of replicas that exist (indices 0..n-1) */
+	neat_a32 epoch[NEAT_REPLICAS_MAX];	/* +1 each time replica r was replaced */
+	neat_a32 naddrs;
+	uint32_t pad0;
+	struct { uint32_t addr, prefix; } addrs[NEAT_ADDRS_MAX];	/* our IPv4 addresses beside 127/8, host order */
+	struct neat_port_entry ports[NEAT_REGISTRY_PORTS];
+};
+
+/* --------------------------------------------------------------- application object (L2) --- */
+
+/*
+ * Everything an application knows of its sockets that must outlive each of its processes. Mapped
+ * by the processes of the application (writing) and by neatd (reading after a death). No replica
+ * maps it.
+ */
+
+/* Life of a process entry: FREE -> (CAS) CLAIMED -> LIVE, set once pid is stored -> FREE by neatd after the death. */
+enum neat_proc_state { NEAT_PROC_FREE = 0, NEAT_PROC_CLAIMED = 1, NEAT_PROC_LIVE = 2 };
+
+struct neat_proc {		/* app writes; neatd frees */
+	neat_a32 state;		/* enum neat_proc_state */
+	neat_a32 pid;		/* in neatd's pid namespace */
+	neat_a32 parent;	/* index of the process that forked it */
+	uint32_t pad;
+};
+
+/* One fd of one process. A zero word = the kernel's (or not looked at yet). */
+enum {
+	NEAT_FD_CLOEXEC = 1,	/* bits of neat_fd.flags */
+};
+/* Packed into one word so that an entry changes by one store: [flags 16][gen 16][sock 32]. */
+
+/*
+ * Socket record: what POSIX calls the open file description. States:
+ *  FREE      may be claimed by CAS by any thread of the application
+ *  NEW       socket() done, nothing in any replica; may be bound (neatd holds the port)
+ *  CONNECT   belongs to one (replica, slot); connecting, connected or dead, the slot tells
+ *  LISTEN    has one subsocket per replica in sub[]
+ *  KERNEL    one-way: each holder moves its fd to the kernel socket (L10)
+ */
+enum neat_sock_state {
+	NEAT_SOCK_FREE = 0,
+	NEAT_SOCK_NEW = 1,
+	NEAT_SOCK_CONNECT = 2,
+	NEAT_SOCK_LISTEN = 3,
+	NEAT_SOCK_KERNEL = 4,
+};
+
+enum neat_sock_flags {
+	NEAT_SOCKF_NONBLOCK = 1,	/* O_NONBLOCK, a property of the description */
+	NEAT_SOCKF_BOUND = 2,		/* neatd holds lport for it */
+	NEAT_SOCKF_REUSEADDR = 4,
+	NEAT_SOCKF_REUSEPORT = 8,
+	NEAT_SOCKF_ASYNC = 16,
+};
+
+struct neat_sock {		/* app writes */
+	neat_a32 state;		/* enum neat_sock_state; the commit */
+	neat_a32 gen;		/* +1 each time the record is claimed */
+	neat_a32 refs;		/* fd-table entries of all processes that name it; recomputed by neatd after a death */
+	neat_a32 flags;		/* enum neat_sock_flags */
+	neat_a32 lock;		/* holder's tid; guards rare multi-word changes (bind, connect, listen) */
+	uint32_t replica;	/* CONNECT: owner */
+	uint32_t slot;		/* CONNECT: slot in the (application, replica) segment */
+	uint32_t slot_gen;
+	uint32_t laddr;		/* NEW and LISTEN: bound address, host order */
+	uint16_t lport;
+	uint16_t family;	/* AF_INET */
+	uint32_t inode_lo;	/* identity of the placeholder fd (L3) */
+	uint32_t inode_hi;
+	uint32_t backlog;
+	uint32_t rcvtimeo_ms;	/* 0 = none */
+	uint32_t sndtimeo_ms;
+	uint32_t rcvlowat;
+	struct neat_opts { uint32_t w[16]; } opts;	/* options set before a slot exists; see enum neat_opt */
+	struct { uint32_t slot, gen; } sub[NEAT_REPLICAS_MAX];	/* LISTEN: subsocket in each replica; slot 0 = none */
+};
+
+/* Index into neat_opts.w and neat_slot_app.opts.w. A zero word always means "default". */
+enum neat_opt {
+	NEAT_OPT_FLAGS = 0,		/* enum neat_opt_flags */
+	NEAT_OPT_RCVBUF = 1,		/* bytes, as getsockopt reports (doubled, like Linux); 0 = autotune */
+	NEAT_OPT_SNDBUF = 2,
+	NEAT_OPT_KEEPIDLE_S = 3,
+	NEAT_OPT_KEEPINTVL_S = 4,
+	NEAT_OPT_KEEPCNT = 5,
+	NEAT_OPT_USER_TIMEOUT_MS = 6,
+	NEAT_OPT_MAXSEG = 7,
+	NEAT_OPT_LINGER_S = 8,		/* valid with NEAT_OPTF_LINGER */
+	NEAT_OPT_DEFER_ACCEPT_S = 9,
+	NEAT_OPT_TOS = 10,
+	NEAT_OPT_TTL = 11,
+	NEAT_OPT_SYNCNT = 12,
+	NEAT_OPT_LINGER2_S = 13,	/* TCP_LINGER2, +1 so that zero is default */
+	NEAT_OPT_CONGESTION = 14,	/* 0 default (cubic), 1 reno, 2 cubic */
+	NEAT_OPT_PRIORITY = 15,
+};
+
+enum neat_opt_flags {
+	NEAT_OPTF_NODELAY = 1,
+	NEAT_OPTF_CORK = 2,
+	NEAT_OPTF_KEEPALIVE = 4,
+	NEAT_OPTF_LINGER = 8,
+	NEAT_OPTF_QUICKACK_OFF = 16,
+	NEAT_OPTF_REUSEADDR = 32,
+	NEAT_OPTF_OOBINLINE = 64,
+	NEAT_OPTF_MORE = 128,		/* last send had MSG_MORE: the tail may wait like under CORK */
+};
+
+struct neat_app {
+	struct neat_header h;
+	uint32_t app_id;
+	uint32_t pad0;
+	neat_a64 sock_hint;		/* app: where the search for a free record starts */
+	struct neat_proc procs[NEAT_PROCS_MAX];
+	/* Claimed connect() slots of each replica: bit = slot - NEAT_SLOT_APP_FIRST; set by fetch_or. */
+	neat_a64 slot_bits[NEAT_REPLICAS_MAX][(NEAT_SLOTS - NEAT_SLOT_APP_FIRST) / 64];
+	neat_a64 slot_hint[NEAT_REPLICAS_MAX];
+	struct neat_sock socks[NEAT_SOCKS_MAX];
+	/* followed at NEAT_APP_FDS by neat_a64 fds[NEAT_PROCS_MAX][NEAT_FDS_MAX] */
+};
+#define NEAT_APP_FDS 33554432			/* 32 MiB: past struct neat_app */
+#define NEAT_APP_SIZE 167772160			/* + 256 * 65536 * 8 = 128 MiB, sparse */
+
+/* ------------------------------------- (application, replica) segment: published half (L4) - */
+
+/*
+ * neat_slot_pub.status is one word so that a reader sees a consistent whole and a birth or death
+ * commits by one store: [gen 16][errno 16][flags 32].
+ *
+ * Contract per flag set:
+ *  0           FREE: nobody but the allocator of this half of the slots may touch it
+ *  CLAIMED     replica: slot belongs to a half-open or connecting connection
+ *  LISTENING   subsocket; accept queue live
+ *  CONNECTED   data may flow; stays set after EOF, RESET or the local FIN
+ *  RX_EOF      peer's FIN is in order: after rx_head there is nothing more
+ *  TX_SHUT     our FIN is queued or sent: writes are EPIPE
+ *  ERROR       errno holds SO_ERROR until the application consumes it (neat_slot_app.err_taken)
+ *  HUP         both directions over: poll reports HUP
+ *  DEAD        the replica forgot it; the slot waits for the application's last reference
+ */
+enum neat_slot_flags {
+	NEAT_SLOT_CLAIMED = 1,
+	NEAT_SLOT_LISTENING = 2,
+	NEAT_SLOT_CONNECTING = 4,
+	NEAT_SLOT_CONNECTED = 8,
+	NEAT_SLOT_RX_EOF = 16,
+	NEAT_SLOT_TX_SHUT = 32,
+	NEAT_SLOT_ERROR = 64,
+	NEAT_SLOT_HUP = 128,
+	NEAT_SLOT_DEAD = 256,
+};
+
+/*
+ * A payload ring word: [base 56][log2 size 8]. The byte at stream offset `off` lives at
+ * (off - base) & (size - 1) of the ring's memory; bytering.h has the rules by which the producer
+ * alone may change it (L5). Which memory: log2 == NEAT_RING_LOG2_MIN is the slot's half page in
+ * the small area, anything larger is the slot's 1 MiB in the large area.
+ */
+
+struct neat_slot_pub {		/* replica writes; the application maps it read-only */
+	neat_a64 status;	/* [gen 16][errno 16][flags 32] */
+	neat_a64 rx_head;	/* stream offset: bytes readable end here; stored after payload and E.rcv_nxt (W2) */
+	neat_a64 rx_ring;	/* ring word of the receive direction */
+	neat_a64 tx_una;	/* stream offset: bytes below are acknowledged, their space is free (W4) */
+	neat_a64 accept_tail;	/* LISTENING: entries ever pushed */
+	neat_a32 tx_limit;	/* bytes the application may have unacknowledged (send buffer autotuning) */
+	neat_a32 err_seq;	/* number of errors ever published */
+	uint32_t laddr, raddr;	/* host order; valid from CLAIMED */
+	uint16_t lport, rport;
+	uint32_t accept_ring;	/* LISTENING: index of its accept ring */
+	/* second line: TCP_INFO, refreshed at most every 10 ms and on state changes */
+	uint32_t rtt_us, rttvar_us, rto_us;
+	uint32_t snd_cwnd, snd_ssthresh, snd_mss, rcv_mss, advmss, pmtu;
+	uint32_t unacked, sacked, lost, retrans, total_retrans;
+	uint8_t tcp_state;	/* Linux numbering (TCP_ESTABLISHED = 1) */
+	uint8_t snd_wscale, rcv_wscale, options;
+	uint32_t pad;
+};
+
+/* Slots pushed to a listener, popped by CAS on neat_slot_app.accept_head. */
+struct neat_accept_ring {	/* replica writes */
+	neat_a64 entry[NEAT_ACCEPT_ENTRIES];	/* [gen 32][slot 32] */
+};
+
+struct neat_seg_pub {		/* memfd 1 of the pair */
+	struct neat_header h;
+	neat_a32 epoch;		/* replica: of the incarnation that writes now */
+	uint32_t app_id;
+	uint64_t pad[3];
+	struct neat_slot_pub slots[NEAT_SLOTS];
+	struct neat_accept_ring accept[NEAT_LISTENERS_MAX];
+};
+
+/* ----------------------------------- (application, replica) segment: application's half ---- */
+
+/*
+ * cmd_pend: the application exchanges it to 1 and, if it was 0, queues NEAT_CMD_KICK on the
+ * channel of the calling process; the replica stores 0 before it looks at the words (so a change
+ * after the look is kicked again).
+ * ev_pend: bit per channel; the replica ORs the subscribed bits in and posts an event to the
+ * channels whose bit was clear; the library clears its bit before it looks at the words.
+ */
+struct neat_slot_app {
+	neat_a64 tx_tail;	/* app: bytes queued; stored after payload and tx_ring */
+	neat_a64 rx_tail;	/* app: bytes consumed */
+	neat_a64 tx_ring;	/* app: ring word of the send direction */
+	neat_a32 cmd_pend;	/* both, by exchange */
+	neat_a32 shut;		/* app: 1 = SHUT_RD, 2 = SHUT_WR; bits are only ever set */
+	neat_a64 accept_head;	/* app, by CAS: LISTENING entries taken */
+	neat_a64 sub;		/* app: channels that want events */
+	neat_a64 ev_pend;	/* both, by fetch_or / fetch_and */
+	neat_a32 err_taken;	/* app: neat_slot_pub.err_seq whose errno was delivered */
+	neat_a32 optgen;	/* app: +1 after opts changed */
+	/* second line */
+	neat_a32 tx_lock;	/* app: tid of the writer, 0 = free; recovered when the holder is dead */
+	neat_a32 rx_lock;	/* app: tid of the reader */
+	neat_a32 accepted;	/* app: socket record that owns this accepted slot, 0 = not taken yet */
+	uint32_t laddr, raddr;	/* app, before NEAT_CMD_CONNECT: host order; laddr 0 = choose */
+	uint16_t lport, rport;	/* lport 0 = choose */
+	struct neat_opts opts;
+	uint32_t pad[10];
+};
+
+struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL and NEAT_SEG_LARGE */
+	struct neat_header h;
+	/* replica, by exchange with the application: 1 = the replica sleeps and wants a futex wake
+	 * on this word. One word for each application, so no two applications share one (L6). */
+	neat_a32 replica_asleep;
+	uint32_t pad0[23];
+	struct neat_slot_app slots[NEAT_SLOTS];
+};
+#define NEAT_SEG_SMALL 16777216ull		/* 16 MiB: NEAT_SLOTS pages; first half rx, second half tx */
+#define NEAT_SEG_LARGE 285212672ull		/* 272 MiB: NEAT_SLOTS * 2 MiB; first MiB rx, second tx */
+#define NEAT_SEG_APP_SIZE 137724166144ull	/* LARGE + 65536 * 2 MiB, sparse */
+
+/* -------------------------------------------------- channel of (process, replica) (L1) ----- */
+
+enum neat_cmd {			/* [op 8][arg 8][gen 16][slot 32] */
+	NEAT_CMD_KICK = 1,	/* look at tx_tail, rx_tail, shut, optgen of this slot */
+	NEAT_CMD_CONNECT = 2,	/* slot's laddr/raddr/lport/rport are filled in; gen is the claimant's */
+	NEAT_CMD_CLOSE = 3,	/* last reference gone: FIN (or RST by RFC 1122 4.2.2.13 if data is unread, or linger 0) */
+	NEAT_CMD_ABORT = 4,	/* connect(AF_UNSPEC): RST */
+};
+
+enum neat_event {		/* [kind 8][0 8][gen 16][slot 32] */
+	NEAT_EV_SLOT = 1,	/* look at this slot's words */
+};
+
+/* asleep: who must be told how. The waker exchanges it to AWAKE, so each sleep costs one wake. */
+enum neat_asleep {
+	NEAT_AWAKE = 0,
+	NEAT_ASLEEP_FUTEX = 1,	/* a thread waits on this word */
+	NEAT_ASLEEP_EVENTFD = 2,/* a thread polls kernel fds and the process's eventfd */
+};
+
+struct neat_channel {
+	struct neat_header h;
+	uint32_t app_id, proc;	/* neatd writes, once */
+	uint32_t number;	/* neatd: bit of sub/ev_pend, see NEAT_CHANNELS_EXACT */
+	uint32_t pad0[5];
+	/* app writes */
+	neat_a64 cmd_tail;
+	neat_a64 ev_head;
+	neat_a32 cpu;		/* core this process last ran on: a hint for spinning and deferral only */
+	uint32_t pad1[11];
+	/* replica writes */
+	neat_a64 cmd_head;
+	neat_a64 ev_tail;
+	neat_a32 overflow;	/* +1: events were dropped, the library must look at all its slots */
+	neat_a32 closed;	/* the replica drains: retry elsewhere (L8) */
+	uint32_t pad2[10];
+	/* both, by exchange; enum neat_asleep */
+	neat_a32 asleep;
+	uint32_t pad3[15];
+	neat_a64 cmd[NEAT_CMD_ENTRIES];	/* app writes */
+	neat_a64 ev[NEAT_EV_ENTRIES];	/* replica writes */
+};
+
+/* Hints only (L6): a wrong value costs a useless spin or a useless sleep, never correctness. */
+struct neat_replica_status {	/* replica writes; everyone maps it read-only */
+	struct neat_header h;
+	neat_a32 epoch;
+	neat_a32 awake;		/* 0 = asleep in the kernel */
+	neat_a32 cpu;
+	neat_a32 heartbeat;	/* +1 per loop; with the thread's CPU time tells a hang from starvation */
+	/* awake attached processes last seen on each core */
+	uint8_t runnable[NEAT_CPUS_MAX];
+	/* counters for `neatsock status` */
+	neat_a64 connections, accepted, segments_in, segments_out, bytes_in, bytes_out;
+	neat_a64 retransmits, drops, resets, loops, sleeps, wakes;
+	neat_a64 work_ns, poll_ns;	/* time with and without something to do */
+};
+
+/* ---------------------------------------------------------- queue pair (replica, nic) ------ */
+
+/*
+ * Frames by value: a descriptor ring and a fixed buffer for each descriptor, one direction each.
+ * Producer fills desc and buffer, then stores tail; consumer reads, then stores head.
+ */
+enum {
+	NEAT_QP_ENTRIES = 512,		/* per direction, power of two */
+	NEAT_QP_BUF = 69632,		/* 17 pages: a 64 KiB super-segment with headers; touched on demand */
+};
+enum neat_frame_flags {
+	NEAT_FRAME_CSUM_OK = 1,		/* rx: checksums verified (or the frame never left memory) */
+	NEAT_FRAME_CSUM_PARTIAL = 2,	/* tx: TCP/UDP checksum holds the pseudo-header sum only */
+	NEAT_FRAME_GSO_TCP4 = 4,	/* gso_size valid: cut (tx) or merged (rx) TCP/IPv4 segments */
+};
+struct neat_frame_desc {
+	uint32_t len;		/* bytes in the buffer */
+	uint16_t flags;		/* enum neat_frame_flags */
+	uint16_t gso_size;	/* payload bytes of each segment, 0 = none */
+	uint16_t l4_offset;	/* of the TCP/UDP header, for PARTIAL */
+	uint16_t pad;
+	uint32_t epoch;		/* tx: replica's epoch; the nic drops frames of a fenced incarnation (W11) */
+};
+struct neat_frame_ring {
+	neat_a64 tail;		/* producer */
+	uint64_t pad0[7];
+	neat_a64 head;		/* consumer */
+	uint64_t pad1[7];
+	neat_a32 asleep;	/* both by exchange: the consumer sleeps on this word (enum neat_asleep) */
+	uint32_t pad2[15];
+	struct neat_frame_desc desc[NEAT_QP_ENTRIES];
+};
+struct neat_queue_pair {
+	struct neat_header h;
+	neat_a32 announced;	/* replica: epoch in which it takes frames; 0 = hold (checklist row 42) */
+	uint32_t mtu;		/* nic, once */
+	uint8_t mac[8];		/* nic, once */
+	uint32_t addr, prefix, gateway;	/* nic, once; host order; addr 0 = no uplink */
+	uint8_t rss_key[40];	/* nic, once: the replica picks ports that hash back to it */
+	uint8_t reta[128];	/* nic: replica of each RSS bucket */
+	uint32_t pad[7];
+	struct neat_frame_ring rx;	/* nic -> replica */
+	struct neat_frame_ring tx;	/* replica -> nic */
+	/* followed at NEAT_QP_BUFS by the rx buffers, then the tx buffers */
+};
+#define NEAT_QP_BUFS 32768
+#define NEAT_QP_SIZE 71335936ull		/* 32 KiB + 2 * 512 * NEAT_QP_BUF, sparse */
+
+/* ------------------------------------------------------------------ control messages ------- */
+
+/*
+ * Datagrams on AF_UNIX SOCK_SEQPACKET, fds by SCM_RIGHTS, one struct each, little-endian natural
+ * layout. A message with a wrong magic, version, length or an unknown type gets NEAT_MSG_ERROR and
+ * the connection is closed. `seq` of a reply is the request's.
+ */
+enum neat_msg {
+	/* application -> neatd */
+	NEAT_MSG_ATTACH = 1,	/* neat_msg_attach; reply ATTACHED with fds {registry, app}, then nreplicas
+				 * times SEGMENT with fds {seg_pub, seg_app, channel, status} */
+	NEAT_MSG_BIND = 2,	/* neat_msg_bind; reply RESULT: status 0 or -errno, value = port */
+	NEAT_MSG_LISTEN = 3,	/* neat_msg_listen; reply LISTENING when every active replica acknowledged */
+	NEAT_MSG_UNBIND = 4,	/* neat_msg_bind; no reply: the socket that held the port is gone */
+	NEAT_MSG_CHILD = 5,	/* neat_msg_attach + fd of a fresh socketpair end: a forked child's own connection;
+				 * the ATTACHED/SEGMENT replies come on that one */
+	NEAT_MSG_EVENTFD = 6,	/* fd: the process's eventfd, forwarded to every replica (R_CHANNEL again) */
+	NEAT_MSG_CLI = 7,	/* JSON text after the header: status, down, scale ...; reply CLI_REPLY */
+	NEAT_MSG_EXITED = 8,	/* neat_msg_result, value = proc index: entry may be swept now (clean exit) */
+	/* neatd -> application */
+	NEAT_MSG_ATTACHED = 32,
+	NEAT_MSG_SEGMENT = 33,
+	NEAT_MSG_RESULT = 34,
+	NEAT_MSG_LISTENING = 35,
+	NEAT_MSG_CLI_REPLY = 36,
+	NEAT_MSG_ERROR = 37,	/* neat_msg_error */
+	/* neatd -> keeper -> replica; kept by the keeper and replayed to a successor (P1) */
+	NEAT_MSG_R_CONFIG = 64,	/* neat_msg_r_config + fds {arena, status, registry}: always the first */
+	NEAT_MSG_R_QUEUE = 65,	/* fd: queue pair */
+	NEAT_MSG_R_SEGMENT = 66,/* neat_msg_r_app + fds {seg_pub, seg_app} */
+	NEAT_MSG_R_CHANNEL = 67,/* neat_msg_r_channel + fds {channel[, eventfd]} */
+	NEAT_MSG_R_LISTEN = 68,	/* neat_msg_r_listen; answered by R_LISTENING */
+	NEAT_MSG_R_START = 69,	/* end of the replay: announce yourself */
+	/* not kept */
+	NEAT_MSG_R_UNLISTEN = 70,	/* neat_msg_r_listen */
+	NEAT_MSG_R_CHANNEL_GONE = 71,	/* neat_msg_r_channel */
+	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would */
+	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more */
+	NEAT_MSG_R_DRAIN = 74,
+	/* replica -> keeper -> neatd */
+	NEAT_MSG_R_LISTENING = 96,	/* neat_msg_r_listen with status and slot */
+	NEAT_MSG_R_READY = 97,		/* neat_msg_r_config: this epoch is announced */
+	NEAT_MSG_R_APP_DONE = 98,	/* neat_msg_r_app: nothing of that application is left here */
+	/* neatd -> keeper */
+	NEAT_MSG_K_SPAWN = 128,		/* neat_msg_keeper: start role/index if not running */
+	NEAT_MSG_K_STORE = 129,		/* neat_msg_keeper + inner message + its fds: keep under key, forward */
+	NEAT_MSG_K_SEND = 130,		/* neat_msg_keeper + inner message + its fds: forward only */
+	NEAT_MSG_K_DROP = 131,		/* neat_msg_keeper: forget key */
+	NEAT_MSG_K_STOP = 132,		/* whole instance ends */
+	/* keeper -> neatd */
+	NEAT_MSG_K_DIED = 160,		/* neat_msg_keeper: pid, status (as waitpid) */
+	NEAT_MSG_K_STARTED = 161,	/* neat_msg_keeper: pid, epoch */
+	NEAT_MSG_K_FROM = 162,		/* neat_msg_keeper + inner message from role/index */
+};
+
+enum { NEAT_MSG_MAX = 8192, NEAT_MSG_FDS_MAX = 8 };
+
+struct neat_msg_header {
+	uint32_t magic;		/* NEAT_ABI_MAGIC */
+	uint16_t version;	/* NEAT_ABI_VERSION */
+	uint16_t type;		/* enum neat_msg */
+	uint32_t len;		/* of the whole message, this header included */
+	uint32_t seq;
+};
+struct neat_msg_error {
+	struct neat_msg_header h;
+	int32_t status;		/* -errno */
+	uint32_t pad;
+	char text[240];		/* NUL-terminated, for a person */
+};
+struct neat_msg_result {
+	struct neat_msg_header h;
+	int32_t status;		/* 0 or -errno */
+	uint32_t value;
+};
+struct neat_msg_attach {
+	struct neat_msg_header h;
+	uint32_t pid;		/* checked against SO_PEERCRED / SCM_CREDENTIALS */
+	uint32_t app_id;	/* 0 = new application; else rejoin (exec, fork) */
+	uint64_t instance;	/* with app_id: what we were attached to */
+	uint32_t proc;		/* with app_id: index of our entry in neat_app.procs, or ~0 */
+	uint32_t abi_size;	/* sizeof(struct neat_seg_pub) + ...: neat_abi_fingerprint() */
+	char comm[16];		/* for people */
+};
+struct neat_msg_attached {
+	struct neat_msg_header h;
+	uint32_t app_id;
+	uint32_t proc;
+	uint32_t replicas;
+	uint32_t spin_us;	/* spin budget, see docs/architecture.md "Waiting" */
+	uint64_t instance;
+};
+struct neat_msg_segment {
+	struct neat_msg_header h;
+	uint32_t replica;
+	uint32_t channel;	/* its number */
+	uint32_t epoch;
+	uint32_t pad;
+};
+struct neat_msg_bind {
+	struct neat_msg_header h;
+	uint32_t sock;		/* record index + generation: who holds the port */
+	uint32_t sock_gen;
+	uint32_t addr;		/* host order */
+	uint16_t port;		/* 0 = choose */
+	uint16_t proto;
+	uint32_t flags;		/* NEAT_SOCKF_REUSEADDR, NEAT_SOCKF_REUSEPORT */
+	uint32_t pad;
+};
+struct neat_msg_listen {
+	struct neat_msg_header h;
+	uint32_t sock, sock_gen;
+	uint32_t addr;
+	uint16_t port;
+	uint16_t pad;
+	uint32_t backlog;
+	uint32_t flags;
+	struct neat_opts opts;	/* inherited by accepted connections */
+};
+struct neat_msg_listening {
+	struct neat_msg_header h;
+	int32_t status;
+	uint32_t port;
+	struct { uint32_t slot, gen; } sub[NEAT_REPLICAS_MAX];
+};
+struct neat_msg_r_config {
+	struct neat_msg_header h;
+	uint32_t index;
+	uint32_t epoch;		/* set by the keeper, +1 per start */
+	uint32_t spin_us;
+	uint32_t batch;
+	uint32_t syn_backlog;
+	uint32_t time_wait_ms;
+	uint32_t connections_max;
+	uint32_t mode;		/* 0 stateless, 1 stateful */
+	uint64_t instance;
+	uint8_t secret[32];	/* ISN (RFC 6528), port choice (RFC 6056), hash: same for every epoch */
+	uint32_t naddrs;
+	uint32_t pad;
+};
+struct neat_msg_r_app {
+	struct neat_msg_header h;
+	uint32_t app_id;
+	uint32_t pad;
+};
+struct neat_msg_r_channel {
+	struct neat_msg_header h;
+	uint32_t app_id;
+	uint32_t number;
+};
+struct neat_msg_r_listen {
+	struct neat_msg_header h;
+	uint32_t app_id;
+	uint32_t addr;
+	uint16_t port;
+	uint16_t pad;
+	uint32_t backlog;
+	uint32_t slot;		/* 0 = choose; else the one this listener had before */
+	uint32_t gen;
+	int32_t status;
+	uint32_t flags;		/* enum neat_sock_flags */
+	uint32_t sock;		/* neatd's own handle, echoed */
+	struct neat_opts opts;
+};
+enum neat_role { NEAT_ROLE_NEATD = 0, NEAT_ROLE_NIC = 1, NEAT_ROLE_REPLICA = 2, NEAT_ROLE_STANDBY = 3 };
+struct neat_msg_keeper {
+	struct neat_msg_header h;
+	uint32_t role;		/* enum neat_role */
+	uint32_t index;
+	uint32_t pid;
+	int32_t status;
+	uint32_t epoch;
+	uint32_t pad;
+	uint64_t key;		/* of a stored message; (type << 48 | app << 16 | number) by convention */
+};
+
+#ifndef NEAT_CDEF
+#define NEAT_ASSERT(e) static_assert(e, #e)
+NEAT_ASSERT(sizeof(struct neat_header) == 32);
+NEAT_ASSERT(sizeof(struct neat_slot_pub) == 128);
+NEAT_ASSERT(offsetof(struct neat_slot_pub, rtt_us) == 64);
+NEAT_ASSERT(sizeof(struct neat_slot_app) == 192);
+NEAT_ASSERT(offsetof(struct neat_slot_app, tx_lock) == 64);
+NEAT_ASSERT(sizeof(struct neat_sock) == 256);
+NEAT_ASSERT(offsetof(struct neat_seg_pub, slots) == 64);
+NEAT_ASSERT(offsetof(struct neat_seg_app, slots) == 128);
+NEAT_ASSERT(sizeof(struct neat_seg_app) <= NEAT_SEG_SMALL);
+NEAT_ASSERT(NEAT_SEG_SMALL + (uint64_t)NEAT_SLOTS * NEAT_PAGE == NEAT_SEG_LARGE);
+NEAT_ASSERT(NEAT_SEG_LARGE + ((uint64_t)NEAT_SLOTS << 21) == NEAT_SEG_APP_SIZE);
+NEAT_ASSERT(sizeof(struct neat_app) <= NEAT_APP_FDS);
+NEAT_ASSERT(NEAT_APP_FDS + (uint64_t)NEAT_PROCS_MAX * NEAT_FDS_MAX * 8 == NEAT_APP_SIZE);
+NEAT_ASSERT(offsetof(struct neat_channel, cmd_tail) == 64);
+NEAT_ASSERT(offsetof(struct neat_channel, cmd_head) == 128);
+NEAT_ASSERT(offsetof(struct neat_channel, asleep) == 192);
+NEAT_ASSERT(offsetof(struct neat_queue_pair, rx) == 256);
+NEAT_ASSERT(sizeof(struct neat_queue_pair) <= NEAT_QP_BUFS);
+NEAT_ASSERT(NEAT_QP_BUFS + 2ull * NEAT_QP_ENTRIES * NEAT_QP_BUF == NEAT_QP_SIZE);
+#endif
+
+#endif

@@ -1,0 +1,127 @@
+/*
+ * ring.h - the only code that touches shared words: atomics with a named order, the single-producer
+ * single-consumer rings of 64-bit entries, and the asleep/wake protocol.
+ *
+ * Indices run freely and are compared by difference only. What the other side wrote is hostile: a
+ * consumer never follows a tail that is further away than the ring is long.
+ */
+#ifndef NEAT_RING_H
+#define NEAT_RING_H
+
+#include "neat_abi.h"
+#include <stdbool.h>
+
+#define NEAT_CHECKED __attribute__((warn_unused_result))
+
+static inline uint32_t a32_relaxed(const neat_a32 *a) { return __atomic_load_n(&a->v, __ATOMIC_RELAXED); }
+static inline uint64_t a64_relaxed(const neat_a64 *a) { return __atomic_load_n(&a->v, __ATOMIC_RELAXED); }
+static inline uint32_t a32_acquire(const neat_a32 *a) { return __atomic_load_n(&a->v, __ATOMIC_ACQUIRE); }
+static inline uint64_t a64_acquire(const neat_a64 *a) { return __atomic_load_n(&a->v, __ATOMIC_ACQUIRE); }
+static inline void a32_store(neat_a32 *a, uint32_t v) { __atomic_store_n(&a->v, v, __ATOMIC_RELAXED); }
+static inline void a64_store(neat_a64 *a, uint64_t v) { __atomic_store_n(&a->v, v, __ATOMIC_RELAXED); }
+static inline void a32_release(neat_a32 *a, uint32_t v) { __atomic_store_n(&a->v, v, __ATOMIC_RELEASE); }
+static inline void a64_release(neat_a64 *a, uint64_t v) { __atomic_store_n(&a->v, v, __ATOMIC_RELEASE); }
+/* Exchange and fetch_* order everything before them before everything after (x86: a locked insn). */
+static inline uint32_t a32_xchg(neat_a32 *a, uint32_t v) { return __atomic_exchange_n(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t a32_add(neat_a32 *a, uint32_t v) { return __atomic_fetch_add(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t a32_or(neat_a32 *a, uint32_t v) { return __atomic_fetch_or(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t a32_and(neat_a32 *a, uint32_t v) { return __atomic_fetch_and(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t a64_or(neat_a64 *a, uint64_t v) { return __atomic_fetch_or(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t a64_and(neat_a64 *a, uint64_t v) { return __atomic_fetch_and(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t a64_add(neat_a64 *a, uint64_t v) { return __atomic_fetch_add(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline bool a32_cas(neat_a32 *a, uint32_t want, uint32_t v)
+{
+	return __atomic_compare_exchange_n(&a->v, &want, v, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+static inline bool a64_cas(neat_a64 *a, uint64_t want, uint64_t v)
+{
+	return __atomic_compare_exchange_n(&a->v, &want, v, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+/* Store-load order: a publication before it is visible before a flag is read after it (Dekker). */
+static inline void neat_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void neat_pause(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+/* [op 8][arg 8][gen 16][slot 32]: an entry of a command or event ring. */
+static inline uint64_t neat_entry(uint32_t op, uint32_t arg, uint32_t gen, uint32_t slot)
+{
+	return (uint64_t)op << 56 | (uint64_t)(arg & 0xff) << 48 | (uint64_t)(gen & 0xffff) << 32 | slot;
+}
+static inline uint32_t neat_entry_op(uint64_t e) { return (uint32_t)(e >> 56); }
+static inline uint32_t neat_entry_gen(uint64_t e) { return (uint32_t)(e >> 32) & 0xffff; }
+static inline uint32_t neat_entry_slot(uint64_t e) { return (uint32_t)e; }
+
+/* [gen 16][errno 16][flags 32]: neat_slot_pub.status. */
+static inline uint64_t neat_status(uint32_t gen, uint32_t err, uint32_t flags)
+{
+	return (uint64_t)(gen & 0xffff) << 48 | (uint64_t)(err & 0xffff) << 32 | flags;
+}
+static inline uint32_t neat_status_gen(uint64_t s) { return (uint32_t)(s >> 48); }
+static inline uint32_t neat_status_errno(uint64_t s) { return (uint32_t)(s >> 32) & 0xffff; }
+static inline uint32_t neat_status_flags(uint64_t s) { return (uint32_t)s; }
+
+/* Bit of neat_slot_app.sub and ev_pend that channel number n owns or shares. */
+static inline uint64_t neat_channel_bit(uint32_t number)
+{
+	return 1ull << (number < NEAT_CHANNELS_EXACT ? number : NEAT_CHANNELS_EXACT);
+}
+
+/*
+ * Producer. Returns false when full. The release store of tail makes the entry, and everything
+ * written before the call, visible before the index.
+ */
+static inline bool neat_ring_push(neat_a64 *ring, uint32_t entries, neat_a64 *tail, const neat_a64 *head, uint64_t e)
+{
+	uint64_t t = a64_relaxed(tail);
+
+	/* Acquire: the consumer's loads of the slot we reuse happened before it stored head. */
+	if (t - a64_acquire(head) >= entries)
+		return false;
+	a64_store(&ring[t & (entries - 1)], e);
+	a64_release(tail, t + 1);
+	return true;
+}
+
+/* Consumer: number of entries that may be read from *head on; 0 when the tail makes no sense. */
+static inline uint32_t neat_ring_ready(uint32_t entries, const neat_a64 *tail, uint64_t head)
+{
+	uint64_t n = a64_acquire(tail) - head;	/* acquire: entries were written before tail */
+
+	return n <= entries ? (uint32_t)n : 0;
+}
+
+/* Port entries of the registry page start their search here. */
+static inline uint32_t neat_port_hash(uint16_t port, uint16_t proto)
+{
+	return (((uint32_t)port << 8 ^ proto) * 2654435761u >> 16) & (NEAT_REGISTRY_PORTS - 1);
+}
+
+static inline bool neat_header_ok(const struct neat_header *h, uint32_t object, uint64_t size)
+{
+	return h->magic == NEAT_ABI_MAGIC && h->version == NEAT_ABI_VERSION && h->object == object &&
+	       h->size == size;
+}
+
+/* Two builds that disagree on a layout disagree on this number. */
+static inline uint32_t neat_abi_fingerprint(void)
+{
+	uint64_t f = 0;
+	const uint64_t sizes[] = {
+		sizeof(struct neat_registry), sizeof(struct neat_app), sizeof(struct neat_seg_pub),
+		sizeof(struct neat_seg_app), sizeof(struct neat_channel), sizeof(struct neat_replica_status),
+		sizeof(struct neat_queue_pair), sizeof(struct neat_msg_r_listen), sizeof(struct neat_msg_r_config),
+		NEAT_SEG_APP_SIZE, NEAT_APP_SIZE,
+	};
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+		f = (f ^ sizes[i]) * 0x9e3779b97f4a7c15ull;
+	return (uint32_t)(f >> 32);
+}
+
+#endif

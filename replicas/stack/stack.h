@@ -1,0 +1,204 @@
+/*
+ * stack.h - one replica's TCP/IP stack: what it owns and what its rooms call of each other.
+ *
+ * The stack is a library: no system call, no clock, no randomness of its own, no file-scope mutable
+ * state. main.c (real time, rings of real applications) and the tests (fake clock, scripted
+ * packets) drive the same code.
+ *
+ * One unit of work = one packet, one timer or one application command; it changes one control
+ * block and is journalled (W14). Messages between ip, tcp and udp are one-way (P6): a function
+ * here either consumes what it is given or drops it and counts why; callers never act on a result
+ * other than "no room now".
+ */
+#ifndef NEAT_STACK_H
+#define NEAT_STACK_H
+
+#include "pkt.h"
+#include "timer.h"
+
+struct tcb;
+struct listener;
+struct stack;
+
+/* Memory of one (application, replica) pair as this replica maps it. */
+struct sockmem {
+	struct neat_seg_pub *pub;
+	struct neat_seg_app *app;	/* also the base of the payload rings */
+	uint32_t app_id;
+	uint32_t live;			/* slots in use */
+	void *owner;			/* api.c's record of the application */
+};
+
+/* A slot as a control block refers to it; pointers are derived, rebuilt at adoption (class D). */
+struct sockref {
+	struct sockmem *mem;		/* NULL: no application (embryonic or orphaned connection) */
+	struct neat_slot_pub *pub;
+	struct neat_slot_app *app;
+	uint32_t slot;
+	uint32_t gen;
+};
+
+/* Why a packet or segment was dropped: one list, one counter each (trace.c names them). */
+#define STACK_DROPS(X) \
+	X(SHORT) X(ETHERTYPE) X(NOT_OURS) X(IP_VERSION) X(IP_HEADER) X(IP_CSUM) X(IP_OPTIONS) \
+	X(IP_FRAGMENT) X(IP_MARTIAN) X(IP_PROTO) X(NO_ROUTE) X(NO_NEIGHBOUR) X(QUEUE_FULL) X(LO_FULL) \
+	X(ICMP) X(ICMP_RATE) X(ARP) X(UDP_SHORT) X(UDP_CSUM) X(UDP_NO_PORT) \
+	X(TCP_SHORT) X(TCP_CSUM) X(TCP_OPTIONS) X(TCP_NO_SOCKET) X(TCP_STATE) X(TCP_OLD) X(TCP_WINDOW) \
+	X(TCP_PAWS) X(TCP_ACK) X(TCP_RST) X(TCP_SYN) X(TCP_BACKLOG) X(TCP_MEMORY) X(TCP_RATE)
+enum stack_drop {
+#define X(name) DROP_##name,
+	STACK_DROPS(X)
+#undef X
+	DROP_COUNT
+};
+
+struct stack_counters {
+	uint64_t segments_in, segments_out, bytes_in, bytes_out;
+	uint64_t connections, accepted, connected, resets_in, resets_out;
+	uint64_t retransmits, rto, tlp, fast_retransmits, dupacks, ooo_in;
+	uint64_t frames_in, frames_out, lo_frames;
+	uint64_t drop[DROP_COUNT];
+};
+
+struct stack_config {
+	uint32_t index;			/* of this replica */
+	uint32_t epoch;
+	uint32_t time_wait_ms;
+	uint32_t syn_backlog;		/* half-open connections of the whole replica */
+	uint32_t connections_max;
+	uint32_t rcvbuf, sndbuf;	/* autotuning ceilings, bytes */
+	uint32_t lo_mtu;
+	uint8_t secret[32];		/* ISN, ports, hash; equal over all epochs (RFC 6528, RFC 6056) */
+	uint8_t mac[6];
+	uint16_t mtu;			/* of the uplink, 0 = none */
+	uint32_t addr, prefix, gateway;	/* uplink IPv4, host order; addr 0 = none */
+	uint8_t rss_key[40];
+	uint8_t reta[128];
+};
+
+/* What the stack needs of the world; given by main.c or a test, never called for packets of lo. */
+struct stack_ops {
+	/* Send one Ethernet frame (or GSO super-frame) out; false = no room, try after a drain. */
+	bool (*tx)(void *world, const struct pkt *p);
+	/* 64 unpredictable bits. */
+	uint64_t (*random)(void *world);
+	void *world;
+};
+
+struct stack {
+	struct stack_config cfg;
+	struct stack_ops ops;
+	uint64_t now_us;		/* CLOCK_MONOTONIC; set by the driver before each unit of work */
+	struct stack_counters count;
+	struct timer_wheel wheel;	/* timer.c */
+	struct lo *lo;			/* lo.c: frames to ourselves */
+	struct neigh *neigh;		/* link.c */
+	struct ip_state *ip;		/* ip.c: reassembly, ICMP rate limits */
+	struct flow *flow;		/* flow.c: 4-tuples, listeners, ports */
+	struct tcp *tcp;		/* tcp.c: control blocks in the arena, request slots, TIME_WAIT */
+	struct udp *udp;		/* udp.c */
+	void *api;			/* api.c */
+};
+
+/* ---- life; memory comes from the caller so that it can be shared or fake ---- */
+/* Bytes of plain (class D) memory and of arena that a configuration needs. */
+size_t stack_memory(const struct stack_config *cfg);
+size_t stack_arena(const struct stack_config *cfg);
+/* `fresh`: wipe the arena. Otherwise adopt what is in it (recovery; not in this version: -ENOTSUP). */
+NEAT_CHECKED int stack_init(struct stack *s, const struct stack_config *cfg, const struct stack_ops *ops,
+			    void *memory, void *arena, bool fresh, uint64_t now_us);
+/* Earliest time something must run, UINT64_MAX if never. */
+uint64_t stack_deadline(const struct stack *s);
+void stack_timers(struct stack *s, unsigned budget);	/* run timers due at s->now_us */
+const char *stack_drop_name(enum stack_drop d);
+static inline void stack_drop(struct stack *s, enum stack_drop d) { s->count.drop[d]++; }
+
+/* ---- link.c: Ethernet, ARP, neighbours (RFC 826, 5227) ---- */
+void link_input(struct stack *s, struct pkt *p);		/* a frame from the nic */
+bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop);	/* p->data at the IP header */
+
+/* ---- lo.c: this replica's loopback, 64 KiB MTU; frames are queued, one unit of work each ---- */
+uint32_t lo_room(const struct stack *s);
+bool lo_output(struct stack *s, const struct pkt *p);		/* copies headers, refers to payload */
+bool lo_deliver(struct stack *s);				/* one frame; false when the queue is empty */
+
+/* ---- ip.c: IPv4, ICMP (RFC 791, 792, 1122, 1812, 6864) ---- */
+struct ip_meta {	/* what a transport learns of the network header; host order */
+	uint32_t saddr, daddr;
+	uint8_t proto, ttl, tos, pad;
+};
+void ip_input(struct stack *s, struct pkt *p);
+/* p->data at the transport header, payload complete. Pushes the IP header, chooses lo or link. False = no room. */
+bool ip_output(struct stack *s, struct pkt *p, const struct ip_meta *m);
+bool ip_is_local(const struct stack *s, uint32_t addr);	/* 127/8 or one of ours */
+uint32_t ip_source_for(const struct stack *s, uint32_t daddr);	/* address to send from; 0 = no route */
+uint32_t ip_mtu_for(const struct stack *s, uint32_t daddr);
+/* ICMP error for the packet whose IP header starts at `orig` (RFC 1122 3.2.2, rate limited). */
+void icmp_error(struct stack *s, uint8_t type, uint8_t code, const struct pkt *orig);
+/* Pseudo-header sum for proto over len bytes, to be stored in a PKT_CSUM_PARTIAL packet. */
+uint16_t ip_pseudo_sum(uint32_t saddr, uint32_t daddr, uint8_t proto, uint32_t len);
+bool ip_transport_csum_ok(const struct pkt *p, const struct ip_meta *m);
+
+/* ---- flow.c: who owns a tuple; ports (RFC 6056) and RSS ---- */
+struct flow_key { uint32_t laddr, raddr; uint16_t lport, rport; };	/* host order */
+void *flow_find(const struct stack *s, const struct flow_key *k);	/* value or NULL */
+NEAT_CHECKED int flow_insert(struct stack *s, const struct flow_key *k, void *value);	/* -EADDRINUSE, -ENOMEM */
+void flow_remove(struct stack *s, const struct flow_key *k);
+/* Most specific listener for a SYN to addr:port; several may share a port (SO_REUSEPORT): `hash` picks. */
+struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash);
+NEAT_CHECKED int flow_listen(struct stack *s, uint32_t addr, uint16_t port, struct listener *l);
+void flow_unlisten(struct stack *s, uint32_t addr, uint16_t port, struct listener *l);
+/* A free local port whose flow hashes back to this replica; 0 = none left. */
+uint16_t flow_choose_port(struct stack *s, uint32_t laddr, uint32_t raddr, uint16_t rport);
+uint32_t flow_hash(const struct stack *s, const struct flow_key *k);	/* keyed, for tables */
+
+/* ---- tcp: RFC 9293; see tcp.h for the control block ---- */
+void tcp_input(struct stack *s, struct pkt *p, const struct ip_meta *m);	/* p->data at the TCP header */
+/* ICMP error about a segment of ours: tcp checks the sequence number (RFC 5927). `mtu` for PTB. */
+void tcp_icmp(struct stack *s, const struct flow_key *k, uint32_t seq, uint8_t type, uint8_t code, uint32_t mtu);
+/* Work that was put off because ip_output had no room; call after a drain. */
+void tcp_resume(struct stack *s);
+
+/* Commands of the application, already validated by api.c. */
+struct tcp_connect {
+	struct flow_key key;		/* lport 0 = choose, laddr 0 = choose */
+	struct sockref ref;
+	struct neat_opts opts;
+};
+NEAT_CHECKED int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out);
+struct tcp_listen {
+	uint32_t addr;
+	uint16_t port;
+	uint16_t pad;
+	uint32_t backlog;
+	struct sockref ref;		/* the subsocket's slot */
+	struct neat_opts opts;
+};
+NEAT_CHECKED int tcp_listen(struct stack *s, const struct tcp_listen *l, struct listener **out);
+void tcp_unlisten(struct stack *s, struct listener *l);	/* resets what was never accepted */
+void tcp_relisten(struct stack *s, struct listener *l, uint32_t backlog);
+/* tx_tail, rx_tail, shut or opts of this connection changed; values are monotone and in range. */
+struct tcp_user { uint64_t tx_tail, rx_tail; uint32_t shut; bool opts_changed; };
+void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u);
+void tcp_close(struct stack *s, struct tcb *t);	/* last reference gone: FIN, RST if data is unread or linger 0 */
+void tcp_abort(struct stack *s, struct tcb *t, int err);	/* RST */
+struct sockref *tcp_ref(struct tcb *t);
+struct sockref *tcp_listener_ref(struct listener *l);
+/* A connection of an application that violated the ring rules: RST, ECONNRESET, no strike (L4). */
+
+/* ---- api.c: what tcp tells the socket layer (the tests have their own) ---- */
+enum sock_event { SOCK_READABLE = 1, SOCK_WRITABLE = 2, SOCK_STATE = 4 };
+/* Words of the slot changed; post events to subscribed channels. */
+void sock_notify(struct stack *s, struct sockref *r, unsigned what);
+/* Set and clear bits of the slot's status; err != 0 publishes a new SO_ERROR. Does not notify. */
+void sock_status(struct stack *s, struct sockref *r, uint32_t set, uint32_t clear, uint32_t err);
+/*
+ * A connection reached ESTABLISHED behind listener `l`: give it a slot (*out), publish its
+ * addresses, push it to the accept queue, notify. -ENOBUFS when the queue or the slots are full.
+ */
+NEAT_CHECKED int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, struct tcb *t,
+			     struct sockref *out);
+/* The stack forgets the connection; the slot stays with the application until its last close. */
+void sock_detach(struct stack *s, struct sockref *r);
+
+#endif

@@ -1,0 +1,109 @@
+/*
+ * client.h - the application's half of neatsock: everything the shim (shim/*.c) and the cffi module
+ * may call. Files of client/ include internal.h besides.
+ *
+ * Conventions: results are >= 0 or -errno; errno itself is written only by the shim. NT_KERNEL means
+ * "not ours, make the real call". No function here calls malloc, stdio or an interposed symbol; the
+ * real libc calls are reached through nt_real (filled once, before any other thread exists). All of
+ * it may be called from several threads, after fork, and from atexit handlers.
+ */
+#ifndef NT_CLIENT_H
+#define NT_CLIENT_H
+
+#include "bytering.h"
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+
+enum { NT_KERNEL = -4096 };	/* outside the errno range */
+
+/* ---- session.c: attachment to an instance ---- */
+
+/* Called by the constructor: reads NEATSOCK_* from the environment, resolves nothing, opens nothing,
+ * unless the environment says that we were exec'ed with inherited sockets. */
+void nt_init(void);
+/* Attach if not yet done. 0, or -errno after one clear line on stderr (no instance, version skew). */
+int nt_attach(void);
+bool nt_attached(void);
+
+/* ---- fdtable.c: THE fd table ---- */
+
+/* Index of the socket record behind fd, 0 if the fd is the kernel's. No system call. */
+uint32_t nt_lookup(int fd);
+/* fd was closed, replaced or created behind our back (fopen, pipe, ...): forget what we knew. */
+void nt_fd_forget(int fd);
+int nt_close(int fd);				/* last reference: FIN */
+int nt_dup(int oldfd, int newfd, int min, int flags);	/* dup (newfd -1), dup2/3, F_DUPFD (newfd -1, min) */
+void nt_close_range(unsigned first, unsigned last, unsigned flags);	/* our entries only; then the real call */
+bool nt_fd_internal(int fd);			/* a descriptor of the library itself: closing it is EBADF */
+int nt_internal_fds(int fds[8]);		/* how many; for close_range to step over */
+
+/* ---- process.c ---- */
+
+/* Around fork: prepare copies the table for the child (L2) and takes every lock in order. */
+void nt_fork_prepare(void);
+void nt_fork_parent(pid_t child);		/* child < 0: undo */
+void nt_fork_child(void);
+/* vfork: until exec or _exit the child runs on our table under its own pid; it must not change it. */
+bool nt_in_vfork_child(void);
+/* Before exec: variables to put into the new environment, "" if nothing of ours is inherited. */
+int nt_exec_env(char *out, size_t size);
+void nt_exit(void);
+
+/* ---- sock.c: life of a socket ---- */
+
+int nt_socket(int domain, int type, int protocol);	/* fd or -errno or NT_KERNEL */
+int nt_bind(int fd, const struct sockaddr *addr, socklen_t len);
+int nt_listen(int fd, int backlog);
+int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);
+int nt_connect(int fd, const struct sockaddr *addr, socklen_t len);
+int nt_shutdown(int fd, int how);
+int nt_getsockname(int fd, struct sockaddr *addr, socklen_t *len);
+int nt_getpeername(int fd, struct sockaddr *addr, socklen_t *len);
+int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
+int nt_setsockopt(int fd, int level, int name, const void *value, socklen_t len);
+int nt_fcntl(int fd, int cmd, long arg);
+int nt_ioctl(int fd, unsigned long request, void *arg);
+
+/* ---- io.c: bytes ---- */
+
+ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags);
+ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags);
+/* The hot pair, without building a msghdr. */
+ssize_t nt_recv(int fd, void *buf, size_t len, int flags);
+ssize_t nt_send(int fd, const void *buf, size_t len, int flags);
+ssize_t nt_readv(int fd, const struct iovec *iov, int n);
+ssize_t nt_writev(int fd, const struct iovec *iov, int n);
+ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count);
+
+/* ---- poll.c, epoll.c: readiness over our sockets and kernel fds together ---- */
+
+/* timeout_ns < 0 = for ever. NT_KERNEL when no fd of the set is ours. */
+int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *mask);
+int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_t *left_ns, const sigset_t *mask);
+void nt_epoll_created(int epfd);		/* after the real epoll_create1 */
+int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
+int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask);
+
+/* ---- report.c: what a person is told; stderr, one write, prefixed "neatsock:" ---- */
+void nt_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* ---- real.c: libc's own calls ---- */
+struct nt_real {
+#define NT_CALL(ret, name, ...) ret (*name)(__VA_ARGS__);
+#include "real_calls.h"
+#undef NT_CALL
+};
+extern struct nt_real nt_real;
+
+/* Counters of this process, for `neatsock stat` and the tests: fast = no system call was made. */
+struct nt_counters { uint64_t fast, slow, doorbells, sleeps, spins_won; };
+void nt_counters(struct nt_counters *out);
+
+#endif
