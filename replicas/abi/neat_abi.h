@@ -291,7 +291,9 @@ struct neat_seg_pub {		/* memfd 1 of the pair */
 	struct neat_header h;
 	neat_a32 epoch;		/* replica: of the incarnation that writes now */
 	uint32_t app_id;
-	uint64_t pad[3];
+	neat_a32 high_born;	/* replica: slots below NEAT_SLOT_APP_FIRST ever used end here */
+	neat_a32 high_claimed;	/* replica: slots from NEAT_SLOT_APP_FIRST ever used end here */
+	uint64_t pad[2];
 	struct neat_slot_pub slots[NEAT_SLOTS];
 	struct neat_accept_ring accept[NEAT_LISTENERS_MAX];
 };

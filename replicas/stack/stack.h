@@ -182,9 +182,11 @@ struct tcp_user { uint64_t tx_tail, rx_tail; uint32_t shut; bool opts_changed; }
 void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u);
 void tcp_close(struct stack *s, struct tcb *t);	/* last reference gone: FIN, RST if data is unread or linger 0 */
 void tcp_abort(struct stack *s, struct tcb *t, int err);	/* RST */
+/* Stream offsets that bound what the application may write into its words; from the control block. */
+struct tcp_bounds { uint64_t tx_una, tx_tail, rx_head, rx_tail; };
+struct tcp_bounds tcp_bounds(const struct tcb *t);
 struct sockref *tcp_ref(struct tcb *t);
 struct sockref *tcp_listener_ref(struct listener *l);
-/* A connection of an application that violated the ring rules: RST, ECONNRESET, no strike (L4). */
 
 /* ---- api.c: what tcp tells the socket layer (the tests have their own) ---- */
 enum sock_event { SOCK_READABLE = 1, SOCK_WRITABLE = 2, SOCK_STATE = 4 };

@@ -1,0 +1,506 @@
+/*
+ * api.c - applications, their slots, and what TCP tells them. Commands are in api_cmd.c.
+ *
+ * Not responsible for: mapping memory, sleeping and waking (main.c), TCP. Read L1, L4, L6 of
+ * shared/contract.md first. Whatever lies in a neat_seg_app is hostile.
+ */
+#include "api.h"
+#include "api_slots.h"
+#include "bytering.h"
+#include <errno.h>
+
+static const uint64_t NEAT_CHANNEL_SHARED = 1ull << NEAT_CHANNELS_EXACT;
+
+/* ---- applications and channels ---- */
+
+struct app *api_app_find(struct api *a, uint32_t app_id)
+{
+	for (uint32_t i = 0; i < a->napps; i++)
+		if (a->apps[i]->app_id == app_id)
+			return a->apps[i];
+	return NULL;
+}
+
+/*
+ * Stateless recovery (paper 6.3.6): whatever our predecessor had in this slot is gone. Bytes that
+ * were published stay readable; then the application sees ECONNRESET.
+ */
+static void slot_reset(struct app *app, uint32_t slot)
+{
+	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
+	uint64_t status = a64_relaxed(&pub->status);
+	uint32_t flags = neat_status_flags(status);
+	struct slot_user *u = &app->slots[slot];
+
+	u->gen = (uint16_t)neat_status_gen(status);
+	if (flags == 0 || flags & NEAT_SLOT_LISTENING)
+		return;		/* a listener's slot is taken again by its R_LISTEN */
+	u->kind = SLOT_ZOMBIE;
+	app->live++;
+	if (flags & NEAT_SLOT_DEAD)
+		return;
+	a32_store(&pub->err_seq, a32_relaxed(&pub->err_seq) + 1);
+	flags = (flags & ~(uint32_t)NEAT_SLOT_CONNECTING) | NEAT_SLOT_ERROR | NEAT_SLOT_HUP |
+		NEAT_SLOT_RX_EOF | NEAT_SLOT_TX_SHUT | NEAT_SLOT_DEAD;
+	a64_release(&pub->status, neat_status(u->gen, ECONNRESET, flags));
+}
+
+int api_app_add(struct api *a, struct app *app)
+{
+	uint32_t born = a32_relaxed(&app->mem.pub->high_born);
+	uint32_t claimed = a32_relaxed(&app->mem.pub->high_claimed);
+
+	if (a->napps == API_APPS_MAX)
+		return -ENOSPC;
+	app->mem.owner = app;
+	app->mem.app_id = app->app_id;
+	app->high_born = born < 1 || born > NEAT_SLOT_APP_FIRST ? 1 : born;
+	for (uint32_t i = 1; i < app->high_born; i++) {
+		slot_reset(app, i);
+		if (app->slots[i].kind == SLOT_FREE &&
+		    !(neat_status_flags(a64_relaxed(&app->mem.pub->slots[i].status)) & NEAT_SLOT_LISTENING))
+			app->free[app->nfree++] = i;
+	}
+	if (claimed > NEAT_SLOTS)
+		claimed = NEAT_SLOTS;
+	for (uint32_t i = NEAT_SLOT_APP_FIRST; i < claimed; i++)
+		slot_reset(app, i);
+	a32_release(&app->mem.pub->epoch, a->stack->cfg.epoch);
+	a->apps[a->napps++] = app;
+	return 0;
+}
+
+int api_channel_add(struct api *a, struct channel *c)
+{
+	if (a->nchannels == API_CHANNELS_MAX)
+		return -ENOSPC;
+	/* A successor goes on where its predecessor stopped: head moves only after the effect (W15). */
+	c->cmd_head = a64_relaxed(&c->mem->cmd_head);
+	c->ev_tail = a64_relaxed(&c->mem->ev_tail);
+	a->channels[a->nchannels++] = c;
+	if (c->number < NEAT_CHANNELS_EXACT)
+		c->app->by_bit[c->number] = c;
+	/* Levels may have changed without an event: have the library look at all of them. */
+	a32_release(&c->mem->overflow, a32_relaxed(&c->mem->overflow) + 1);
+	channel_touch(a, c);
+	return 0;
+}
+
+struct channel *api_channel_find(struct api *a, uint32_t app_id, uint32_t number)
+{
+	for (uint32_t i = 0; i < a->nchannels; i++)
+		if (a->channels[i]->number == number && a->channels[i]->app->app_id == app_id)
+			return a->channels[i];
+	return NULL;
+}
+
+void api_channel_gone(struct api *a, struct channel *c)
+{
+	if (c->number < NEAT_CHANNELS_EXACT && c->app->by_bit[c->number] == c)
+		c->app->by_bit[c->number] = NULL;
+	for (uint32_t i = 0; i < a->nchannels; i++)
+		if (a->channels[i] == c)
+			a->channels[i] = a->channels[--a->nchannels];
+	for (uint32_t i = 0; i < a->ntouched; i++)
+		if (a->touched[i] == c)
+			a->touched[i] = a->touched[--a->ntouched];
+}
+
+void api_start(struct api *a)
+{
+	for (uint32_t i = 0; i < a->napps; i++) {
+		struct app *app = a->apps[i];
+
+		for (uint32_t slot = 1; slot < app->high_born; slot++) {
+			uint64_t status = a64_relaxed(&app->mem.pub->slots[slot].status);
+
+			if (app->slots[slot].kind != SLOT_FREE ||
+			    !(neat_status_flags(status) & NEAT_SLOT_LISTENING))
+				continue;
+			slot_take(app, slot, SLOT_ZOMBIE, NULL, neat_status_gen(status));
+			slot_free(app, slot);
+		}
+	}
+}
+
+void api_app_gone(struct api *a, struct app *app)
+{
+	app->gone = true;
+	for (uint32_t i = 1; i < NEAT_SLOTS && app->live; i++)
+		if (app->slots[i].kind != SLOT_FREE && !app->slots[i].closed)
+			slot_close(a, app, i);
+}
+
+void api_app_remove(struct api *a, struct app *app)
+{
+	for (uint32_t i = 0; i < a->napps; i++)
+		if (a->apps[i] == app)
+			a->apps[i] = a->apps[--a->napps];
+}
+
+/* ---- slots ---- */
+
+static uint32_t slot_alloc(struct app *app)
+{
+	if (app->nfree)
+		return app->free[--app->nfree];
+	if (app->high_born >= NEAT_SLOT_APP_FIRST)
+		return 0;
+	app->high_born++;
+	a32_store(&app->mem.pub->high_born, app->high_born);
+	return app->high_born - 1;
+}
+
+void slot_take(struct app *app, uint32_t slot, enum slot_kind kind, void *obj, uint32_t gen)
+{
+	struct slot_user *u = &app->slots[slot];
+
+	u->obj = obj;
+	u->kind = (uint8_t)kind;
+	u->gen = (uint16_t)gen;
+	u->closed = 0;
+	app->live++;
+	app->mem.live = app->live;
+	if (slot >= NEAT_SLOT_APP_FIRST && slot >= a32_relaxed(&app->mem.pub->high_claimed))
+		a32_store(&app->mem.pub->high_claimed, slot + 1);
+}
+
+/* The status word without flags is the commit: from here on the slot may be taken again. */
+void slot_free(struct app *app, uint32_t slot)
+{
+	struct slot_user *u = &app->slots[slot];
+
+	u->kind = SLOT_FREE;
+	u->obj = NULL;
+	u->gen++;
+	app->live--;
+	app->mem.live = app->live;
+	a64_release(&app->mem.pub->slots[slot].status, neat_status(u->gen, 0, 0));
+	if (slot < NEAT_SLOT_APP_FIRST)
+		app->free[app->nfree++] = slot;
+}
+
+struct sockref slot_ref(struct app *app, uint32_t slot)
+{
+	return (struct sockref){
+		.mem = &app->mem,
+		.pub = &app->mem.pub->slots[slot],
+		.app = &app->mem.app->slots[slot],
+		.slot = slot,
+		.gen = app->slots[slot].gen,
+	};
+}
+
+/* Words of a newborn slot, ours and (nobody else has it yet) the application's. */
+static void slot_words_reset(struct app *app, uint32_t slot)
+{
+	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
+	struct neat_slot_app *w = &app->mem.app->slots[slot];
+
+	pub_words_reset(pub);
+	a64_store(&w->tx_tail, 0);
+	a64_store(&w->rx_tail, 0);
+	a64_store(&w->tx_ring, 0);
+	a64_store(&w->accept_head, 0);
+	a64_store(&w->sub, 0);
+	a64_store(&w->ev_pend, 0);
+	a32_store(&w->cmd_pend, 0);
+	a32_store(&w->shut, 0);
+	a32_store(&w->err_taken, 0);
+	a32_store(&w->tx_lock, 0);
+	a32_store(&w->rx_lock, 0);
+	a32_store(&w->accepted, 0);
+	a32_store(&w->optgen, 0);
+	memset(&w->opts, 0, sizeof(w->opts));
+}
+
+void pub_words_reset(struct neat_slot_pub *pub)
+{
+	a64_store(&pub->rx_head, 0);
+	a64_store(&pub->rx_ring, neat_ringword(0, NEAT_RING_LOG2_MIN));
+	a64_store(&pub->tx_una, 0);
+	a64_store(&pub->accept_tail, 0);
+	a32_store(&pub->err_seq, 0);
+}
+
+/* ---- listeners ---- */
+
+static int accept_ring_alloc(struct app *app)
+{
+	for (int i = 0; i < NEAT_LISTENERS_MAX / 64; i++)
+		if (~app->accept_used[i]) {
+			int bit = __builtin_ctzll(~app->accept_used[i]);
+
+			app->accept_used[i] |= 1ull << bit;
+			return i * 64 + bit;
+		}
+	return -ENOSPC;
+}
+
+static void accept_ring_free(struct app *app, uint32_t ring)
+{
+	app->accept_used[ring / 64] &= ~(1ull << ring % 64);
+}
+
+/* A listener that lived in this slot before our predecessor died keeps ring and queue positions. */
+static int listener_words(struct app *app, struct neat_msg_r_listen *m)
+{
+	bool again = m->slot != 0;
+	uint32_t slot = again ? m->slot : slot_alloc(app);
+	struct neat_slot_pub *pub;
+
+	if (slot == 0)
+		return -ENOBUFS;
+	if (slot >= NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE)
+		return -EINVAL;
+	pub = &app->mem.pub->slots[slot];
+	if (again && neat_status_flags(a64_relaxed(&pub->status)) & NEAT_SLOT_LISTENING &&
+	    pub->accept_ring < NEAT_LISTENERS_MAX) {
+		app->accept_used[pub->accept_ring / 64] |= 1ull << pub->accept_ring % 64;
+	} else {
+		int ring = accept_ring_alloc(app);
+
+		if (ring < 0) {
+			if (!again)
+				app->free[app->nfree++] = slot;
+			return ring;
+		}
+		slot_words_reset(app, slot);
+		pub->accept_ring = (uint32_t)ring;
+	}
+	pub->laddr = m->addr;
+	pub->lport = m->port;
+	m->slot = slot;
+	return 0;
+}
+
+int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m)
+{
+	struct listener *l;
+	struct tcp_listen req = { .addr = m->addr, .port = m->port, .backlog = m->backlog, .opts = m->opts };
+	int err;
+
+	if (m->slot && m->slot < NEAT_SLOTS && app->slots[m->slot].kind == SLOT_LISTENER) {
+		tcp_relisten(a->stack, app->slots[m->slot].obj, m->backlog);
+		m->gen = app->slots[m->slot].gen;
+		return 0;
+	}
+	err = listener_words(app, m);
+	if (err)
+		return err;
+	slot_take(app, m->slot, SLOT_LISTENER, NULL, app->slots[m->slot].gen);
+	req.ref = slot_ref(app, m->slot);
+	err = tcp_listen(a->stack, &req, &l);
+	if (err) {
+		accept_ring_free(app, app->mem.pub->slots[m->slot].accept_ring);
+		slot_free(app, m->slot);
+		return err;
+	}
+	app->slots[m->slot].obj = l;
+	m->gen = app->slots[m->slot].gen;
+	a64_release(&app->mem.pub->slots[m->slot].status, neat_status(m->gen, 0, NEAT_SLOT_LISTENING));
+	return 0;
+}
+
+/* How many entries the application took; a value it cannot have reached counts as none. */
+static uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail)
+{
+	uint64_t head = a64_acquire(&app->mem.app->slots[slot].accept_head);
+
+	return tail - head <= NEAT_ACCEPT_ENTRIES ? head : tail - NEAT_ACCEPT_ENTRIES;
+}
+
+static void listener_close(struct api *a, struct app *app, uint32_t slot)
+{
+	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
+	struct neat_accept_ring *ring = &app->mem.pub->accept[pub->accept_ring];
+	uint64_t tail = a64_relaxed(&pub->accept_tail);
+
+	tcp_unlisten(a->stack, app->slots[slot].obj);
+	/* Nobody can accept these any more: reset them (RFC 9293 3.10.4 for a closed listener). */
+	for (uint64_t i = accept_head(app, slot, tail); i != tail; i++) {
+		uint32_t child = neat_entry_slot(a64_relaxed(&ring->entry[i & (NEAT_ACCEPT_ENTRIES - 1)]));
+
+		if (child && child < NEAT_SLOT_APP_FIRST && app->slots[child].kind == SLOT_TCB &&
+		    a32_relaxed(&app->mem.app->slots[child].accepted) == 0) {
+			app->slots[child].closed = 1;
+			tcp_abort(a->stack, app->slots[child].obj, ECONNRESET);
+		} else if (child && child < NEAT_SLOT_APP_FIRST && app->slots[child].kind == SLOT_ZOMBIE &&
+			   a32_relaxed(&app->mem.app->slots[child].accepted) == 0) {
+			slot_free(app, child);
+		}
+	}
+	accept_ring_free(app, pub->accept_ring);
+	slot_free(app, slot);
+}
+
+void slot_close(struct api *a, struct app *app, uint32_t slot)
+{
+	struct slot_user *u = &app->slots[slot];
+
+	u->closed = 1;
+	if (u->kind == SLOT_TCB)
+		tcp_close(a->stack, u->obj);
+	else if (u->kind == SLOT_LISTENER)
+		listener_close(a, app, slot);
+	else if (u->kind == SLOT_ZOMBIE)
+		slot_free(app, slot);
+}
+
+void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
+{
+	if (slot == 0 || slot >= NEAT_SLOTS || app->slots[slot].kind == SLOT_FREE ||
+	    app->slots[slot].closed || app->slots[slot].gen != (uint16_t)gen)
+		return;
+	slot_close(a, app, slot);
+}
+
+/* ---- what TCP tells the socket layer ---- */
+
+void channel_touch(struct api *a, struct channel *c)
+{
+	if (!c->touched) {
+		c->touched = true;
+		a->touched[a->ntouched++] = c;
+	}
+}
+
+/* Publish, fence, look at asleep: the library sets it, fences and looks at ev_tail (L6). */
+static void channel_wake(struct api *a, struct channel *c)
+{
+	uint32_t how;
+
+	neat_fence();
+	if (a32_relaxed(&c->mem->asleep) == NEAT_AWAKE)
+		return;
+	how = a32_xchg(&c->mem->asleep, NEAT_AWAKE);
+	if (how != NEAT_AWAKE)
+		a->ops.wake(a->ops.world, c, how);
+}
+
+static void channel_post(struct api *a, struct channel *c, uint64_t entry)
+{
+	struct neat_channel *m = c->mem;
+
+	if (neat_ring_push(m->ev, NEAT_EV_ENTRIES, &m->ev_tail, &m->ev_head, entry))
+		c->ev_tail++;
+	else
+		a32_release(&m->overflow, a32_relaxed(&m->overflow) + 1);
+	/* A sleeper on another core starts now; one on our own core could not run anyway before the
+	 * batch is done (limits-2cores.md 3b.3). */
+	if (a32_relaxed(&m->asleep) != NEAT_AWAKE && a32_relaxed(&m->cpu) != a->cpu)
+		channel_wake(a, c);
+	else
+		channel_touch(a, c);
+}
+
+void api_flush(struct api *a)
+{
+	for (uint32_t i = 0; i < a->ntouched; i++) {
+		a->touched[i]->touched = false;
+		channel_wake(a, a->touched[i]);
+	}
+	a->ntouched = 0;
+}
+
+static void post_shared(struct api *a, struct app *app, uint64_t entry)
+{
+	for (uint32_t i = 0; i < a->nchannels; i++)
+		if (a->channels[i]->app == app && a->channels[i]->number >= NEAT_CHANNELS_EXACT)
+			channel_post(a, a->channels[i], entry);
+}
+
+void sock_notify(struct stack *s, struct sockref *r, unsigned what)
+{
+	struct api *a = s->api;
+	uint64_t sub, fresh, entry;
+	struct app *app;
+	(void)what;		/* the level words say it all */
+
+	if (!r->mem)
+		return;
+	sub = a64_relaxed(&r->app->sub);
+	/* The exchange also orders the level words before the library's look at them: it clears its
+	 * bit first, then looks. */
+	fresh = sub & ~a64_or(&r->app->ev_pend, sub);
+	app = r->mem->owner;
+	entry = neat_entry(NEAT_EV_SLOT, 0, r->gen, r->slot);
+	for (; fresh & ~NEAT_CHANNEL_SHARED; fresh &= fresh - 1) {
+		struct channel *c = app->by_bit[__builtin_ctzll(fresh)];
+
+		if (c)
+			channel_post(a, c, entry);
+	}
+	if (fresh)
+		post_shared(a, app, entry);
+}
+
+void sock_status(struct stack *s, struct sockref *r, uint32_t set, uint32_t clear, uint32_t err)
+{
+	uint64_t status;
+	uint32_t flags, code;
+	(void)s;
+
+	if (!r->mem)
+		return;
+	status = a64_relaxed(&r->pub->status);
+	flags = (neat_status_flags(status) & ~clear) | set;
+	code = neat_status_errno(status);
+	if (err) {
+		code = err;
+		flags |= NEAT_SLOT_ERROR;
+		a32_store(&r->pub->err_seq, a32_relaxed(&r->pub->err_seq) + 1);
+	}
+	a64_release(&r->pub->status, neat_status(r->gen, code, flags));
+}
+
+int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, struct tcb *t,
+		struct sockref *out)
+{
+	struct sockref *lref = tcp_listener_ref(l);
+	struct app *app = lref->mem->owner;
+	struct neat_accept_ring *ring = &app->mem.pub->accept[lref->pub->accept_ring];
+	uint64_t tail = a64_relaxed(&lref->pub->accept_tail);
+	struct neat_slot_pub *pub;
+	uint32_t slot;
+
+	if (tail - accept_head(app, lref->slot, tail) >= NEAT_ACCEPT_ENTRIES || app->gone)
+		return -ENOBUFS;
+	slot = slot_alloc(app);
+	if (slot == 0)
+		return -ENOBUFS;
+	slot_words_reset(app, slot);
+	pub = &app->mem.pub->slots[slot];
+	pub->laddr = k->laddr;
+	pub->raddr = k->raddr;
+	pub->lport = k->lport;
+	pub->rport = k->rport;
+	slot_take(app, slot, SLOT_TCB, t, app->slots[slot].gen);
+	*out = slot_ref(app, slot);
+	a64_release(&pub->status, neat_status(out->gen, 0, NEAT_SLOT_CONNECTED));
+	a64_store(&ring->entry[tail & (NEAT_ACCEPT_ENTRIES - 1)], (uint64_t)out->gen << 32 | slot);
+	/* Release: entry and slot are whole before the index says that they exist (W6). */
+	a64_release(&lref->pub->accept_tail, tail + 1);
+	sock_notify(s, lref, SOCK_READABLE);
+	return 0;
+}
+
+void sock_detach(struct stack *s, struct sockref *r)
+{
+	struct app *app;
+	struct slot_user *u;
+	(void)s;
+
+	if (!r->mem)
+		return;
+	app = r->mem->owner;
+	u = &app->slots[r->slot];
+	if (u->closed) {
+		slot_free(app, r->slot);
+	} else {
+		u->kind = SLOT_ZOMBIE;
+		u->obj = NULL;
+		sock_status(s, r, NEAT_SLOT_DEAD, 0, 0);
+	}
+	r->mem = NULL;
+}

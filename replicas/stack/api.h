@@ -1,0 +1,97 @@
+/*
+ * api.h - the replica's side of the applications: which segments and channels are mapped, who sits
+ * in each socket slot, and the way from command to TCP and from TCP to event.
+ *
+ * No system call here: main.c maps memory and carries out wakes.
+ */
+#ifndef NEAT_API_H
+#define NEAT_API_H
+
+#include "stack.h"
+
+/*
+ * Who sits in a slot:
+ *  FREE      published status has no flag; the allocator of its half may take it
+ *  TCB       obj is a connection
+ *  LISTENER  obj is a subsocket
+ *  ZOMBIE    TCP forgot the connection, the application still holds the slot; left by CMD_CLOSE
+ */
+enum slot_kind { SLOT_FREE = 0, SLOT_TCB, SLOT_LISTENER, SLOT_ZOMBIE };
+
+struct slot_user {
+	void *obj;
+	uint16_t gen;
+	uint8_t kind;		/* enum slot_kind */
+	uint8_t closed;		/* the application's last reference is gone */
+	uint32_t optgen;	/* neat_slot_app.optgen last applied */
+};
+
+struct channel {
+	struct neat_channel *mem;
+	struct app *app;
+	uint32_t number;
+	int eventfd;		/* -1: none yet */
+	uint64_t cmd_head;
+	uint64_t ev_tail;
+	bool touched;		/* events were posted in this batch; the wake is owed */
+	bool gone;
+};
+
+struct app {
+	struct sockmem mem;
+	uint32_t app_id;
+	bool gone;		/* last process died; ends when `live` reaches 0 */
+	uint32_t live;		/* slots not FREE */
+	uint32_t nfree;
+	uint32_t *free;		/* stack of released slots of the born half: last in, first out (page reuse) */
+	uint32_t high_born;
+	uint64_t accept_used[NEAT_LISTENERS_MAX / 64];
+	struct channel *by_bit[NEAT_CHANNELS_EXACT];	/* channels that own a bit of sub/ev_pend */
+	struct slot_user *slots;	/* [NEAT_SLOTS] */
+};
+
+struct api_ops {
+	/* Wake the process behind the channel; `how` is the asleep value that was exchanged away. */
+	void (*wake)(void *world, struct channel *c, uint32_t how);
+	void *world;
+};
+
+enum { API_APPS_MAX = 4096, API_CHANNELS_MAX = 8192 };
+
+struct api {
+	struct stack *stack;
+	struct api_ops ops;
+	uint32_t cpu;			/* core we run on; main.c refreshes it */
+	uint32_t batch;
+	struct app *apps[API_APPS_MAX];
+	uint32_t napps;
+	struct channel *channels[API_CHANNELS_MAX];
+	uint32_t nchannels;
+	struct channel *touched[API_CHANNELS_MAX];
+	uint32_t ntouched;
+	struct neat_replica_status *status;
+};
+
+/* ---- attach; memory is mapped and checked by the caller ---- */
+struct app *api_app_find(struct api *a, uint32_t app_id);
+/* `slots` and `free` are zeroed memory for NEAT_SLOTS entries. After a death every slot that was in
+ * use becomes a ZOMBIE with ECONNRESET (stateless recovery). */
+NEAT_CHECKED int api_app_add(struct api *a, struct app *app);
+NEAT_CHECKED int api_channel_add(struct api *a, struct channel *c);
+struct channel *api_channel_find(struct api *a, uint32_t app_id, uint32_t number);
+void api_channel_gone(struct api *a, struct channel *c);	/* takes it off the lists; caller unmaps */
+void api_app_gone(struct api *a, struct app *app);		/* close everything as a last close would */
+void api_app_remove(struct api *a, struct app *app);		/* live == 0; caller unmaps */
+
+/* ---- control ---- */
+/* End of the replay: listener slots that nobody claimed again are freed. */
+void api_start(struct api *a);
+NEAT_CHECKED int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m);
+void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen);
+
+/* ---- data ---- */
+unsigned api_commands(struct api *a);		/* units of work done */
+bool api_commands_pending(const struct api *a);
+void api_flush(struct api *a);			/* wakes owed at the end of a batch */
+
+#endif

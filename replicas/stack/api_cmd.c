@@ -1,0 +1,139 @@
+/*
+ * api_cmd.c - commands of applications: read once, validated, handed to TCP.
+ *
+ * A command is a hint to look at a slot's words; the words are the truth. An application that
+ * breaks the rules loses that connection and nothing else (L4). The ring's head moves only after
+ * the effects of a command are committed, and every handler may run twice (W15).
+ */
+#include "api_slots.h"
+#include <errno.h>
+
+/* Linux's answers for a connect() that the stack refuses at once. */
+static void connect_failed(struct stack *s, struct app *app, uint32_t slot, int err)
+{
+	struct sockref ref = slot_ref(app, slot);
+
+	app->slots[slot].kind = SLOT_ZOMBIE;
+	sock_status(s, &ref, NEAT_SLOT_HUP | NEAT_SLOT_DEAD, NEAT_SLOT_CONNECTING, (uint32_t)-err);
+	sock_notify(s, &ref, SOCK_STATE);
+}
+
+static void cmd_connect(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
+{
+	struct neat_slot_app *w = &app->mem.app->slots[slot];
+	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
+	struct tcp_connect req = {
+		.key = { .laddr = w->laddr, .raddr = w->raddr, .lport = w->lport, .rport = w->rport },
+		.opts = w->opts,
+	};
+	struct tcb *t;
+	int err;
+
+	if (slot < NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE || app->gone)
+		return;
+	pub_words_reset(pub);
+	slot_take(app, slot, SLOT_TCB, NULL, gen);
+	app->slots[slot].optgen = a32_relaxed(&w->optgen);
+	pub->raddr = req.key.raddr;
+	pub->rport = req.key.rport;
+	pub->laddr = req.key.laddr;
+	pub->lport = req.key.lport;
+	req.ref = slot_ref(app, slot);
+	a64_release(&pub->status, neat_status(gen, 0, NEAT_SLOT_CONNECTING));
+	err = tcp_connect(a->stack, &req, &t);
+	if (err)
+		connect_failed(a->stack, app, slot, err);
+	else
+		app->slots[slot].obj = t;
+}
+
+static void cmd_kick(struct api *a, struct app *app, uint32_t slot)
+{
+	struct slot_user *u = &app->slots[slot];
+	struct neat_slot_app *w = &app->mem.app->slots[slot];
+	struct tcp_user user;
+	struct tcp_bounds b;
+	uint32_t optgen;
+
+	/* A locked exchange, since the words must not be read before the flag is seen clear: a
+	 * change after our look finds 0 and kicks again. */
+	a32_xchg(&w->cmd_pend, 0);
+	if (u->kind != SLOT_TCB || !u->obj || u->closed)
+		return;
+	user.tx_tail = a64_acquire(&w->tx_tail);
+	user.rx_tail = a64_relaxed(&w->rx_tail);
+	user.shut = a32_relaxed(&w->shut) & 3;
+	optgen = a32_relaxed(&w->optgen);
+	b = tcp_bounds(u->obj);
+	if (user.tx_tail - b.tx_una > 1ull << NEAT_RING_LOG2_MAX || user.tx_tail < b.tx_tail ||
+	    user.rx_tail > b.rx_head || user.rx_tail < b.rx_tail) {
+		tcp_abort(a->stack, u->obj, ECONNRESET);
+		return;
+	}
+	user.opts_changed = optgen != u->optgen;
+	u->optgen = optgen;
+	tcp_kick(a->stack, u->obj, &user);
+}
+
+static void command(struct api *a, struct app *app, uint64_t e)
+{
+	uint32_t slot = neat_entry_slot(e), gen = neat_entry_gen(e);
+	struct slot_user *u;
+
+	if (slot == 0 || slot >= NEAT_SLOTS)
+		return;
+	if (neat_entry_op(e) == NEAT_CMD_CONNECT) {
+		cmd_connect(a, app, slot, gen);
+		return;
+	}
+	u = &app->slots[slot];
+	if (u->kind == SLOT_FREE || u->gen != gen || u->closed)
+		return;
+	switch (neat_entry_op(e)) {
+	case NEAT_CMD_KICK:
+		cmd_kick(a, app, slot);
+		break;
+	case NEAT_CMD_CLOSE:
+		/* What was written before close() must go out before the FIN. */
+		cmd_kick(a, app, slot);
+		if (u->kind != SLOT_FREE && !u->closed)
+			slot_close(a, app, slot);
+		break;
+	case NEAT_CMD_ABORT:
+		if (u->kind == SLOT_TCB)
+			tcp_abort(a->stack, u->obj, ECONNRESET);
+		break;
+	}
+}
+
+static unsigned channel_commands(struct api *a, struct channel *c)
+{
+	struct neat_channel *m = c->mem;
+	uint32_t n = neat_ring_ready(NEAT_CMD_ENTRIES, &m->cmd_tail, c->cmd_head);
+
+	if (n > a->batch)
+		n = a->batch;
+	for (uint32_t i = 0; i < n; i++) {
+		command(a, c->app, a64_relaxed(&m->cmd[c->cmd_head & (NEAT_CMD_ENTRIES - 1)]));
+		c->cmd_head++;
+		a64_release(&m->cmd_head, c->cmd_head);
+	}
+	return n;
+}
+
+unsigned api_commands(struct api *a)
+{
+	unsigned done = 0;
+
+	for (uint32_t i = 0; i < a->nchannels; i++)
+		done += channel_commands(a, a->channels[i]);
+	return done;
+}
+
+bool api_commands_pending(const struct api *a)
+{
+	for (uint32_t i = 0; i < a->nchannels; i++)
+		if (neat_ring_ready(NEAT_CMD_ENTRIES, &a->channels[i]->mem->cmd_tail, a->channels[i]->cmd_head))
+			return true;
+	return false;
+}

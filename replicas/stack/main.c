@@ -1,0 +1,317 @@
+/*
+ * main.c - one replica process: the loop commands -> frames -> lo -> timers -> wakes, and when to
+ * spin, sleep and wake (docs/architecture.md "Waiting", shared/research/limits-2cores.md 3b-3c).
+ *
+ * This file and main_control.c are the only ones of the stack that make system calls.
+ */
+#define _GNU_SOURCE
+#include "main.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+	LO_BUDGET = 256,	/* frames of lo between two looks at the command rings */
+	SLEEP_WORDS = 128,	/* FUTEX_WAITV_MAX */
+	NAP_US = 1000,		/* bound on a doorbell that a process on our core deferred */
+	STATUS_LOOPS = 16,	/* busy loops between two refreshes of the hints */
+};
+
+/*
+ * The one exception to "no file-scope mutable state": a signal handler has no argument. The word
+ * lives here, the loop reaches it through replica.control_word.
+ */
+static neat_a32 control_word;
+
+_Noreturn void replica_die(const char *what)
+{
+	int err = errno;
+
+	fprintf(stderr, "neat-replica: %s%s%s\n", what, err ? ": " : "", err ? strerror(err) : "");
+	exit(1);
+}
+
+static uint64_t clock_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static void on_sigio(int sig)
+{
+	(void)sig;
+	a32_release(&control_word, 1);
+}
+
+static void control_setup(struct replica *r)
+{
+	struct sigaction sa = { .sa_handler = on_sigio };
+
+	r->control_word = &control_word;
+	sigaction(SIGIO, &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (fcntl(CONTROL_FD, F_SETOWN, getpid()) ||
+	    fcntl(CONTROL_FD, F_SETFL, O_ASYNC | O_NONBLOCK))
+		replica_die("fd 3 is not a control socket; neat-replica is started by neat-keeper");
+	a32_release(&control_word, 1);
+}
+
+/* ---- waking others ---- */
+
+static void futex_wake(neat_a32 *word, int n)
+{
+	syscall(SYS_futex, &word->v, FUTEX_WAKE, n, NULL, NULL, 0);
+}
+
+static void eventfd_ring(int fd)
+{
+	uint64_t one = 1;
+
+	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		replica_die("write to an eventfd");
+}
+
+static void wake_process(void *world, struct channel *c, uint32_t how)
+{
+	struct replica *r = world;
+
+	a64_store(&r->status->wakes, a64_relaxed(&r->status->wakes) + 1);
+	if (how == NEAT_ASLEEP_EVENTFD)
+		eventfd_ring(c->eventfd);
+	futex_wake(&c->mem->asleep, 1);
+}
+
+static void wake_nic(struct replica *r)
+{
+	neat_a32 *asleep = &r->queue->tx.asleep;
+
+	r->nic_touched = false;
+	neat_fence();	/* the frames' tail before the look at asleep */
+	if (a32_relaxed(asleep) == NEAT_AWAKE)
+		return;
+	if (a32_xchg(asleep, NEAT_AWAKE) == NEAT_ASLEEP_EVENTFD)
+		eventfd_ring(r->nic_eventfd);
+	else
+		futex_wake(asleep, 1);
+}
+
+/* ---- hints ---- */
+
+/* Counts awake processes per core; true if one of them last ran on ours. */
+static bool refresh_hints(struct replica *r)
+{
+	uint8_t runnable[NEAT_CPUS_MAX] = { 0 };
+	struct neat_replica_status *st = r->status;
+	int cpu = sched_getcpu();
+
+	r->api.cpu = cpu < 0 ? 0 : (uint32_t)cpu;
+	a32_store(&st->cpu, r->api.cpu);
+	a32_store(&st->heartbeat, a32_relaxed(&st->heartbeat) + 1);
+	for (uint32_t i = 0; i < r->api.nchannels; i++) {
+		struct neat_channel *m = r->api.channels[i]->mem;
+
+		if (a32_relaxed(&m->asleep) == NEAT_AWAKE)
+			runnable[a32_relaxed(&m->cpu) & (NEAT_CPUS_MAX - 1)]++;
+	}
+	for (uint32_t i = 0; i < NEAT_CPUS_MAX; i += 8) {
+		uint64_t now, was;
+
+		memcpy(&now, runnable + i, 8);
+		memcpy(&was, st->runnable + i, 8);
+		if (now != was)
+			memcpy(st->runnable + i, &now, 8);
+	}
+	return runnable[r->api.cpu & (NEAT_CPUS_MAX - 1)] != 0;
+}
+
+static void publish_counters(struct replica *r)
+{
+	struct neat_replica_status *st = r->status;
+	const struct stack_counters *c = &r->stack.count;
+	uint64_t drops = 0;
+
+	for (int i = 0; i < DROP_COUNT; i++)
+		drops += c->drop[i];
+	a64_store(&st->connections, c->connections);
+	a64_store(&st->accepted, c->accepted);
+	a64_store(&st->segments_in, c->segments_in);
+	a64_store(&st->segments_out, c->segments_out);
+	a64_store(&st->bytes_in, c->bytes_in);
+	a64_store(&st->bytes_out, c->bytes_out);
+	a64_store(&st->retransmits, c->retransmits);
+	a64_store(&st->resets, c->resets_in + c->resets_out);
+	a64_store(&st->drops, drops);
+}
+
+/* ---- sleeping ---- */
+
+static bool work_waits(struct replica *r)
+{
+	return a32_acquire(r->control_word) || api_commands_pending(&r->api) || nicq_pending(r);
+}
+
+static void arm(struct replica *r, uint32_t asleep)
+{
+	for (uint32_t i = 0; i < r->api.napps; i++)
+		a32_store(&r->api.apps[i]->mem.app->replica_asleep, asleep);
+	if (r->queue)
+		a32_store(&r->queue->rx.asleep, asleep);
+}
+
+static void waiter_add(struct futex_waitv *w, unsigned *n, neat_a32 *word, uint32_t expect)
+{
+	if (*n < SLEEP_WORDS)
+		w[(*n)++] = (struct futex_waitv){ .val = expect, .uaddr = (uintptr_t)&word->v, .flags = FUTEX_32 };
+}
+
+/* Words of all applications, the nic and the control socket; with more than fit, short naps. */
+static bool sleep_on_words(struct replica *r, uint64_t until_us)
+{
+	struct futex_waitv w[SLEEP_WORDS];
+	unsigned n = 0;
+	bool all = r->api.napps + 2 <= SLEEP_WORDS;
+	struct timespec t;
+
+	waiter_add(w, &n, r->control_word, 0);
+	if (r->queue)
+		waiter_add(w, &n, &r->queue->rx.asleep, NEAT_ASLEEP_FUTEX);
+	for (uint32_t i = 0; i < r->api.napps; i++)
+		waiter_add(w, &n, &r->api.apps[i]->mem.app->replica_asleep, NEAT_ASLEEP_FUTEX);
+	if (!all && until_us > clock_us() + NAP_US)
+		until_us = clock_us() + NAP_US;
+	t.tv_sec = (time_t)(until_us / 1000000);
+	t.tv_nsec = (long)(until_us % 1000000) * 1000;
+	if (syscall(SYS_futex_waitv, w, n, 0, until_us == UINT64_MAX ? NULL : &t, CLOCK_MONOTONIC) < 0 &&
+	    errno == ENOSYS)
+		replica_die("futex_waitv is missing: neatsock needs Linux 5.16 or newer");
+	return true;
+}
+
+static void replica_sleep(struct replica *r, bool company)
+{
+	uint64_t until = r->have_stack ? stack_deadline(&r->stack) : UINT64_MAX;
+
+	/* A process on our core may have deferred its doorbell: look again soon. */
+	if (company && until > r->stack.now_us + NAP_US)
+		until = r->stack.now_us + NAP_US;
+	arm(r, NEAT_ASLEEP_FUTEX);
+	/* The asleep words are visible before the rings are looked at once more; the other side
+	 * publishes, fences, then looks at asleep (Dekker): one of us sees the other. */
+	neat_fence();
+	if (!work_waits(r)) {
+		publish_counters(r);
+		a32_store(&r->status->awake, 0);
+		a64_store(&r->status->sleeps, a64_relaxed(&r->status->sleeps) + 1);
+		sleep_on_words(r, until);
+		a32_store(&r->status->awake, 1);
+	}
+	arm(r, NEAT_AWAKE);
+}
+
+/* Spin within the budget, and only while nobody of ours wants this core. True: there is work. */
+static bool replica_spin(struct replica *r, bool *company)
+{
+	uint64_t start = clock_us(), deadline = stack_deadline(&r->stack);
+
+	for (unsigned i = 1;; i++) {
+		if (work_waits(r))
+			return true;
+		neat_pause();
+		if (i % 8)
+			continue;
+		*company = refresh_hints(r);
+		uint64_t now = clock_us();
+
+		if (*company || now - start >= r->spin_us || now >= deadline)
+			return now >= deadline;
+	}
+}
+
+/* ---- the loop ---- */
+
+static void control_poll(struct replica *r)
+{
+	/* Cleared first: a message that comes while we read sets it again. */
+	while (a32_xchg(r->control_word, 0))
+		while (control_receive(r))
+			;
+}
+
+static unsigned replica_work(struct replica *r)
+{
+	unsigned done = api_commands(&r->api);
+
+	done += nicq_receive(r, r->api.batch);
+	for (unsigned i = 0; i < LO_BUDGET && lo_deliver(&r->stack); i++)
+		done++;
+	tcp_resume(&r->stack);
+	if (stack_deadline(&r->stack) <= r->stack.now_us)
+		stack_timers(&r->stack, r->api.batch);
+	api_flush(&r->api);
+	if (r->nic_touched)
+		wake_nic(r);
+	return done;
+}
+
+static void replica_loop(struct replica *r)
+{
+	for (unsigned loops = 1;; loops++) {
+		bool company = false;
+
+		r->stack.now_us = clock_us();
+		if (a32_acquire(r->control_word))
+			control_poll(r);
+		if (r->phase != REPLICA_LIVE) {
+			replica_sleep(r, false);
+			continue;
+		}
+		if (replica_work(r)) {
+			if (loops % STATUS_LOOPS == 0)
+				refresh_hints(r);
+			continue;
+		}
+		control_reap(r);
+		if (replica_spin(r, &company))
+			continue;
+		r->stack.now_us = clock_us();
+		replica_sleep(r, company);
+	}
+}
+
+int main(void)
+{
+	static struct replica r;	/* large; reached only through the pointer below */
+
+	if (getrandom(r.random, sizeof(r.random), 0) != (ssize_t)sizeof(r.random))
+		replica_die("getrandom");
+	r.nic_eventfd = -1;
+	r.api.ops.wake = wake_process;
+	r.api.ops.world = &r;
+	r.stack.now_us = clock_us();
+	control_setup(&r);
+	while (r.phase == REPLICA_CONFIG) {
+		if (!control_receive(&r)) {
+			struct timespec t = { .tv_nsec = 100000000 };
+			sigset_t none;
+
+			/* SIGIO or 100 ms, whatever comes first: a message may slip in before. */
+			sigemptyset(&none);
+			sigtimedwait(&none, NULL, &t);
+		}
+	}
+	a32_store(&r.status->awake, 1);
+	replica_loop(&r);
+}

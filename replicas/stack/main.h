@@ -1,0 +1,47 @@
+/* main.h - what main.c, main_control.c and nicq.c share: one replica process. */
+#ifndef NEAT_MAIN_H
+#define NEAT_MAIN_H
+
+#include "api.h"
+
+enum { CONTROL_FD = 3 };
+
+/*
+ * Life of the process: CONFIG (waits for R_CONFIG) -> REPLAY (stack made; segments, channels and
+ * listeners of a predecessor arrive) -> LIVE after R_START (announced to the nic, takes commands).
+ */
+enum replica_phase { REPLICA_CONFIG, REPLICA_REPLAY, REPLICA_LIVE };
+
+struct replica {
+	struct stack stack;
+	struct api api;
+	enum replica_phase phase;
+	bool have_stack;
+	struct stack_config cfg;
+	uint32_t spin_us;
+	uint64_t instance;
+	void *arena;
+	struct neat_replica_status *status;
+	struct neat_queue_pair *queue;
+	int nic_eventfd;
+	uint64_t nic_rx_head;
+	bool nic_touched;
+	uint64_t random[4];		/* xoshiro256** state, seeded by getrandom */
+	/* 1 = a control message waits; set by the SIGIO handler, part of the sleep set. */
+	neat_a32 *control_word;
+};
+
+/* main_control.c: takes one message from fd 3; false when none was there. Exits when the keeper is gone. */
+bool control_receive(struct replica *r);
+/* Applications whose last connection ended after R_APP_GONE. */
+void control_reap(struct replica *r);
+
+/* nicq.c: the replica's end of its queue pair. */
+unsigned nicq_receive(struct replica *r, unsigned budget);
+bool nicq_pending(const struct replica *r);
+bool nicq_transmit(void *world, const struct pkt *p);
+
+/* main.c */
+_Noreturn void replica_die(const char *what);
+
+#endif

@@ -1,0 +1,364 @@
+/*
+ * main_control.c - the replica's control socket: messages of the keeper (and, through it, neatd),
+ * the memory that comes with them.
+ *
+ * The keeper is trusted, yet lengths and objects are checked: a version skew must end in a message.
+ */
+#define _GNU_SOURCE
+#include "main.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct message {
+	union {
+		struct neat_msg_header h;
+		uint8_t bytes[NEAT_MSG_MAX];
+	} u;
+	int fds[NEAT_MSG_FDS_MAX];
+	int nfds;
+};
+
+static void *map_anonymous(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		replica_die("mmap");
+	return p;
+}
+
+static void *map_shared(int fd, size_t size)
+{
+	struct stat st;
+	void *p;
+
+	if (fstat(fd, &st) || (size_t)st.st_size < size)
+		replica_die("a shared object is smaller than this build expects (version skew?)");
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (p == MAP_FAILED)
+		replica_die("mmap of a shared object");
+	return p;
+}
+
+static void *map_object(int fd, uint32_t object, size_t size)
+{
+	void *p = map_shared(fd, size);
+
+	if (!neat_header_ok(p, object, size))
+		replica_die("a shared object has another layout (version skew?)");
+	return p;
+}
+
+static void reply(uint16_t type, void *message, size_t len, uint32_t seq)
+{
+	struct neat_msg_header *h = message;
+
+	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
+	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
+		replica_die("send on the control socket");
+}
+
+static void on_config(struct replica *r, const struct neat_msg_r_config *m, struct message *msg)
+{
+	if (r->phase != REPLICA_CONFIG || msg->nfds < 2)
+		replica_die("unexpected R_CONFIG");
+	r->cfg = (struct stack_config){
+		.index = m->index,
+		.epoch = m->epoch,
+		.time_wait_ms = m->time_wait_ms ? m->time_wait_ms : 60000,
+		.syn_backlog = m->syn_backlog ? m->syn_backlog : 8192,
+		.connections_max = m->connections_max ? m->connections_max : 65536,
+		.rcvbuf = 1u << NEAT_RING_LOG2_MAX,
+		.sndbuf = 1u << NEAT_RING_LOG2_MAX,
+		.lo_mtu = 65535,
+	};
+	memcpy(r->cfg.secret, m->secret, sizeof(r->cfg.secret));
+	r->spin_us = m->spin_us;
+	r->instance = m->instance;
+	r->api.batch = m->batch ? m->batch : 64;
+	r->arena = map_shared(msg->fds[0], stack_arena(&r->cfg));
+	r->status = map_object(msg->fds[1], NEAT_OBJ_STATUS, sizeof(struct neat_replica_status));
+	r->api.status = r->status;
+	a32_release(&r->status->epoch, m->epoch);
+	r->phase = REPLICA_REPLAY;
+}
+
+static void on_queue(struct replica *r, struct message *msg)
+{
+	struct neat_queue_pair *q;
+
+	if (msg->nfds < 1)
+		replica_die("R_QUEUE without a queue pair");
+	q = map_object(msg->fds[0], NEAT_OBJ_QUEUE_PAIR, NEAT_QP_SIZE);
+	r->queue = q;
+	r->nic_rx_head = a64_relaxed(&q->rx.head);
+	if (msg->nfds > 1) {
+		r->nic_eventfd = msg->fds[1];
+		msg->fds[1] = -1;
+	}
+	r->cfg.mtu = (uint16_t)q->mtu;
+	r->cfg.addr = q->addr;
+	r->cfg.prefix = q->prefix;
+	r->cfg.gateway = q->gateway;
+	memcpy(r->cfg.mac, q->mac, sizeof(r->cfg.mac));
+	memcpy(r->cfg.rss_key, q->rss_key, sizeof(r->cfg.rss_key));
+	memcpy(r->cfg.reta, q->reta, sizeof(r->cfg.reta));
+	if (r->have_stack)
+		r->stack.cfg = r->cfg;
+	if (r->phase == REPLICA_LIVE)
+		a32_release(&q->announced, r->cfg.epoch);
+}
+
+static uint64_t replica_random(void *world)
+{
+	struct replica *r = world;
+	uint64_t *s = r->random, x = s[1] * 5, t = s[1] << 17;
+
+	/* xoshiro256** (Blackman, Vigna); seeded once per process from getrandom(). */
+	x = (x << 7 | x >> 57) * 9;
+	s[2] ^= s[0];
+	s[3] ^= s[1];
+	s[1] ^= s[2];
+	s[0] ^= s[3];
+	s[2] ^= t;
+	s[3] = s[3] << 45 | s[3] >> 19;
+	return x;
+}
+
+/* The queue pair's addresses are part of the configuration, so the stack is made after R_QUEUE. */
+static void need_stack(struct replica *r)
+{
+	struct stack_ops ops = { .tx = nicq_transmit, .random = replica_random, .world = r };
+
+	if (r->have_stack)
+		return;
+	if (r->phase == REPLICA_CONFIG)
+		replica_die("a message came before R_CONFIG");
+	r->stack.api = &r->api;
+	r->api.stack = &r->stack;
+	if (stack_init(&r->stack, &r->cfg, &ops, map_anonymous(stack_memory(&r->cfg)), r->arena, true,
+		       r->stack.now_us))
+		replica_die("stack_init");
+	r->stack.api = &r->api;
+	r->have_stack = true;
+}
+
+static void on_segment(struct replica *r, const struct neat_msg_r_app *m, struct message *msg)
+{
+	struct app *app;
+
+	if (msg->nfds < 2)
+		replica_die("R_SEGMENT without memory");
+	if (api_app_find(&r->api, m->app_id))
+		return;
+	app = map_anonymous(sizeof(*app));
+	app->app_id = m->app_id;
+	app->mem.pub = map_object(msg->fds[0], NEAT_OBJ_SEG_PUB, sizeof(struct neat_seg_pub));
+	app->mem.app = map_object(msg->fds[1], NEAT_OBJ_SEG_APP, NEAT_SEG_APP_SIZE);
+	app->slots = map_anonymous(sizeof(*app->slots) * NEAT_SLOTS);
+	app->free = map_anonymous(sizeof(*app->free) * NEAT_SLOT_APP_FIRST);
+	if (api_app_add(&r->api, app))
+		replica_die("too many applications");
+}
+
+static void on_channel(struct replica *r, const struct neat_msg_r_channel *m, struct message *msg)
+{
+	struct app *app = api_app_find(&r->api, m->app_id);
+	struct channel *c = api_channel_find(&r->api, m->app_id, m->number);
+
+	if (!app || msg->nfds < 1)
+		return;
+	if (!c) {
+		c = map_anonymous(sizeof(*c));
+		c->mem = map_object(msg->fds[0], NEAT_OBJ_CHANNEL, sizeof(struct neat_channel));
+		c->app = app;
+		c->number = m->number;
+		c->eventfd = -1;
+		if (api_channel_add(&r->api, c))
+			replica_die("too many channels");
+	}
+	if (msg->nfds > 1) {
+		if (c->eventfd >= 0)
+			close(c->eventfd);
+		c->eventfd = msg->fds[1];
+		msg->fds[1] = -1;
+	}
+}
+
+static void channel_drop(struct replica *r, struct channel *c)
+{
+	api_channel_gone(&r->api, c);
+	munmap(c->mem, sizeof(struct neat_channel));
+	if (c->eventfd >= 0)
+		close(c->eventfd);
+	munmap(c, sizeof(*c));
+}
+
+static void on_listen(struct replica *r, struct neat_msg_r_listen *m)
+{
+	struct app *app = api_app_find(&r->api, m->app_id);
+	uint32_t seq = m->h.seq;
+
+	m->status = app ? api_listen(&r->api, app, m) : -ENOENT;
+	reply(NEAT_MSG_R_LISTENING, m, sizeof(*m), seq);
+}
+
+static void on_app_gone(struct replica *r, uint32_t app_id)
+{
+	struct app *app = api_app_find(&r->api, app_id);
+
+	for (uint32_t i = r->api.nchannels; i-- > 0;)
+		if (r->api.channels[i]->app == app)
+			channel_drop(r, r->api.channels[i]);
+	if (app)
+		api_app_gone(&r->api, app);
+}
+
+void control_reap(struct replica *r)
+{
+	for (uint32_t i = r->api.napps; i-- > 0;) {
+		struct app *app = r->api.apps[i];
+		struct neat_msg_r_app m = { .app_id = app->app_id };
+
+		if (!app->gone || app->live)
+			continue;
+		api_app_remove(&r->api, app);
+		munmap(app->mem.pub, sizeof(struct neat_seg_pub));
+		munmap(app->mem.app, NEAT_SEG_APP_SIZE);
+		munmap(app->slots, sizeof(*app->slots) * NEAT_SLOTS);
+		munmap(app->free, sizeof(*app->free) * NEAT_SLOT_APP_FIRST);
+		munmap(app, sizeof(*app));
+		reply(NEAT_MSG_R_APP_DONE, &m, sizeof(m), 0);
+	}
+}
+
+static void on_start(struct replica *r, struct neat_msg_header *h)
+{
+	struct neat_msg_r_config ready = { .index = r->cfg.index, .epoch = r->cfg.epoch };
+
+	api_start(&r->api);
+	r->phase = REPLICA_LIVE;
+	/* Last of all: listeners are there again before the nic passes a frame (checklist row 42). */
+	if (r->queue)
+		a32_release(&r->queue->announced, r->cfg.epoch);
+	reply(NEAT_MSG_R_READY, &ready, sizeof(ready), h->seq);
+}
+
+static void dispatch_late(struct replica *r, struct message *msg)
+{
+	struct neat_msg_r_listen *l = (void *)msg->u.bytes;
+	struct neat_msg_r_app *a = (void *)msg->u.bytes;
+	struct neat_msg_r_channel *c = (void *)msg->u.bytes;
+	struct channel *channel;
+	struct app *app;
+
+	switch (msg->u.h.type) {
+	case NEAT_MSG_R_UNLISTEN:
+	case NEAT_MSG_R_RELEASE:
+		app = api_app_find(&r->api, l->app_id);
+		if (app)
+			api_release(&r->api, app, l->slot, l->gen);
+		break;
+	case NEAT_MSG_R_CHANNEL_GONE:
+		channel = api_channel_find(&r->api, c->app_id, c->number);
+		if (channel)
+			channel_drop(r, channel);
+		break;
+	case NEAT_MSG_R_APP_GONE:
+		on_app_gone(r, a->app_id);
+		break;
+	}
+}
+
+/* Size each message must have; 0 = unknown type. */
+static size_t message_size(uint16_t type)
+{
+	switch (type) {
+	case NEAT_MSG_R_CONFIG:
+		return sizeof(struct neat_msg_r_config);
+	case NEAT_MSG_R_SEGMENT:
+	case NEAT_MSG_R_APP_GONE:
+		return sizeof(struct neat_msg_r_app);
+	case NEAT_MSG_R_CHANNEL:
+	case NEAT_MSG_R_CHANNEL_GONE:
+		return sizeof(struct neat_msg_r_channel);
+	case NEAT_MSG_R_LISTEN:
+	case NEAT_MSG_R_UNLISTEN:
+	case NEAT_MSG_R_RELEASE:
+		return sizeof(struct neat_msg_r_listen);
+	case NEAT_MSG_R_QUEUE:
+	case NEAT_MSG_R_START:
+	case NEAT_MSG_R_DRAIN:
+		return sizeof(struct neat_msg_header);
+	}
+	return 0;
+}
+
+static void dispatch(struct replica *r, struct message *msg)
+{
+	uint16_t type = msg->u.h.type;
+
+	if (type == NEAT_MSG_R_CONFIG) {
+		on_config(r, (void *)msg->u.bytes, msg);
+		return;
+	}
+	if (type == NEAT_MSG_R_QUEUE) {
+		on_queue(r, msg);
+		return;
+	}
+	need_stack(r);
+	if (type == NEAT_MSG_R_SEGMENT)
+		on_segment(r, (void *)msg->u.bytes, msg);
+	else if (type == NEAT_MSG_R_CHANNEL)
+		on_channel(r, (void *)msg->u.bytes, msg);
+	else if (type == NEAT_MSG_R_LISTEN)
+		on_listen(r, (void *)msg->u.bytes);
+	else if (type == NEAT_MSG_R_START)
+		on_start(r, &msg->u.h);
+	else
+		dispatch_late(r, msg);
+}
+
+static bool message_ok(const struct message *msg, size_t len)
+{
+	const struct neat_msg_header *h = &msg->u.h;
+
+	return len >= sizeof(*h) && h->magic == NEAT_ABI_MAGIC && h->version == NEAT_ABI_VERSION &&
+	       h->len == len && message_size(h->type) && len >= message_size(h->type);
+}
+
+bool control_receive(struct replica *r)
+{
+	struct message msg;
+	char space[CMSG_SPACE(sizeof(int) * NEAT_MSG_FDS_MAX)];
+	struct iovec iov = { msg.u.bytes, sizeof(msg.u.bytes) };
+	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space,
+			     .msg_controllen = sizeof(space) };
+	ssize_t n = recvmsg(CONTROL_FD, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return false;
+	if (n <= 0)
+		exit(0);	/* the keeper is gone: so are we */
+	msg.nfds = 0;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		msg.nfds = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(msg.fds, CMSG_DATA(c), (size_t)msg.nfds * sizeof(int));
+	}
+	if (!message_ok(&msg, (size_t)n))
+		replica_die("malformed control message (version skew?)");
+	dispatch(r, &msg);
+	/* Mappings hold the memory; no descriptor of it stays open here. */
+	for (int i = 0; i < msg.nfds; i++)
+		if (msg.fds[i] >= 0)
+			close(msg.fds[i]);
+	return true;
+}

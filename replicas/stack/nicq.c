@@ -1,0 +1,75 @@
+/*
+ * nicq.c - the replica's end of its queue pair with the nic: frames by value, one copy each way.
+ *
+ * What the nic wrote is checked like a packet from the wire. Wakes are main.c's.
+ */
+#include "main.h"
+
+/* Buffers: rx first, then tx, NEAT_QP_BUF apart. */
+static uint8_t *nicq_buffer(struct neat_queue_pair *q, bool tx, uint64_t index)
+{
+	return (uint8_t *)q + NEAT_QP_BUFS +
+	       ((tx ? (uint64_t)NEAT_QP_ENTRIES : 0) + (index & (NEAT_QP_ENTRIES - 1))) * NEAT_QP_BUF;
+}
+
+bool nicq_pending(const struct replica *r)
+{
+	return r->queue && neat_ring_ready(NEAT_QP_ENTRIES, &r->queue->rx.tail, r->nic_rx_head);
+}
+
+unsigned nicq_receive(struct replica *r, unsigned budget)
+{
+	struct neat_queue_pair *q = r->queue;
+	uint32_t n = q ? neat_ring_ready(NEAT_QP_ENTRIES, &q->rx.tail, r->nic_rx_head) : 0;
+
+	if (n > budget)
+		n = budget;
+	for (uint32_t i = 0; i < n; i++) {
+		struct neat_frame_desc d = q->rx.desc[r->nic_rx_head & (NEAT_QP_ENTRIES - 1)];
+		struct pkt p = { .data = nicq_buffer(q, false, r->nic_rx_head), .gso_size = d.gso_size };
+
+		p.buf = p.data;
+		p.len = d.len <= NEAT_QP_BUF ? d.len : 0;
+		p.flags = d.flags & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0;
+		r->stack.count.frames_in++;
+		link_input(&r->stack, &p);
+		/* The descriptor is retired only after the packet's effects are in the control block (W3). */
+		r->nic_rx_head++;
+		a64_release(&q->rx.head, r->nic_rx_head);
+	}
+	return n;
+}
+
+bool nicq_transmit(void *world, const struct pkt *p)
+{
+	struct replica *r = world;
+	struct neat_queue_pair *q = r->queue;
+	uint64_t tail;
+	struct neat_frame_desc *d;
+	uint8_t *to;
+
+	if (!q || pkt_total(p) > NEAT_QP_BUF)
+		return true;	/* no uplink: the frame is lost like on a dead wire */
+	tail = a64_relaxed(&q->tx.tail);
+	/* Acquire: the nic has read the buffer that we fill again. */
+	if (tail - a64_acquire(&q->tx.head) >= NEAT_QP_ENTRIES)
+		return false;
+	d = &q->tx.desc[tail & (NEAT_QP_ENTRIES - 1)];
+	to = nicq_buffer(q, true, tail);
+	memcpy(to, p->data, p->len);
+	for (uint32_t i = 0, at = p->len; i < 2 && p->frag_len; at += p->frag[i].len, i++)
+		memcpy(to + at, p->frag[i].p, p->frag[i].len);
+	*d = (struct neat_frame_desc){
+		.len = pkt_total(p),
+		.flags = (uint16_t)((p->flags & PKT_CSUM_PARTIAL ? NEAT_FRAME_CSUM_PARTIAL : 0) |
+				    (p->gso_size ? NEAT_FRAME_GSO_TCP4 : 0)),
+		.gso_size = p->gso_size,
+		.l4_offset = p->l4_offset,
+		.epoch = r->cfg.epoch,
+	};
+	/* Release: descriptor and bytes are whole before the index. E.snd_max was stored earlier (W1). */
+	a64_release(&q->tx.tail, tail + 1);
+	r->stack.count.frames_out++;
+	r->nic_touched = true;
+	return true;
+}
