@@ -1,0 +1,245 @@
+/*
+ * api_lib.c - replicas/stack/api*.c over a TCP that only records what it was told, one application,
+ * two channels. The test plays the application by writing the shared words itself.
+ */
+#define _GNU_SOURCE
+#include "api_slots.h"
+#include "bytering.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+struct tcb { struct sockref ref; struct tcp_bounds b; struct tcp_user last; int kicks, closed, aborted; };
+struct listener { struct sockref ref; int unlistened; uint32_t backlog; };
+
+struct world {
+	struct stack stack;
+	struct api api;
+	struct app app;
+	struct channel channels[2];
+	struct tcb tcbs[64];
+	struct listener listeners[8];
+	uint32_t ntcbs, nlisteners, wakes;
+	int refuse;
+};
+
+static void *zeroed(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static void wake(void *world, struct channel *c, uint32_t how)
+{
+	(void)c;
+	((struct world *)world)->wakes += how != NEAT_AWAKE;
+}
+
+/* ---- the recording TCP ---- */
+int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
+{
+	struct world *w = s->ops.world;
+
+	if (w->refuse)
+		return -w->refuse;
+	*out = &w->tcbs[w->ntcbs++];
+	(*out)->ref = c->ref;
+	return 0;
+}
+int tcp_listen(struct stack *s, const struct tcp_listen *l, struct listener **out)
+{
+	struct world *w = s->ops.world;
+
+	if (w->refuse)
+		return -w->refuse;
+	*out = &w->listeners[w->nlisteners++];
+	(*out)->ref = l->ref;
+	return 0;
+}
+void tcp_unlisten(struct stack *s, struct listener *l) { (void)s; l->unlistened++; }
+void tcp_relisten(struct stack *s, struct listener *l, uint32_t backlog) { (void)s; l->backlog = backlog; }
+void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
+{
+	(void)s;
+	t->kicks++;
+	t->last = *u;
+	t->b.tx_tail = u->tx_tail;
+	t->b.rx_tail = u->rx_tail;
+}
+void tcp_close(struct stack *s, struct tcb *t) { t->closed++; sock_detach(s, &t->ref); }
+void tcp_abort(struct stack *s, struct tcb *t, int err)
+{
+	t->aborted = err;
+	sock_status(s, &t->ref, NEAT_SLOT_HUP | NEAT_SLOT_RX_EOF, 0, (uint32_t)err);
+	sock_detach(s, &t->ref);
+}
+struct tcp_bounds tcp_bounds(const struct tcb *t) { return t->b; }
+struct sockref *tcp_ref(struct tcb *t) { return &t->ref; }
+struct sockref *tcp_listener_ref(struct listener *l) { return &l->ref; }
+
+/* ---- what the tests drive ---- */
+struct world *world_new(void);
+struct world *world_reborn(struct world *old);
+void world_free(struct world *w);
+int listen_on(struct world *w, uint32_t *slot, uint32_t *gen);
+int arrive(struct world *w, uint32_t listener);
+void command_push(struct world *w, int channel, uint32_t op, uint32_t gen, uint32_t slot);
+unsigned run(struct world *w);
+uint64_t status(struct world *w, uint32_t slot);
+uint32_t events(struct world *w, int channel, uint64_t *out, uint32_t max);
+void subscribe(struct world *w, uint32_t slot, uint64_t mask);
+void clear_pending(struct world *w, uint32_t slot, uint64_t mask);
+void words(struct world *w, uint32_t slot, uint64_t tx_tail, uint64_t rx_tail);
+void bounds(struct world *w, uint32_t tcb, uint64_t tx_una, uint64_t tx_tail, uint64_t rx_head, uint64_t rx_tail);
+void notify(struct world *w, uint32_t tcb);
+uint32_t accept_one(struct world *w, uint32_t listener, uint32_t sock);
+int tcb_kicks(struct world *w, uint32_t tcb);
+int tcb_aborted(struct world *w, uint32_t tcb);
+int tcb_closed(struct world *w, uint32_t tcb);
+uint32_t tcb_slot(struct world *w, uint32_t tcb);
+uint32_t live(struct world *w);
+void refuse(struct world *w, int err);
+void sleep_channel(struct world *w, int channel, uint32_t cpu);
+uint32_t wakes(struct world *w);
+void app_gone(struct world *w);
+void api_start_world(struct world *w);
+
+static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channel *c[2],
+				uint32_t epoch)
+{
+	struct world *w = zeroed(sizeof(*w));
+
+	w->stack.ops.world = w;
+	w->stack.api = &w->api;
+	w->stack.cfg.epoch = epoch;
+	w->api = (struct api){ .stack = &w->stack, .ops = { wake, w }, .batch = 64 };
+	w->app = (struct app){ .app_id = 7, .mem = { .pub = pub, .app = app } };
+	w->app.slots = zeroed(sizeof(struct slot_user) * NEAT_SLOTS);
+	w->app.free = zeroed(sizeof(uint32_t) * NEAT_SLOT_APP_FIRST);
+	if (api_app_add(&w->api, &w->app))
+		return NULL;
+	for (uint32_t i = 0; i < 2; i++) {
+		w->channels[i] = (struct channel){ .mem = c[i], .app = &w->app, .number = i, .eventfd = -1 };
+		if (api_channel_add(&w->api, &w->channels[i]))
+			return NULL;
+	}
+	return w;
+}
+
+struct world *world_new(void)
+{
+	struct neat_channel *c[2] = { zeroed(sizeof(struct neat_channel)), zeroed(sizeof(struct neat_channel)) };
+
+	return world_make(zeroed(sizeof(struct neat_seg_pub)), zeroed(NEAT_SEG_APP_SIZE), c, 1);
+}
+
+/* A successor over the same shared memory: the predecessor's private state is gone. */
+struct world *world_reborn(struct world *old)
+{
+	struct neat_channel *c[2] = { old->channels[0].mem, old->channels[1].mem };
+
+	return world_make(old->app.mem.pub, old->app.mem.app, c, old->stack.cfg.epoch + 1);
+}
+
+void world_free(struct world *w)
+{
+	munmap(w->app.mem.pub, sizeof(struct neat_seg_pub));
+	munmap(w->app.mem.app, NEAT_SEG_APP_SIZE);
+}
+
+int listen_on(struct world *w, uint32_t *slot, uint32_t *gen)
+{
+	struct neat_msg_r_listen m = { .app_id = 7, .port = 80, .backlog = 16, .slot = *slot };
+	int err = api_listen(&w->api, &w->app, &m);
+
+	*slot = m.slot;
+	*gen = m.gen;
+	return err;
+}
+
+/* A handshake completes behind the n-th listener; returns the tcb index or -errno. */
+int arrive(struct world *w, uint32_t listener)
+{
+	struct flow_key k = { .laddr = 1, .raddr = 2, .lport = 80, .rport = (uint16_t)(5000 + w->ntcbs) };
+	struct tcb *t = &w->tcbs[w->ntcbs];
+	int err = sock_accept(&w->stack, &w->listeners[listener], &k, t, &t->ref);
+
+	return err ? err : (int)w->ntcbs++;
+}
+
+void command_push(struct world *w, int channel, uint32_t op, uint32_t gen, uint32_t slot)
+{
+	struct neat_channel *m = w->channels[channel].mem;
+
+	neat_ring_push(m->cmd, NEAT_CMD_ENTRIES, &m->cmd_tail, &m->cmd_head, neat_entry(op, 0, gen, slot));
+}
+
+unsigned run(struct world *w)
+{
+	unsigned n = api_commands(&w->api);
+
+	api_flush(&w->api);
+	return n;
+}
+
+uint64_t status(struct world *w, uint32_t slot) { return a64_relaxed(&w->app.mem.pub->slots[slot].status); }
+
+uint32_t events(struct world *w, int channel, uint64_t *out, uint32_t max)
+{
+	struct neat_channel *m = w->channels[channel].mem;
+	uint64_t head = a64_relaxed(&m->ev_head);
+	uint32_t n = neat_ring_ready(NEAT_EV_ENTRIES, &m->ev_tail, head);
+
+	for (uint32_t i = 0; i < n && i < max; i++)
+		out[i] = a64_relaxed(&m->ev[(head + i) & (NEAT_EV_ENTRIES - 1)]);
+	a64_release(&m->ev_head, head + n);
+	return n;
+}
+
+void subscribe(struct world *w, uint32_t slot, uint64_t mask) { a64_or(&w->app.mem.app->slots[slot].sub, mask); }
+void clear_pending(struct world *w, uint32_t slot, uint64_t mask)
+{
+	a64_and(&w->app.mem.app->slots[slot].ev_pend, ~mask);
+}
+void words(struct world *w, uint32_t slot, uint64_t tx_tail, uint64_t rx_tail)
+{
+	a64_store(&w->app.mem.app->slots[slot].tx_tail, tx_tail);
+	a64_store(&w->app.mem.app->slots[slot].rx_tail, rx_tail);
+}
+void bounds(struct world *w, uint32_t tcb, uint64_t tx_una, uint64_t tx_tail, uint64_t rx_head, uint64_t rx_tail)
+{
+	w->tcbs[tcb].b = (struct tcp_bounds){ tx_una, tx_tail, rx_head, rx_tail };
+}
+void notify(struct world *w, uint32_t tcb) { sock_notify(&w->stack, &w->tcbs[tcb].ref, SOCK_READABLE); }
+
+/* accept(): one CAS on the head, as the library does. 0 = nothing there. */
+uint32_t accept_one(struct world *w, uint32_t listener, uint32_t sock)
+{
+	struct neat_slot_pub *pub = &w->app.mem.pub->slots[listener];
+	struct neat_slot_app *app = &w->app.mem.app->slots[listener];
+	uint64_t head = a64_relaxed(&app->accept_head), tail = a64_acquire(&pub->accept_tail), e;
+
+	if (head == tail)
+		return 0;
+	e = a64_relaxed(&w->app.mem.pub->accept[pub->accept_ring].entry[head & (NEAT_ACCEPT_ENTRIES - 1)]);
+	if (!a64_cas(&app->accept_head, head, head + 1))
+		return 0;
+	a32_store(&w->app.mem.app->slots[(uint32_t)e].accepted, sock);
+	return (uint32_t)e;
+}
+
+int tcb_kicks(struct world *w, uint32_t tcb) { return w->tcbs[tcb].kicks; }
+int tcb_aborted(struct world *w, uint32_t tcb) { return w->tcbs[tcb].aborted; }
+int tcb_closed(struct world *w, uint32_t tcb) { return w->tcbs[tcb].closed; }
+uint32_t tcb_slot(struct world *w, uint32_t tcb) { return w->tcbs[tcb].ref.slot; }
+uint32_t live(struct world *w) { return w->app.live; }
+void refuse(struct world *w, int err) { w->refuse = err; }
+void sleep_channel(struct world *w, int channel, uint32_t cpu)
+{
+	a32_store(&w->channels[channel].mem->cpu, cpu);
+	a32_store(&w->channels[channel].mem->asleep, NEAT_ASLEEP_FUTEX);
+}
+uint32_t wakes(struct world *w) { return w->wakes; }
+void app_gone(struct world *w) { api_app_gone(&w->api, &w->app); }
+void api_start_world(struct world *w) { api_start(&w->api); }

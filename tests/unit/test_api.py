@@ -1,0 +1,275 @@
+"""Slots, commands and events of a replica (replicas/stack/api*.c) over a recording TCP."""
+
+from __future__ import annotations
+
+import errno
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cffi
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KICK, CONNECT, CLOSE, ABORT = 1, 2, 3, 4
+CLAIMED = 32768
+LISTENING, CONNECTING, CONNECTED, RX_EOF, TX_SHUT, ERROR, HUP, DEAD = 2, 4, 8, 16, 32, 64, 128, 256
+
+ffi = cffi.FFI()
+
+
+def prototypes() -> str:
+    source = (ROOT / "tests/unit/api_lib.c").read_text()
+    block = source.split("what the tests drive ---- */")[1].split("static struct world")[0]
+    return "struct world;\n" + "\n".join(re.findall(r"^[a-z].*?;$", block, re.M | re.S))
+
+
+ffi.cdef(prototypes())
+
+
+@pytest.fixture(scope="module")
+def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("api") / "api_lib.so"
+    stack = ROOT / "replicas/stack"
+    sources = [ROOT / "tests/unit/api_lib.c", stack / "api.c", stack / "api_cmd.c"]
+    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}", "-I/tmp/stub"]
+    subprocess.run(["gcc", *flags, *includes, *map(str, sources), "-o", str(out)], check=True)
+    return ffi.dlopen(str(out))
+
+
+class Replica:
+    def __init__(self, lib: Any, world: Any) -> None:
+        self.lib, self.world = lib, world
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.lib, name)
+        return lambda *args: function(self.world, *args)
+
+    def flags(self, slot: int) -> int:
+        return int(self.lib.status(self.world, slot)) & 0xFFFFFFFF
+
+    def error(self, slot: int) -> int:
+        return int(self.lib.status(self.world, slot)) >> 32 & 0xFFFF
+
+    def gen(self, slot: int) -> int:
+        return int(self.lib.status(self.world, slot)) >> 48
+
+    def listen(self, slot: int = 0) -> int:
+        where, gen = ffi.new("uint32_t *", slot), ffi.new("uint32_t *")
+        assert self.lib.listen_on(self.world, where, gen) == 0
+        return int(where[0])
+
+    def drained(self, channel: int) -> list[int]:
+        out = ffi.new("uint64_t[256]")
+        n = self.lib.events(self.world, channel, out, 256)
+        return [out[i] & 0xFFFFFFFF for i in range(n)]
+
+    def command(self, op: int, slot: int, gen: int | None = None, channel: int = 0) -> None:
+        self.command_push(channel, op, self.gen(slot) if gen is None else gen, slot)
+        self.run()
+
+    def reborn(self) -> Replica:
+        return Replica(self.lib, self.lib.world_reborn(self.world))
+
+
+@pytest.fixture
+def replica(lib: Any) -> Iterator[Replica]:
+    world = lib.world_new()
+    assert world != ffi.NULL
+    yield Replica(lib, world)
+    lib.world_free(world)
+
+
+def test_listen_publishes_a_slot_and_accept_takes_connections_in_order(replica: Replica) -> None:
+    listener = replica.listen()
+    assert replica.flags(listener) == LISTENING
+    first, second = (replica.tcb_slot(replica.arrive(0)) for _ in range(2))
+    assert replica.flags(first) == CONNECTED
+    assert [replica.accept_one(listener, 1), replica.accept_one(listener, 2)] == [first, second]
+    assert replica.accept_one(listener, 3) == 0
+
+
+def test_accept_queue_is_bounded(replica: Replica) -> None:
+    """The TCP keeps the handshake half-open when the queue cannot take it."""
+    replica.listen()
+    replica.app_gone()
+    assert replica.arrive(0) == -errno.ENOBUFS
+
+
+def test_event_is_posted_once_until_the_library_clears_its_bit(replica: Replica) -> None:
+    replica.listen()
+    tcb = replica.arrive(0)
+    slot = replica.tcb_slot(tcb)
+    replica.notify(tcb)
+    assert replica.drained(0) == []
+    replica.subscribe(slot, 1)
+    replica.notify(tcb)
+    replica.notify(tcb)
+    assert replica.drained(0) == [slot]
+    replica.notify(tcb)
+    assert replica.drained(0) == []
+    replica.clear_pending(slot, 1)
+    replica.notify(tcb)
+    assert replica.drained(0) == [slot]
+
+
+def test_every_subscribed_channel_hears_and_only_those(replica: Replica) -> None:
+    listener = replica.listen()
+    replica.subscribe(listener, 3)
+    slot = replica.tcb_slot(replica.arrive(0))
+    assert replica.drained(0) == [listener]
+    assert replica.drained(1) == [listener]
+    replica.subscribe(slot, 2)
+    replica.notify(0)
+    assert replica.drained(0) == []
+    assert replica.drained(1) == [slot]
+
+
+@pytest.mark.parametrize("cpu", [0, 1], ids=["own core: at the end of the batch", "other core: at once"])
+def test_a_sleeper_is_woken_exactly_once(replica: Replica, cpu: int) -> None:
+    replica.run()
+    listener = replica.listen()
+    replica.subscribe(listener, 1)
+    replica.sleep_channel(0, cpu)
+    before = replica.wakes()
+    replica.arrive(0)
+    assert replica.wakes() - before == cpu
+    replica.run()
+    assert replica.wakes() - before == 1
+    replica.arrive(0)
+    replica.run()
+    assert replica.wakes() - before == 1
+
+
+def test_connect_command_makes_a_connection_and_refusal_is_an_error(replica: Replica) -> None:
+    replica.command(CONNECT, CLAIMED, gen=5)
+    assert (replica.flags(CLAIMED), replica.gen(CLAIMED)) == (CONNECTING, 5)
+    replica.refuse(errno.EADDRINUSE)
+    replica.command(CONNECT, CLAIMED + 1, gen=1)
+    assert replica.flags(CLAIMED + 1) & (ERROR | HUP | DEAD) == ERROR | HUP | DEAD
+    assert replica.error(CLAIMED + 1) == errno.EADDRINUSE
+    replica.command(CLOSE, CLAIMED + 1)
+    assert replica.flags(CLAIMED + 1) == 0
+
+
+def test_connect_in_the_replicas_half_or_a_taken_slot_is_ignored(replica: Replica) -> None:
+    replica.command(CONNECT, 5, gen=0)
+    assert replica.flags(5) == 0
+    replica.command(CONNECT, CLAIMED, gen=5)
+    replica.command(CONNECT, CLAIMED, gen=6)
+    assert replica.gen(CLAIMED) == 5
+
+
+@pytest.mark.parametrize(
+    ("tx_tail", "rx_tail", "legal"),
+    [
+        pytest.param(100, 50, True, id="forward and in range"),
+        pytest.param(10, 0, True, id="unchanged"),
+        pytest.param(10 + (1 << 20), 0, False, id="more than the ring holds unacknowledged"),
+        pytest.param(9, 0, False, id="tx_tail moves back"),
+        pytest.param(10, 51, False, id="consumes what was never received"),
+        pytest.param(2**64 - 1, 0, False, id="tx_tail wraps"),
+        pytest.param(10, 2**64 - 1, False, id="rx_tail wraps"),
+    ],
+)
+def test_words_out_of_range_reset_that_connection_only(
+    replica: Replica, tx_tail: int, rx_tail: int, legal: bool
+) -> None:
+    replica.listen()
+    victim, other = replica.arrive(0), replica.arrive(0)
+    slot = replica.tcb_slot(victim)
+    replica.bounds(victim, 5, 10, 50, 0)
+    replica.words(slot, tx_tail, rx_tail)
+    replica.command(KICK, slot)
+    assert replica.tcb_kicks(victim) == int(legal)
+    assert replica.tcb_aborted(victim) == (0 if legal else errno.ECONNRESET)
+    assert replica.flags(replica.tcb_slot(other)) == CONNECTED
+
+
+def test_garbage_commands_do_nothing(replica: Replica) -> None:
+    listener = replica.listen()
+    tcb = replica.arrive(0)
+    slot = replica.tcb_slot(tcb)
+    for op in (0, KICK, CLOSE, ABORT, 200):
+        replica.command(op, 0, gen=0)
+        replica.command(op, 2**32 - 1, gen=0)
+        replica.command(op, slot, gen=replica.gen(slot) + 1)
+        replica.command(op, 60000, gen=0)
+    assert replica.flags(slot) == CONNECTED
+    assert replica.flags(listener) == LISTENING
+    assert replica.tcb_kicks(tcb) == 0
+
+
+def test_close_hands_over_what_was_written_and_frees_the_slot(replica: Replica) -> None:
+    replica.listen()
+    tcb = replica.arrive(0)
+    slot = replica.tcb_slot(tcb)
+    replica.bounds(tcb, 0, 0, 0, 0)
+    replica.words(slot, 64, 0)
+    gen = replica.gen(slot)
+    replica.command(CLOSE, slot)
+    assert (replica.tcb_kicks(tcb), replica.tcb_closed(tcb)) == (1, 1)
+    assert (replica.flags(slot), replica.gen(slot)) == (0, gen + 1)
+    replica.command(CLOSE, slot, gen=gen)
+    assert replica.tcb_closed(tcb) == 1
+
+
+def test_released_slots_are_reused_last_in_first_out(replica: Replica) -> None:
+    """Their pages are warm (research/backends.md 6)."""
+    replica.listen()
+    slots = [replica.tcb_slot(replica.arrive(0)) for _ in range(3)]
+    for slot in slots:
+        replica.command(CLOSE, slot)
+    assert replica.tcb_slot(replica.arrive(0)) == slots[-1]
+
+
+def test_closing_a_listener_resets_what_nobody_accepted(replica: Replica) -> None:
+    listener = replica.listen()
+    taken, waiting = replica.arrive(0), replica.arrive(0)
+    waiting_slot = replica.tcb_slot(waiting)
+    replica.accept_one(listener, 9)
+    replica.command(CLOSE, listener)
+    assert replica.tcb_aborted(waiting) == errno.ECONNRESET
+    assert replica.tcb_aborted(taken) == 0
+    assert replica.flags(listener) == 0
+    assert replica.flags(waiting_slot) == 0
+    assert replica.live() == 1
+
+
+def test_successor_resets_connections_and_reinstalls_the_listener(replica: Replica) -> None:
+    """Stateless recovery, paper 6.3.6."""
+    listener = replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    replica.command(CONNECT, CLAIMED + 7, gen=3)
+    replica.subscribe(slot, 1)
+    next_life = replica.reborn()
+    for dead in (slot, CLAIMED + 7):
+        assert next_life.flags(dead) & (ERROR | HUP | DEAD) == ERROR | HUP | DEAD
+        assert next_life.error(dead) == errno.ECONNRESET
+        assert not next_life.flags(dead) & CONNECTING
+    assert next_life.listen(listener) == listener
+    assert next_life.flags(listener) == LISTENING
+    fresh = next_life.tcb_slot(next_life.arrive(0))
+    assert fresh not in (slot, listener)
+    next_life.command(CLOSE, slot)
+    assert next_life.flags(slot) == 0
+    next_life.command(CLOSE, CLAIMED + 7)
+    assert next_life.live() == 2
+
+
+def test_listener_whose_application_closed_it_during_the_outage_is_freed(replica: Replica) -> None:
+    listener = replica.listen()
+    next_life = replica.reborn()
+    next_life.lib.api_start_world(next_life.world)
+    assert next_life.flags(listener) == 0
+
+
+def test_application_gone_closes_everything(replica: Replica) -> None:
+    replica.listen()
+    tcbs = [replica.arrive(0) for _ in range(3)]
+    replica.app_gone()
+    assert replica.live() == 0
+    assert all(replica.tcb_aborted(t) or replica.tcb_closed(t) for t in tcbs)
