@@ -118,9 +118,9 @@ struct tcp_time_wait {
 
 /*
  * Interval sets of a connection with holes: what arrived out of order, what the peer holds (SACK).
- * Hints (3.3): a successor keeps those that are in bounds and do not overlap; one word each.
+ * Hints (3.3): a successor keeps those that are in bounds and do not overlap.
  */
-enum { TCP_RANGES = 62 };
+enum { TCP_RANGES = 61 };
 struct tcp_ranges {
 	uint32_t n;
 	uint32_t pad;

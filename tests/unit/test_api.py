@@ -35,7 +35,7 @@ def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     stack = ROOT / "replicas/stack"
     sources = [ROOT / "tests/unit/api_lib.c", stack / "api.c", stack / "api_cmd.c"]
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}", "-I/tmp/stub"]
+    includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}"]
     subprocess.run(["gcc", *flags, *includes, *map(str, sources), "-o", str(out)], check=True)
     return ffi.dlopen(str(out))
 

@@ -1,0 +1,226 @@
+/*
+ * flow.c - which control block a 4-tuple belongs to, which listener a SYN finds, which local port
+ * a connect() gets.
+ *
+ * Not responsible for: states, TIME_WAIT policy (tcp). Read RFC 6056 and contract L7 first. All
+ * tables are class D.
+ */
+#include "flow.h"
+#include "hash.h"
+#include "rss.h"
+#include "stack.h"
+#include <errno.h>
+
+enum {
+	LISTEN_BUCKETS = 1024,
+	LISTEN_NODES = 4096,
+	PORT_FIRST = 32768,	/* ip(7) ip_local_port_range */
+	PORT_LAST = 60999,
+};
+
+/* A free entry has no value. Removal shifts its run back, so there are no tombstones. */
+struct flow_entry {
+	uint64_t addrs;		/* laddr << 32 | raddr */
+	uint64_t ports;		/* lport << 16 | rport */
+	void *value;
+	uint64_t pad;
+};
+
+struct listen_node {
+	struct listener *l;
+	uint32_t addr;
+	uint16_t port;
+	uint16_t pad;
+	uint32_t next;		/* index + 1 */
+};
+
+struct flow {
+	uint64_t k0, k1;
+	uint32_t mask, used;
+	uint32_t free_node;	/* index + 1 */
+	uint32_t pad;
+	uint32_t bucket[LISTEN_BUCKETS];	/* index + 1; by port */
+	struct listen_node node[LISTEN_NODES];
+	struct rss_table rss;
+	struct flow_entry entry[];
+};
+
+/* Room for connections, half-open ones and TIME_WAIT at half load. */
+static uint32_t flow_capacity(const struct stack_config *cfg)
+{
+	uint32_t want = 2 * (cfg->connections_max * 2 + cfg->syn_backlog), n = 1024;
+
+	while (n < want)
+		n *= 2;
+	return n;
+}
+
+size_t flow_memory(const struct stack_config *cfg)
+{
+	return sizeof(struct flow) + sizeof(struct flow_entry) * flow_capacity(cfg);
+}
+
+void flow_init(struct stack *s, void *memory)
+{
+	struct flow *f = memory;
+	uint8_t k[16];
+
+	s->flow = f;
+	f->mask = flow_capacity(&s->cfg) - 1;
+	/* Derived, so that neither ISNs nor ports tell anything about table positions. */
+	for (unsigned i = 0; i < 2; i++) {
+		uint64_t h = siphash24(s->cfg.secret + 16, i ? "flow1" : "flow0", 5);
+
+		memcpy(k + 8 * i, &h, 8);
+	}
+	memcpy(&f->k0, k, 8);
+	memcpy(&f->k1, k + 8, 8);
+	for (uint32_t i = 0; i < LISTEN_NODES; i++)
+		f->node[i].next = i + 2 <= LISTEN_NODES ? i + 2 : 0;
+	f->free_node = 1;
+	rss_table_init(&f->rss, s->cfg.rss_key);
+}
+
+static inline uint64_t key_addrs(const struct flow_key *k) { return (uint64_t)k->laddr << 32 | k->raddr; }
+static inline uint64_t key_ports(const struct flow_key *k) { return (uint64_t)k->lport << 16 | k->rport; }
+
+static inline uint32_t home(const struct flow *f, uint64_t addrs, uint64_t ports)
+{
+	return (uint32_t)hash_tuple(f->k0, f->k1, addrs, ports) & f->mask;
+}
+
+uint32_t flow_hash(const struct stack *s, const struct flow_key *k)
+{
+	return (uint32_t)(hash_tuple(s->flow->k0, s->flow->k1, key_addrs(k), key_ports(k)) >> 32);
+}
+
+void *flow_find(const struct stack *s, const struct flow_key *k)
+{
+	const struct flow *f = s->flow;
+	uint64_t addrs = key_addrs(k), ports = key_ports(k);
+
+	for (uint32_t i = home(f, addrs, ports); f->entry[i].value; i = (i + 1) & f->mask)
+		if (f->entry[i].addrs == addrs && f->entry[i].ports == ports)
+			return f->entry[i].value;
+	return NULL;
+}
+
+int flow_insert(struct stack *s, const struct flow_key *k, void *value)
+{
+	struct flow *f = s->flow;
+	uint64_t addrs = key_addrs(k), ports = key_ports(k);
+	uint32_t i = home(f, addrs, ports);
+
+	if (f->used > f->mask - f->mask / 4)
+		return -ENOMEM;
+	for (; f->entry[i].value; i = (i + 1) & f->mask)
+		if (f->entry[i].addrs == addrs && f->entry[i].ports == ports)
+			return -EADDRINUSE;
+	f->entry[i] = (struct flow_entry){ .addrs = addrs, .ports = ports, .value = value };
+	f->used++;
+	return 0;
+}
+
+void flow_remove(struct stack *s, const struct flow_key *k)
+{
+	struct flow *f = s->flow;
+	uint64_t addrs = key_addrs(k), ports = key_ports(k);
+	uint32_t hole = home(f, addrs, ports), i;
+
+	while (f->entry[hole].value && (f->entry[hole].addrs != addrs || f->entry[hole].ports != ports))
+		hole = (hole + 1) & f->mask;
+	if (!f->entry[hole].value)
+		return;
+	/* Whoever probed past the hole moves into it (Knuth 6.4, algorithm R). */
+	for (i = (hole + 1) & f->mask; f->entry[i].value; i = (i + 1) & f->mask) {
+		uint32_t h = home(f, f->entry[i].addrs, f->entry[i].ports);
+
+		if (((i - h) & f->mask) >= ((i - hole) & f->mask)) {
+			f->entry[hole] = f->entry[i];
+			hole = i;
+		}
+	}
+	f->entry[hole].value = NULL;
+	f->used--;
+}
+
+/* ---- listeners ---- */
+
+static uint32_t listen_bucket(uint16_t port) { return (port * 2654435761u) >> 22; }
+
+/* Listeners on exactly `addr`; a group of several (SO_REUSEPORT) is picked by hash. */
+static struct listener *listen_pick(const struct flow *f, uint32_t addr, uint16_t port, uint32_t hash)
+{
+	struct listener *found[64];
+	uint32_t n = 0;
+
+	for (uint32_t i = f->bucket[listen_bucket(port)]; i && n < 64; i = f->node[i - 1].next)
+		if (f->node[i - 1].port == port && f->node[i - 1].addr == addr)
+			found[n++] = f->node[i - 1].l;
+	return n ? found[(uint32_t)((uint64_t)hash * n >> 32)] : NULL;
+}
+
+struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash)
+{
+	struct listener *l = listen_pick(s->flow, addr, port, hash);
+
+	return l ? l : listen_pick(s->flow, 0, port, hash);
+}
+
+int flow_listen(struct stack *s, uint32_t addr, uint16_t port, struct listener *l)
+{
+	struct flow *f = s->flow;
+	uint32_t i = f->free_node, b = listen_bucket(port);
+
+	if (!i)
+		return -ENOMEM;
+	f->free_node = f->node[i - 1].next;
+	f->node[i - 1] = (struct listen_node){ .l = l, .addr = addr, .port = port, .next = f->bucket[b] };
+	f->bucket[b] = i;
+	return 0;
+}
+
+void flow_unlisten(struct stack *s, uint32_t addr, uint16_t port, struct listener *l)
+{
+	struct flow *f = s->flow;
+
+	for (uint32_t *at = &f->bucket[listen_bucket(port)]; *at; at = &f->node[*at - 1].next) {
+		struct listen_node *n = &f->node[*at - 1];
+		uint32_t i = *at;
+
+		if (n->l != l || n->addr != addr || n->port != port)
+			continue;
+		*at = n->next;
+		n->next = f->free_node;
+		f->free_node = i;
+		return;
+	}
+}
+
+/* ---- ports ---- */
+
+/* Frames of this flow come in on the queue of this replica (contract L7). */
+static bool steers_here(const struct stack *s, const struct flow_key *k)
+{
+	uint32_t h;
+
+	if (ip_is_local(s, k->raddr))
+		return true;
+	h = rss_hash(&s->flow->rss, k->raddr, k->laddr, k->rport, k->lport);
+	return s->cfg.reta[h & (RSS_RETA - 1)] == s->cfg.index;
+}
+
+/* RFC 6056 3.3.1: random start, then upwards. */
+uint16_t flow_choose_port(struct stack *s, uint32_t laddr, uint32_t raddr, uint16_t rport)
+{
+	const uint32_t range = PORT_LAST - PORT_FIRST + 1;
+	struct flow_key k = { .laddr = laddr, .raddr = raddr, .rport = rport };
+	uint32_t start = (uint32_t)(s->ops.random(s->ops.world) % range);
+
+	for (uint32_t i = 0; i < range; i++) {
+		k.lport = (uint16_t)(PORT_FIRST + (start + i) % range);
+		if (steers_here(s, &k) && !flow_find(s, &k) && !flow_listener(s, laddr, k.lport, 0))
+			return k.lport;
+	}
+	return 0;
+}

@@ -1,0 +1,206 @@
+/*
+ * link.c - Ethernet and ARP (RFC 826, RFC 5227, RFC 1122 2.3.2): demultiplexing, this replica's own
+ * neighbour table, and the one packet that waits for each unresolved neighbour.
+ */
+#include "link.h"
+#include "hash.h"
+
+enum {
+	NEIGHBOURS = 256,		/* power of two */
+	NEIGHBOUR_PROBES = 8,
+	NEIGHBOUR_LIFE_US = 60000000,
+	NEIGHBOUR_RETRY_US = 1000000,	/* RFC 1122 2.3.2.1: one request a second for each destination */
+	NEIGHBOUR_QUEUE = 2048,
+};
+
+/*
+ *  FREE        -
+ *  INCOMPLETE  a request is out; the last packet waits in `queued` (RFC 1122 2.3.2.2)
+ *  REACHABLE   mac is valid until expires_us, then a request goes out again
+ */
+enum neighbour_state { NEIGHBOUR_FREE = 0, NEIGHBOUR_INCOMPLETE, NEIGHBOUR_REACHABLE };
+
+struct neighbour {
+	uint32_t addr;
+	uint8_t state;		/* enum neighbour_state */
+	uint8_t mac[6];
+	uint8_t pad;
+	uint64_t expires_us, asked_us;
+	uint32_t queued_len;
+	uint16_t queued_flags, queued_gso, queued_l4;
+	uint8_t queued[NEIGHBOUR_QUEUE];
+};
+
+struct neigh { struct neighbour table[NEIGHBOURS]; };
+
+size_t link_memory(void) { return sizeof(struct neigh); }
+void link_init(struct stack *s, void *memory) { s->neigh = memory; }
+
+/* A few places for each address; a full set gives up its oldest entry: the table is bounded. */
+static struct neighbour *neighbour_get(struct stack *s, uint32_t addr, bool make)
+{
+	uint64_t key;
+	struct neighbour *oldest = NULL;
+	uint32_t at;
+
+	memcpy(&key, s->cfg.secret, 8);
+	at = (uint32_t)hash_mum(key ^ addr, 0x9e3779b97f4a7c15ull);
+	for (uint32_t i = 0; i < NEIGHBOUR_PROBES; i++) {
+		struct neighbour *n = &s->neigh->table[(at + i) & (NEIGHBOURS - 1)];
+
+		if (n->state != NEIGHBOUR_FREE && n->addr == addr)
+			return n;
+		if (n->state == NEIGHBOUR_FREE) {
+			if (!oldest || oldest->state != NEIGHBOUR_FREE)
+				oldest = n;
+		} else if (!oldest || (oldest->state != NEIGHBOUR_FREE && n->expires_us < oldest->expires_us)) {
+			oldest = n;
+		}
+	}
+	if (!make || !oldest)
+		return NULL;
+	oldest->addr = addr;
+	oldest->state = NEIGHBOUR_INCOMPLETE;
+	oldest->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
+	oldest->asked_us = 0;
+	oldest->queued_len = 0;
+	return oldest;
+}
+
+static bool frame_out(struct stack *s, struct pkt *p, const uint8_t dst[6], uint16_t type)
+{
+	struct wire_eth *e = pkt_push(p, sizeof(*e));
+
+	if (!e)
+		return true;
+	memcpy(e->dst, dst, 6);
+	memcpy(e->src, s->cfg.mac, 6);
+	e->type = be16_put(type);
+	p->l4_offset = (uint16_t)(sizeof(*e) + sizeof(struct wire_ip));
+	return s->ops.tx(s->ops.world, p);
+}
+
+static void arp_send(struct stack *s, uint16_t op, const uint8_t to[6], uint32_t tpa)
+{
+	uint8_t buf[PKT_HEADROOM + sizeof(struct wire_arp)];
+	struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = sizeof(struct wire_arp) };
+	struct wire_arp *a = (struct wire_arp *)p.data;
+	static const uint8_t broadcast[6] = { 255, 255, 255, 255, 255, 255 };
+
+	*a = (struct wire_arp){
+		.htype = be16_put(ARP_HTYPE_ETHERNET),
+		.ptype = be16_put(ETHERTYPE_IPV4),
+		.hlen = 6,
+		.plen = 4,
+		.op = be16_put(op),
+		.spa = be32_put(s->cfg.addr),
+		.tpa = be32_put(tpa),
+	};
+	memcpy(a->sha, s->cfg.mac, 6);
+	if (op == ARP_REPLY)
+		memcpy(a->tha, to, 6);
+	/* A lost request is asked again by the next packet, a lost reply by the peer. */
+	if (!frame_out(s, &p, op == ARP_REPLY ? to : broadcast, ETHERTYPE_ARP))
+		stack_drop(s, DROP_QUEUE_FULL);
+}
+
+static void queue_packet(struct stack *s, struct neighbour *n, const struct pkt *p)
+{
+	uint32_t at = p->len;
+
+	if (pkt_total(p) > NEIGHBOUR_QUEUE) {
+		stack_drop(s, DROP_NO_NEIGHBOUR);
+		return;
+	}
+	memcpy(n->queued, p->data, p->len);
+	for (int i = 0; i < 2 && p->frag_len; at += p->frag[i].len, i++)
+		memcpy(n->queued + at, p->frag[i].p, p->frag[i].len);
+	n->queued_len = pkt_total(p);
+	n->queued_flags = p->flags;
+	n->queued_gso = p->gso_size;
+}
+
+static void learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
+{
+	uint8_t buf[PKT_HEADROOM + NEIGHBOUR_QUEUE];
+	struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = n->queued_len };
+
+	memcpy(n->mac, mac, 6);
+	n->state = NEIGHBOUR_REACHABLE;
+	n->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
+	if (!n->queued_len)
+		return;
+	memcpy(p.data, n->queued, n->queued_len);
+	p.flags = n->queued_flags;
+	p.gso_size = n->queued_gso;
+	n->queued_len = 0;
+	if (!frame_out(s, &p, n->mac, ETHERTYPE_IPV4))
+		stack_drop(s, DROP_QUEUE_FULL);
+}
+
+bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop)
+{
+	struct neighbour *n = neighbour_get(s, next_hop, true);
+
+	if (!n) {
+		stack_drop(s, DROP_NO_NEIGHBOUR);
+		return true;
+	}
+	if (n->state == NEIGHBOUR_REACHABLE && s->now_us < n->expires_us)
+		return frame_out(s, p, n->mac, ETHERTYPE_IPV4);
+	if (!n->asked_us || s->now_us - n->asked_us >= NEIGHBOUR_RETRY_US) {
+		n->asked_us = s->now_us;
+		arp_send(s, ARP_REQUEST, NULL, next_hop);
+	}
+	/* An entry past its life still works while the question is out. */
+	if (n->state == NEIGHBOUR_REACHABLE)
+		return frame_out(s, p, n->mac, ETHERTYPE_IPV4);
+	queue_packet(s, n, p);
+	return true;
+}
+
+static void arp_input(struct stack *s, struct pkt *p)
+{
+	const struct wire_arp *a = pkt_get(p, 0, sizeof(*a));
+	struct neighbour *n;
+	uint32_t spa, tpa;
+
+	if (!a || be16_get(a->htype) != ARP_HTYPE_ETHERNET || be16_get(a->ptype) != ETHERTYPE_IPV4 ||
+	    a->hlen != 6 || a->plen != 4 || a->sha[0] & 1) {
+		stack_drop(s, DROP_ARP);
+		return;
+	}
+	spa = be32_get(a->spa);
+	tpa = be32_get(a->tpa);
+	if (!s->cfg.addr || spa == s->cfg.addr)
+		return;		/* our own request, or a conflict nobody here can settle (RFC 5227 2.4) */
+	/* RFC 826: who asks us will be talked to; anybody else only updates what we already have, so
+	 * that unasked replies cannot fill the table. */
+	n = spa ? neighbour_get(s, spa, tpa == s->cfg.addr && be16_get(a->op) == ARP_REQUEST) : NULL;
+	if (n)
+		learn(s, n, a->sha);
+	if (be16_get(a->op) == ARP_REQUEST && tpa == s->cfg.addr)
+		arp_send(s, ARP_REPLY, a->sha, spa);
+}
+
+void link_input(struct stack *s, struct pkt *p)
+{
+	const struct wire_eth *e = pkt_get(p, 0, sizeof(*e));
+	uint16_t type;
+
+	if (!e || !pkt_pull(p, sizeof(*e))) {
+		stack_drop(s, DROP_SHORT);
+		return;
+	}
+	if (!(e->dst[0] & 1) && memcmp(e->dst, s->cfg.mac, 6) != 0) {
+		stack_drop(s, DROP_NOT_OURS);
+		return;
+	}
+	type = be16_get(e->type);
+	if (type == ETHERTYPE_IPV4)
+		ip_input(s, p);
+	else if (type == ETHERTYPE_ARP)
+		arp_input(s, p);
+	else
+		stack_drop(s, DROP_ETHERTYPE);
+}

@@ -1,0 +1,11 @@
+/* link.h - life of link.c's neighbour table; its use is in stack.h. */
+#ifndef NEAT_LINK_H
+#define NEAT_LINK_H
+
+#include "stack.h"
+#include "wire.h"
+
+size_t link_memory(void);
+void link_init(struct stack *s, void *memory);
+
+#endif

@@ -1,0 +1,54 @@
+/*
+ * stack.c - putting a stack together: who gets which memory, names of the drop counters.
+ */
+#include "stack.h"
+#include "flow.h"
+#include "ip.h"
+#include "link.h"
+#include "lo.h"
+#include "tcp.h"
+#include <errno.h>
+
+static size_t aligned(size_t n) { return (n + 63) & ~(size_t)63; }
+
+size_t stack_memory(const struct stack_config *cfg)
+{
+	return aligned(link_memory()) + aligned(lo_memory()) + aligned(ip_memory()) +
+	       aligned(flow_memory(cfg)) + aligned(tcp_memory(cfg));
+}
+
+size_t stack_arena(const struct stack_config *cfg) { return tcp_arena(cfg); }
+
+int stack_init(struct stack *s, const struct stack_config *cfg, const struct stack_ops *ops, void *memory,
+	       void *arena, bool fresh, uint64_t now_us)
+{
+	uint8_t *m = memory;
+	void *api = s->api;
+
+	*s = (struct stack){ .cfg = *cfg, .ops = *ops, .now_us = now_us, .api = api };
+	timer_wheel_init(&s->wheel, now_us);
+	link_init(s, m);
+	m += aligned(link_memory());
+	lo_init(s, m);
+	m += aligned(lo_memory());
+	ip_init(s, m);
+	m += aligned(ip_memory());
+	flow_init(s, m);
+	m += aligned(flow_memory(cfg));
+	return tcp_init(s, m, arena, fresh);
+}
+
+uint64_t stack_deadline(const struct stack *s) { return timer_next(&s->wheel); }
+
+void stack_timers(struct stack *s, unsigned budget) { timer_run(&s->wheel, s->now_us, budget, s); }
+
+const char *stack_drop_name(enum stack_drop d)
+{
+	static const char *const name[] = {
+#define X(n) #n,
+		STACK_DROPS(X)
+#undef X
+	};
+
+	return (unsigned)d < DROP_COUNT ? name[d] : "?";
+}

@@ -1,0 +1,128 @@
+"""A real neat-replica process, driven by a keeper and applications written in Python."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .mini import ABI, ROOT, App, Replica, wait_for
+
+LOCALHOST = 0x7F000001
+CONNECTED, RX_EOF, HUP, DEAD = 8, 16, 128, 256
+
+
+@pytest.fixture(scope="session")
+def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("replica") / "neat-replica"
+    sources = sorted((ROOT / "replicas/stack").glob("*.c"))
+    includes = [f"-I{ROOT}/replicas/abi", f"-I{ROOT}/replicas/stack"]
+    flags = ["-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
+    subprocess.run(["gcc", *flags, *includes, *map(str, sources), "-o", str(out)], check=True)
+    return out
+
+
+@pytest.fixture
+def replica(binary: Path) -> Iterator[Replica]:
+    replica = Replica(binary)
+    yield replica
+    replica.kill()
+
+
+def test_bytes_both_ways_then_eof_both_ways(replica: Replica) -> None:
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    replica.go()
+    client = app.connect(LOCALHOST, 8080)
+    server = app.accept(listener)
+    wait_for(lambda: client.flags & CONNECTED, "client connected")
+    request = os.urandom(5000)
+    client.write(request[:1024])
+    assert server.read(1024) == request[:1024]
+    server.write(b"pong")
+    assert client.read(4) == b"pong"
+    client.shutdown_write()
+    wait_for(lambda: server.flags & RX_EOF, "EOF at the server")
+    server.write(b"after")
+    assert client.read(5) == b"after"
+    server.close()
+    wait_for(lambda: client.flags & RX_EOF, "EOF at the client")
+    client.close()
+    wait_for(lambda: client.flags == 0 and server.flags == 0, "both slots free")
+
+
+def test_applications_reach_each_other(replica: Replica) -> None:
+    server_app, client_app = App(replica, 1), App(replica, 2)
+    listener = server_app.listen(8080)
+    replica.go()
+    client = client_app.connect(LOCALHOST, 8080)
+    server = server_app.accept(listener)
+    data = os.urandom(20000)
+    client.write(data[:1000])
+    assert server.read(1000) == data[:1000]
+    assert (server.pub.rport, server.pub.raddr) == (client.pub.lport, LOCALHOST)
+
+
+def test_connect_to_nobody_is_refused(replica: Replica) -> None:
+    app = App(replica, 1)
+    replica.go()
+    client = app.connect(LOCALHOST, 9)
+    wait_for(lambda: client.flags & HUP, "refusal")
+    assert client.errno == errno.ECONNREFUSED
+
+
+def test_killed_application_means_eof_or_reset_for_its_peers(replica: Replica) -> None:
+    server_app, client_app = App(replica, 1), App(replica, 2)
+    listener = server_app.listen(8080)
+    replica.go()
+    client = client_app.connect(LOCALHOST, 8080)
+    server = server_app.accept(listener)
+    wait_for(lambda: client.flags & CONNECTED, "connected")
+    client_app.gone()
+    wait_for(lambda: server.flags & RX_EOF, "EOF")
+    server.close()
+    answer = replica.receive("struct neat_msg_r_app", ABI.NEAT_MSG_R_APP_DONE)
+    assert answer.app_id == 2
+
+
+def test_killed_replica_comes_back_with_its_listeners(replica: Replica) -> None:
+    """Stateless recovery (paper 6.3.6): connections reset, the listener in its old slot."""
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    replica.go()
+    client = app.connect(LOCALHOST, 8080)
+    server = app.accept(listener)
+    wait_for(lambda: client.flags & CONNECTED, "connected")
+    replica.kill()
+    replica.start()
+    app.attach(replica)
+    assert app.listen(8080, listener) == listener
+    replica.go()
+    for end in (client, server):
+        assert end.flags & DEAD
+        assert end.errno == errno.ECONNRESET
+    again = app.connect(LOCALHOST, 8080)
+    fresh = app.accept(listener)
+    again.write(b"hello")
+    assert fresh.read(5) == b"hello"
+
+
+def test_no_traffic_no_cpu(replica: Replica) -> None:
+    """Here waiting is the measurement: CPU ticks must not move."""
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    replica.go()
+    app.connect(LOCALHOST, 8080)
+    app.accept(listener)
+    app.channel.at.asleep.v = ABI.NEAT_ASLEEP_FUTEX
+    wait_for(lambda: replica.status.at.awake.v == 0, "asleep")
+    sleeps, ticks = replica.status.at.sleeps.v, replica.cpu_ticks()
+    started = time.monotonic()
+    wait_for(lambda: time.monotonic() - started > 1.0, "one second")
+    assert replica.cpu_ticks() == ticks
+    assert replica.status.at.sleeps.v - sleeps <= 2

@@ -1,0 +1,705 @@
+/*
+ * harness.c - one in-process host for the tests: the whole stack, a fake socket layer instead of
+ * api.c, a fake clock, and a wire that is a list of IP packets. Driven from Python (host.py).
+ *
+ * The application's half of a socket follows the same rules as libneatsock: payload, ring word,
+ * tail. Super-segments are cut and checksummed here, as a NIC would.
+ */
+#include "tcp.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+enum { SLOTS_BORN = 4096, OUT_MAX = 65536, FRAME_HEADERS = 14 };
+
+struct out { uint32_t len; uint8_t *bytes; };
+
+struct host {
+	struct stack stack;
+	struct sockmem mem;
+	void *memory, *arena;
+	size_t memory_size, arena_size;
+	uint64_t seed;
+	uint32_t next_born, free_born[SLOTS_BORN], nfree_born;
+	struct tcb *tcb[NEAT_SLOTS];
+	struct listener *listener[NEAT_SLOTS];
+	uint16_t gen[NEAT_SLOTS];
+	uint8_t closed[NEAT_SLOTS], live[NEAT_SLOTS];
+	uint32_t notified[NEAT_SLOTS];
+	struct out out[OUT_MAX];
+	uint32_t out_head, out_tail;
+	bool tx_blocked;
+	uint32_t accept_fail;
+};
+
+struct host_config {
+	uint32_t addr, prefix, gateway, mtu, lo_mtu, rcvbuf, sndbuf, connections, backlog, time_wait_ms;
+	uint64_t seed, now_us;
+};
+
+struct host_info {
+	uint32_t state, flags, err, cwnd, ssthresh, mss, srtt_us, rto_us, recovery, rcvbuf, sndbuf;
+	uint64_t snd_una, snd_nxt, snd_max, rcv_nxt, rcv_adv, tx_una, rx_head;
+	uint64_t segments_in, segments_out, retransmits, rto, fast_retransmits, resets_in, resets_out;
+	uint32_t iss, irs, notified, half_open;
+};
+
+#define API __attribute__((visibility("default")))
+API struct host *host_new(const struct host_config *c);
+API void host_free(struct host *h);
+API void host_time(struct host *h, uint64_t now_us);
+API uint64_t host_now(struct host *h);
+API uint64_t host_deadline(struct host *h);
+API void host_drain(struct host *h);
+API void host_block_tx(struct host *h, int on);
+API void host_in(struct host *h, const uint8_t *ip, uint32_t len);
+API int host_out(struct host *h, uint8_t *buf, uint32_t cap);
+API int host_listen(struct host *h, uint32_t addr, uint16_t port, uint32_t backlog, const uint32_t *opts);
+API void host_unlisten(struct host *h, uint32_t slot);
+API int host_connect(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
+		     const uint32_t *opts);
+API int host_accept(struct host *h, uint32_t lslot);
+API uint32_t host_write(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len);
+API uint32_t host_read(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap);
+API uint32_t host_readable(struct host *h, uint32_t slot);
+API uint32_t host_room(struct host *h, uint32_t slot);
+API void host_shutdown(struct host *h, uint32_t slot, uint32_t how);
+API void host_close(struct host *h, uint32_t slot);
+API void host_abort(struct host *h, uint32_t slot);
+API void host_option(struct host *h, uint32_t slot, uint32_t index, uint32_t value);
+API void host_info(struct host *h, uint32_t slot, struct host_info *out);
+API uint64_t host_drops(struct host *h, uint32_t which);
+API const char *host_drop_name(uint32_t which);
+API uint32_t host_live_blocks(struct host *h);
+API uint32_t host_time_waits(struct host *h);
+API void host_accept_fail(struct host *h, uint32_t count);
+API void host_icmp(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
+		   uint32_t seq, uint8_t type, uint8_t code, uint32_t mtu);
+API uint32_t host_isn(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport);
+
+/* ---- the world ---- */
+
+static uint64_t next_random(void *world)
+{
+	struct host *h = world;
+
+	h->seed += 0x9e3779b97f4a7c15ull;
+	uint64_t z = h->seed;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	return z ^ z >> 31;
+}
+
+static void put16(uint8_t *p, uint32_t v) { p[0] = (uint8_t)(v >> 8); p[1] = (uint8_t)v; }
+static uint32_t get16(const uint8_t *p) { return (uint32_t)p[0] << 8 | p[1]; }
+static void put32(uint8_t *p, uint32_t v) { put16(p, v >> 16); put16(p + 2, v & 0xffff); }
+static uint32_t get32(const uint8_t *p) { return get16(p) << 16 | get16(p + 2); }
+
+static uint32_t sum(uint32_t acc, const uint8_t *p, uint32_t len)
+{
+	for (; len > 1; len -= 2, p += 2)
+		acc += get16(p);
+	if (len)
+		acc += (uint32_t)*p << 8;
+	return (acc & 0xffff) + (acc >> 16);
+}
+
+static uint32_t finish(uint32_t acc)
+{
+	acc = (acc & 0xffff) + (acc >> 16);
+	acc = (acc & 0xffff) + (acc >> 16);
+	return ~acc & 0xffff;
+}
+
+static void checksums(uint8_t *ip, uint32_t len)
+{
+	uint32_t tcp_len = len - 20;
+
+	put16(ip + 2, len);
+	put16(ip + 10, 0);
+	put16(ip + 10, finish(sum(0, ip, 20)));
+	if (ip[9] != IP_PROTO_TCP)
+		return;
+	put16(ip + 36, 0);
+	put16(ip + 36, finish(sum(sum(IP_PROTO_TCP + tcp_len, ip + 12, 8), ip + 20, tcp_len)));
+}
+
+static void queue_out(struct host *h, const uint8_t *ip, uint32_t len)
+{
+	struct out *o = &h->out[h->out_tail++ & (OUT_MAX - 1)];
+
+	o->bytes = realloc(o->bytes, len);
+	o->len = len;
+	memcpy(o->bytes, ip, len);
+}
+
+static void cut(struct host *h, const uint8_t *ip, uint32_t len, uint32_t gso)
+{
+	uint32_t hdr = 20 + (uint32_t)(ip[32] >> 4) * 4, at = hdr, seq = get32(ip + 24);
+	uint8_t *one = malloc(hdr + gso);
+
+	while (at < len) {
+		uint32_t n = len - at < gso ? len - at : gso;
+
+		memcpy(one, ip, hdr);
+		memcpy(one + hdr, ip + at, n);
+		put32(one + 24, seq);
+		if (at + n < len)
+			one[33] &= (uint8_t)~(TCP_FIN | TCP_PSH);
+		checksums(one, hdr + n);
+		queue_out(h, one, hdr + n);
+		at += n;
+		seq += n;
+	}
+	free(one);
+}
+
+static bool tx(void *world, const struct pkt *p)
+{
+	struct host *h = world;
+	uint32_t len = pkt_total(p), at = p->len;
+	uint8_t *flat;
+
+	if (h->tx_blocked)
+		return false;
+	flat = malloc(len);
+	memcpy(flat, p->data, p->len);
+	for (int i = 0; i < 2; i++) {
+		if (p->frag[i].len)
+			memcpy(flat + at, p->frag[i].p, p->frag[i].len);
+		at += p->frag[i].len;
+	}
+	if (at == len && len > FRAME_HEADERS + 20 && get16(flat + 12) == 0x0800) {
+		if (p->gso_size && flat[FRAME_HEADERS + 9] == IP_PROTO_TCP) {
+			cut(h, flat + FRAME_HEADERS, len - FRAME_HEADERS, p->gso_size);
+		} else {
+			if (p->flags & PKT_CSUM_PARTIAL)
+				checksums(flat + FRAME_HEADERS, len - FRAME_HEADERS);
+			queue_out(h, flat + FRAME_HEADERS, len - FRAME_HEADERS);
+		}
+	}
+	free(flat);
+	return true;
+}
+
+static void *zeroed(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+struct host *host_new(const struct host_config *c)
+{
+	struct host *h = zeroed(sizeof(*h));
+	struct stack_config cfg = {
+		.epoch = 1, .time_wait_ms = c->time_wait_ms, .syn_backlog = c->backlog,
+		.connections_max = c->connections, .rcvbuf = c->rcvbuf, .sndbuf = c->sndbuf,
+		.lo_mtu = c->lo_mtu, .mac = { 2, 0, 0, 0, 0, 1 }, .mtu = (uint16_t)c->mtu,
+		.addr = c->addr, .prefix = c->prefix, .gateway = c->gateway,
+	};
+	struct stack_ops ops = { .tx = tx, .random = next_random, .world = h };
+
+	h->seed = c->seed;
+	for (unsigned i = 0; i < sizeof(cfg.secret); i++)
+		cfg.secret[i] = (uint8_t)next_random(h);
+	h->next_born = 1;
+	h->mem.pub = zeroed(sizeof(struct neat_seg_pub));
+	h->mem.app = zeroed(NEAT_SEG_APP_SIZE);
+	h->memory_size = stack_memory(&cfg);
+	h->arena_size = stack_arena(&cfg);
+	h->memory = zeroed(h->memory_size);
+	h->arena = zeroed(h->arena_size);
+	h->stack.api = h;
+	if (!h->mem.pub || !h->mem.app || !h->memory || !h->arena ||
+	    stack_init(&h->stack, &cfg, &ops, h->memory, h->arena, true, c->now_us))
+		return NULL;
+	return h;
+}
+
+void host_free(struct host *h)
+{
+	for (uint32_t i = 0; i < OUT_MAX; i++)
+		free(h->out[i].bytes);
+	munmap(h->mem.pub, sizeof(struct neat_seg_pub));
+	munmap(h->mem.app, NEAT_SEG_APP_SIZE);
+	munmap(h->memory, h->memory_size);
+	munmap(h->arena, h->arena_size);
+	munmap(h, sizeof(*h));
+}
+
+void host_drain(struct host *h)
+{
+	while (lo_deliver(&h->stack))
+		;
+	tcp_resume(&h->stack);
+	while (lo_deliver(&h->stack))
+		;
+}
+
+void host_time(struct host *h, uint64_t now_us)
+{
+	h->stack.now_us = now_us;
+	stack_timers(&h->stack, 1000000);
+	host_drain(h);
+}
+
+uint64_t host_now(struct host *h) { return h->stack.now_us; }
+uint64_t host_deadline(struct host *h) { return stack_deadline(&h->stack); }
+void host_block_tx(struct host *h, int on) { h->tx_blocked = on; }
+void host_accept_fail(struct host *h, uint32_t count) { h->accept_fail = count; }
+
+/* The neighbour is learnt as from the wire: an ARP request of the sender for our address. */
+static void learn(struct host *h, uint32_t addr)
+{
+	uint8_t f[42] = { 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2 };
+	uint8_t room[PKT_HEADROOM + 64];
+	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = sizeof(f) };
+
+	put32(f + 28, addr);
+	put32(f + 38, h->stack.cfg.addr);
+	memcpy(p.data, f, sizeof(f));
+	link_input(&h->stack, &p);
+}
+
+void host_in(struct host *h, const uint8_t *ip, uint32_t len)
+{
+	uint8_t *room = malloc(PKT_HEADROOM + len + 1);
+	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = len };
+
+	if (len >= 16 && h->stack.cfg.addr && get32(ip + 12) != h->stack.cfg.addr)
+		learn(h, get32(ip + 12));
+	memcpy(p.data, ip, len);
+	ip_input(&h->stack, &p);
+	free(room);
+	host_drain(h);
+}
+
+int host_out(struct host *h, uint8_t *buf, uint32_t cap)
+{
+	struct out *o = &h->out[h->out_head & (OUT_MAX - 1)];
+
+	if (h->out_head == h->out_tail)
+		return -1;
+	h->out_head++;
+	if (o->len <= cap)
+		memcpy(buf, o->bytes, o->len);
+	return (int)o->len;
+}
+
+/* ---- the application ---- */
+
+static struct sockref slot_ref(struct host *h, uint32_t slot)
+{
+	return (struct sockref){
+		.mem = &h->mem, .pub = &h->mem.pub->slots[slot], .app = &h->mem.app->slots[slot],
+		.slot = slot, .gen = h->gen[slot],
+	};
+}
+
+static void slot_take(struct host *h, uint32_t slot, uint32_t flags)
+{
+	struct neat_slot_pub *pub = &h->mem.pub->slots[slot];
+
+	memset(pub, 0, sizeof(*pub));
+	memset(&h->mem.app->slots[slot], 0, sizeof(h->mem.app->slots[slot]));
+	a64_store(&pub->rx_ring, neat_ringword(0, NEAT_RING_LOG2_MIN));
+	a64_store(&h->mem.app->slots[slot].tx_ring, neat_ringword(0, NEAT_RING_LOG2_MIN));
+	h->gen[slot]++;
+	h->closed[slot] = 0;
+	h->live[slot] = 1;
+	h->notified[slot] = 0;
+	a64_release(&pub->status, neat_status(h->gen[slot], 0, flags));
+}
+
+static uint32_t born(struct host *h)
+{
+	if (h->nfree_born)
+		return h->free_born[--h->nfree_born];
+	return h->next_born < SLOTS_BORN ? h->next_born++ : 0;
+}
+
+static void slot_free(struct host *h, uint32_t slot)
+{
+	h->live[slot] = 0;
+	h->tcb[slot] = NULL;
+	a64_release(&h->mem.pub->slots[slot].status, neat_status(h->gen[slot], 0, 0));
+	if (slot < SLOTS_BORN)
+		h->free_born[h->nfree_born++] = slot;
+}
+
+static struct neat_opts options(const uint32_t *words)
+{
+	struct neat_opts o = { 0 };
+
+	if (words)
+		memcpy(o.w, words, sizeof(o.w));
+	return o;
+}
+
+int host_listen(struct host *h, uint32_t addr, uint16_t port, uint32_t backlog, const uint32_t *opts)
+{
+	uint32_t slot = born(h);
+	struct tcp_listen req = { .addr = addr, .port = port, .backlog = backlog, .opts = options(opts) };
+	int err;
+
+	slot_take(h, slot, NEAT_SLOT_LISTENING);
+	h->mem.pub->slots[slot].accept_ring = slot % NEAT_LISTENERS_MAX;
+	req.ref = slot_ref(h, slot);
+	err = tcp_listen(&h->stack, &req, &h->listener[slot]);
+	return err ? err : (int)slot;
+}
+
+void host_unlisten(struct host *h, uint32_t slot)
+{
+	tcp_unlisten(&h->stack, h->listener[slot]);
+	h->listener[slot] = NULL;
+	slot_free(h, slot);
+	host_drain(h);
+}
+
+int host_connect(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
+		 const uint32_t *opts)
+{
+	uint32_t slot = NEAT_SLOT_APP_FIRST;
+	struct tcp_connect req = {
+		.key = { .laddr = laddr, .raddr = raddr, .lport = lport, .rport = rport }, .opts = options(opts),
+	};
+	int err;
+
+	while (h->live[slot])
+		slot++;
+	slot_take(h, slot, NEAT_SLOT_CONNECTING);
+	req.ref = slot_ref(h, slot);
+	memcpy(&h->mem.app->slots[slot].opts, &req.opts, sizeof(req.opts));
+	err = tcp_connect(&h->stack, &req, &h->tcb[slot]);
+	if (err) {
+		slot_free(h, slot);
+		return err;
+	}
+	host_drain(h);
+	return (int)slot;
+}
+
+int host_accept(struct host *h, uint32_t lslot)
+{
+	struct neat_slot_pub *pub = &h->mem.pub->slots[lslot];
+	struct neat_slot_app *app = &h->mem.app->slots[lslot];
+	uint64_t head = a64_relaxed(&app->accept_head);
+	uint64_t entry;
+
+	if (head == a64_relaxed(&pub->accept_tail))
+		return -EAGAIN;
+	entry = a64_relaxed(&h->mem.pub->accept[pub->accept_ring].entry[head & (NEAT_ACCEPT_ENTRIES - 1)]);
+	a64_store(&app->accept_head, head + 1);
+	return (int)(uint32_t)entry;
+}
+
+static void kick(struct host *h, uint32_t slot, bool opts)
+{
+	struct neat_slot_app *app = &h->mem.app->slots[slot];
+	struct tcp_user u = {
+		.tx_tail = a64_relaxed(&app->tx_tail), .rx_tail = a64_relaxed(&app->rx_tail),
+		.shut = a32_relaxed(&app->shut), .opts_changed = opts,
+	};
+
+	if (h->tcb[slot] && !h->closed[slot])
+		tcp_kick(&h->stack, h->tcb[slot], &u);
+	host_drain(h);
+}
+
+uint32_t host_room(struct host *h, uint32_t slot)
+{
+	struct neat_slot_pub *pub = &h->mem.pub->slots[slot];
+	uint64_t used = a64_relaxed(&h->mem.app->slots[slot].tx_tail) - a64_relaxed(&pub->tx_una);
+	uint32_t limit = a32_relaxed(&pub->tx_limit);
+
+	return used < limit ? (uint32_t)(limit - used) : 0;
+}
+
+static uint32_t write_only(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len)
+{
+	struct neat_slot_pub *pub = &h->mem.pub->slots[slot];
+	struct neat_slot_app *app = &h->mem.app->slots[slot];
+	uint64_t tail = a64_relaxed(&app->tx_tail), word = a64_relaxed(&app->tx_ring);
+	uint32_t room = host_room(h, slot);
+	struct neat_span s;
+
+	if (len > room)
+		len = room;
+	if (!len)
+		return 0;
+	word = neat_ring_reserve(h->mem.app, slot, NEAT_TX, word, a64_relaxed(&pub->tx_una), tail, len);
+	s = neat_ring_span(h->mem.app, slot, NEAT_TX, word, tail, len);
+	neat_span_write(&s, data);
+	a64_release(&app->tx_ring, word);
+	a64_release(&app->tx_tail, tail + len);
+	return len;
+}
+
+uint32_t host_write(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len)
+{
+	len = write_only(h, slot, data, len);
+	if (len)
+		kick(h, slot, false);
+	return len;
+}
+
+uint32_t host_readable(struct host *h, uint32_t slot)
+{
+	return (uint32_t)(a64_relaxed(&h->mem.pub->slots[slot].rx_head) -
+			  a64_relaxed(&h->mem.app->slots[slot].rx_tail));
+}
+
+static uint32_t read_only(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap)
+{
+	struct neat_slot_app *app = &h->mem.app->slots[slot];
+	uint64_t tail = a64_relaxed(&app->rx_tail);
+	uint32_t n = host_readable(h, slot);
+	struct neat_span s;
+
+	if (n > cap)
+		n = cap;
+	if (!n)
+		return 0;
+	s = neat_ring_span(h->mem.app, slot, NEAT_RX, a64_acquire(&h->mem.pub->slots[slot].rx_ring), tail, n);
+	neat_span_read(&s, data);
+	a64_release(&app->rx_tail, tail + n);
+	return n;
+}
+
+uint32_t host_read(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap)
+{
+	uint32_t n = read_only(h, slot, data, cap);
+
+	if (n)
+		kick(h, slot, false);
+	return n;
+}
+
+void host_shutdown(struct host *h, uint32_t slot, uint32_t how)
+{
+	a32_or(&h->mem.app->slots[slot].shut, how);
+	kick(h, slot, false);
+}
+
+void host_close(struct host *h, uint32_t slot)
+{
+	kick(h, slot, false);
+	h->closed[slot] = 1;
+	if (h->tcb[slot])
+		tcp_close(&h->stack, h->tcb[slot]);
+	else if (h->live[slot])
+		slot_free(h, slot);
+	host_drain(h);
+}
+
+void host_abort(struct host *h, uint32_t slot)
+{
+	if (h->tcb[slot])
+		tcp_abort(&h->stack, h->tcb[slot], ECONNRESET);
+	host_drain(h);
+}
+
+void host_option(struct host *h, uint32_t slot, uint32_t index, uint32_t value)
+{
+	h->mem.app->slots[slot].opts.w[index & 15] = value;
+	kick(h, slot, true);
+}
+
+void host_info(struct host *h, uint32_t slot, struct host_info *o)
+{
+	const struct neat_slot_pub *pub = &h->mem.pub->slots[slot];
+	uint64_t status = a64_relaxed(&pub->status);
+	const struct tcb *t = h->tcb[slot];
+	const struct stack_counters *c = &h->stack.count;
+
+	*o = (struct host_info){
+		.flags = neat_status_flags(status), .err = neat_status_errno(status), .state = pub->tcp_state,
+		.tx_una = a64_relaxed(&pub->tx_una), .rx_head = a64_relaxed(&pub->rx_head),
+		.segments_in = c->segments_in, .segments_out = c->segments_out, .retransmits = c->retransmits,
+		.rto = c->rto, .fast_retransmits = c->fast_retransmits, .resets_in = c->resets_in,
+		.resets_out = c->resets_out, .notified = h->notified[slot], .half_open = h->stack.tcp->half_open,
+	};
+	h->notified[slot] = 0;
+	if (!t)
+		return;
+	o->state = tcp_state(t);
+	o->cwnd = t->cwnd;
+	o->ssthresh = t->ssthresh;
+	o->mss = t->mss;
+	o->srtt_us = t->srtt_us;
+	o->rto_us = t->rto_us;
+	o->recovery = t->recovery;
+	o->rcvbuf = t->rcvbuf;
+	o->sndbuf = t->sndbuf;
+	o->snd_una = snd_una(t);
+	o->snd_nxt = t->snd_nxt;
+	o->snd_max = snd_max(t);
+	o->rcv_nxt = rcv_nxt(t);
+	o->rcv_adv = t->rcv_adv;
+	o->iss = t->iss;
+	o->irs = t->irs;
+}
+
+uint64_t host_drops(struct host *h, uint32_t which) { return which < DROP_COUNT ? h->stack.count.drop[which] : 0; }
+const char *host_drop_name(uint32_t which) { return which < DROP_COUNT ? stack_drop_name((enum stack_drop)which) : ""; }
+
+uint32_t host_live_blocks(struct host *h)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < h->stack.tcp->ntcbs; i++)
+		n += tcp_state(&h->stack.tcp->tcbs[i]) != TCP_FREE;
+	return n;
+}
+
+uint32_t host_time_waits(struct host *h)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = h->stack.tcp->tw.head; i; i = h->stack.tcp->time_waits[i - 1].next)
+		n++;
+	return n;
+}
+
+void host_icmp(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
+	       uint32_t seq, uint8_t type, uint8_t code, uint32_t mtu)
+{
+	struct flow_key k = { .laddr = laddr, .raddr = raddr, .lport = lport, .rport = rport };
+
+	tcp_icmp(&h->stack, &k, seq, type, code, mtu);
+	host_drain(h);
+}
+
+uint32_t host_isn(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport)
+{
+	struct flow_key k = { .laddr = laddr, .raddr = raddr, .lport = lport, .rport = rport };
+
+	return tcp_isn(&h->stack, &k);
+}
+
+/* ---- the socket layer, as api.c does it ---- */
+
+void sock_notify(struct stack *s, struct sockref *r, unsigned what)
+{
+	struct host *h = s->api;
+
+	if (r->mem)
+		h->notified[r->slot] |= what;
+}
+
+void sock_status(struct stack *s, struct sockref *r, uint32_t set, uint32_t clear, uint32_t err)
+{
+	uint64_t status;
+	uint32_t flags, code;
+	(void)s;
+
+	if (!r->mem)
+		return;
+	status = a64_relaxed(&r->pub->status);
+	flags = (neat_status_flags(status) & ~clear) | set;
+	code = neat_status_errno(status);
+	if (err) {
+		code = err;
+		flags |= NEAT_SLOT_ERROR;
+	}
+	a64_release(&r->pub->status, neat_status(r->gen, code, flags));
+}
+
+int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, struct tcb *t, struct sockref *out)
+{
+	struct host *h = s->api;
+	struct sockref *lref = tcp_listener_ref(l);
+	struct neat_accept_ring *ring = &h->mem.pub->accept[lref->pub->accept_ring];
+	uint64_t tail = a64_relaxed(&lref->pub->accept_tail);
+	uint32_t slot;
+
+	if (h->accept_fail) {
+		h->accept_fail--;
+		return -ENOBUFS;
+	}
+	slot = born(h);
+	if (!slot)
+		return -ENOBUFS;
+	slot_take(h, slot, NEAT_SLOT_CONNECTED);
+	h->mem.pub->slots[slot].raddr = k->raddr;
+	h->mem.pub->slots[slot].rport = k->rport;
+	h->tcb[slot] = t;
+	*out = slot_ref(h, slot);
+	a64_store(&ring->entry[tail & (NEAT_ACCEPT_ENTRIES - 1)], slot);
+	a64_release(&lref->pub->accept_tail, tail + 1);
+	sock_notify(s, lref, SOCK_READABLE);
+	return 0;
+}
+
+void sock_detach(struct stack *s, struct sockref *r)
+{
+	struct host *h = s->api;
+
+	if (!r->mem)
+		return;
+	h->tcb[r->slot] = NULL;
+	if (h->closed[r->slot])
+		slot_free(h, r->slot);
+	else
+		sock_status(s, r, NEAT_SLOT_DEAD, 0, 0);
+	r->mem = NULL;
+}
+
+/* ---- speed: ns per segment through the stack's own lo ---- */
+
+#include <time.h>
+
+API double bench_pingpong(struct host *h, uint32_t a, uint32_t b, uint32_t rounds, uint32_t size);
+API double bench_bulk(struct host *h, uint32_t a, uint32_t b, uint64_t bytes, uint32_t chunk);
+
+static double seconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Seconds for `rounds` requests and answers of `size` bytes; the application's copies included. */
+double bench_pingpong(struct host *h, uint32_t a, uint32_t b, uint32_t rounds, uint32_t size)
+{
+	static uint8_t buf[65536];
+	double from = seconds();
+
+	for (uint32_t i = 0; i < rounds; i++) {
+		h->stack.now_us += 5;
+		write_only(h, a, buf, size);
+		kick(h, a, false);
+		if (read_only(h, b, buf, size) != size)
+			return -1;
+		write_only(h, b, buf, size);
+		kick(h, b, false);
+		if (read_only(h, a, buf, size) != size)
+			return -1;
+	}
+	return seconds() - from;
+}
+
+double bench_bulk(struct host *h, uint32_t a, uint32_t b, uint64_t bytes, uint32_t chunk)
+{
+	static uint8_t buf[1 << 20];
+	double from = seconds();
+	uint64_t sent = 0, got = 0;
+	unsigned idle = 0;
+
+	while (got < bytes && idle < 1000) {
+		uint32_t n = sent < bytes ? host_write(h, a, buf, chunk) : 0, m;
+
+		sent += n;
+		m = host_read(h, b, buf, sizeof(buf));
+		got += m;
+		h->stack.now_us += 5;
+		idle = n || m ? 0 : idle + 1;
+		if (idle > 10)
+			host_time(h, h->stack.now_us + 1000);
+	}
+	return got >= bytes ? seconds() - from : -1;
+}
