@@ -125,12 +125,13 @@ struct neat_proc {		/* app writes; neatd frees */
 	neat_a32 state;		/* enum neat_proc_state */
 	neat_a32 pid;		/* in neatd's pid namespace */
 	neat_a32 parent;	/* index of the process that forked it */
-	uint32_t pad;
+	neat_a32 fd_high;	/* fds with an entry end below this */
 };
 
 /* One fd of one process. A zero word = the kernel's (or not looked at yet). */
 enum {
 	NEAT_FD_CLOEXEC = 1,	/* bits of neat_fd.flags */
+	NEAT_FD_INTERNAL = 2,	/* sock 0: a descriptor of the library itself */
 };
 /* Packed into one word so that an entry changes by one store: [flags 16][gen 16][sock 32]. */
 
@@ -156,6 +157,8 @@ enum neat_sock_flags {
 	NEAT_SOCKF_REUSEADDR = 4,
 	NEAT_SOCKF_REUSEPORT = 8,
 	NEAT_SOCKF_ASYNC = 16,
+	NEAT_SOCKF_OPTS_LATE = 64,	/* LISTEN: options changed after listen() */
+	NEAT_SOCKF_CONNECT_SEEN = 32,	/* a connect() call has reported the outcome */
 };
 
 struct neat_sock {		/* app writes */
@@ -330,8 +333,8 @@ struct neat_slot_app {
 
 struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL and NEAT_SEG_LARGE */
 	struct neat_header h;
-	/* replica, by exchange with the application: 1 = the replica sleeps and wants a futex wake
-	 * on this word. One word for each application, so no two applications share one (L6). */
+	/* replica, by exchange with the application: not 0 = the replica sleeps and wants a futex wake
+	 * on this word (enum neat_asleep). One word for each application, so no two share one (L6). */
 	neat_a32 replica_asleep;
 	uint32_t pad0[23];
 	struct neat_slot_app slots[NEAT_SLOTS];
@@ -358,6 +361,7 @@ enum neat_asleep {
 	NEAT_AWAKE = 0,
 	NEAT_ASLEEP_FUTEX = 1,	/* a thread waits on this word */
 	NEAT_ASLEEP_EVENTFD = 2,/* a thread polls kernel fds and the process's eventfd */
+	NEAT_REPLICA_NAPS = 3,	/* replica_asleep only: like FUTEX, and it wakes by itself within 1 ms */
 };
 
 struct neat_channel {
@@ -465,6 +469,7 @@ enum neat_msg {
 	NEAT_MSG_EVENTFD = 6,	/* fd: the process's eventfd, forwarded to every replica (R_CHANNEL again) */
 	NEAT_MSG_CLI = 7,	/* JSON text after the header: status, down, scale ...; reply CLI_REPLY */
 	NEAT_MSG_EXITED = 8,	/* neat_msg_result, value = proc index: entry may be swept now (clean exit) */
+	NEAT_MSG_FORKED = 9,	/* header only, no reply: look for processes that hold sockets but did not attach */
 	/* neatd -> application */
 	NEAT_MSG_ATTACHED = 32,
 	NEAT_MSG_SEGMENT = 33,
@@ -485,10 +490,21 @@ enum neat_msg {
 	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would */
 	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more */
 	NEAT_MSG_R_DRAIN = 74,
+	/* neatd -> keeper -> nic; CONFIG and QUEUE are kept and replayed */
+	NEAT_MSG_N_CONFIG = 80,	/* neat_msg_n_config [+ fds: TAP queues, or one SEQPACKET end of a wire]: always
+				 * the first; again = new wire parameters. Reply N_READY */
+	NEAT_MSG_N_QUEUE = 81,	/* neat_msg_n_queue + fds {queue pair, eventfd}: reply N_READY when the fields of
+				 * the queue pair are filled in, after which R_QUEUE may go out. No fds: queue gone */
+	NEAT_MSG_N_FENCE = 82,	/* neat_msg_n_queue: drop frames of older epochs, hold until this one announces */
+	NEAT_MSG_N_CAPTURE = 83,/* neat_msg_n_capture + fd of a file: pcapng of a queue; no fd = stop */
+	NEAT_MSG_N_ACTIVE = 84,	/* neat_msg_n_queue, replica = mask: replicas that get new connections */
+	NEAT_MSG_N_STATS = 85,	/* header; reply neat_msg_n_stats of the same type */
 	/* replica -> keeper -> neatd */
 	NEAT_MSG_R_LISTENING = 96,	/* neat_msg_r_listen with status and slot */
 	NEAT_MSG_R_READY = 97,		/* neat_msg_r_config: this epoch is announced */
 	NEAT_MSG_R_APP_DONE = 98,	/* neat_msg_r_app: nothing of that application is left here */
+	/* nic -> keeper -> neatd */
+	NEAT_MSG_N_READY = 112,		/* neat_msg_n_queue; replica ~0 = answer to N_CONFIG */
 	/* neatd -> keeper */
 	NEAT_MSG_K_SPAWN = 128,		/* neat_msg_keeper: start role/index if not running */
 	NEAT_MSG_K_STORE = 129,		/* neat_msg_keeper + inner message + its fds: keep under key, forward */
@@ -499,6 +515,10 @@ enum neat_msg {
 	NEAT_MSG_K_DIED = 160,		/* neat_msg_keeper: pid, status (as waitpid) */
 	NEAT_MSG_K_STARTED = 161,	/* neat_msg_keeper: pid, epoch */
 	NEAT_MSG_K_FROM = 162,		/* neat_msg_keeper + inner message from role/index */
+	NEAT_MSG_K_STORED = 163,	/* neat_msg_keeper + stored message + fds: handed to a new neatd, in order */
+	NEAT_MSG_K_SYNCED = 164,	/* neat_msg_keeper: the whole store was handed over */
+	/* neatd's own state, kept by the keeper under role NEATD: JSON text after the header, + fds */
+	NEAT_MSG_N_STATE = 192,
 };
 
 enum { NEAT_MSG_MAX = 8192, NEAT_MSG_FDS_MAX = 8 };
@@ -609,6 +629,66 @@ struct neat_msg_r_listen {
 	uint32_t flags;		/* enum neat_sock_flags */
 	uint32_t sock;		/* neatd's own handle, echoed */
 	struct neat_opts opts;
+};
+enum neat_nic_backend { NEAT_NIC_NONE = 0, NEAT_NIC_TAP = 1, NEAT_NIC_WIRE = 2 };
+/* Simulated wire, what we send; the other end has its own. Probabilities in frames per million. */
+struct neat_wire {
+	uint64_t seed;
+	uint64_t rate_bps;	/* 0 = unlimited */
+	uint32_t delay_us;
+	uint32_t jitter_us;	/* added to the delay, uniform in [0, this]; keeps the order */
+	uint32_t loss_ppm, reorder_ppm, duplicate_ppm, corrupt_ppm;
+};
+struct neat_msg_n_config {
+	struct neat_msg_header h;
+	uint32_t backend;	/* enum neat_nic_backend */
+	uint32_t replicas;	/* indices 0..n-1 */
+	uint32_t addr, prefix, gateway, mtu;	/* host order */
+	uint8_t mac[8];
+	uint8_t rss_key[40];	/* random, secret, same for every incarnation of the nic */
+	uint32_t flows_max;	/* tracked connections; 0 = default */
+	uint32_t active;	/* mask of replicas that get new connections; 0 = all */
+	char ifname[16];	/* TAP without fds: device that the nic opens itself */
+	struct neat_wire wire;
+};
+struct neat_msg_n_queue {
+	struct neat_msg_header h;
+	uint32_t replica;
+	uint32_t epoch;
+};
+enum neat_capture_dir { NEAT_CAPTURE_RX = 1, NEAT_CAPTURE_TX = 2 };	/* as the replica sees it */
+struct neat_msg_n_capture {
+	struct neat_msg_header h;
+	uint32_t replica;
+	uint32_t dir;		/* mask of enum neat_capture_dir; 0 = both */
+};
+enum neat_nic_stat {
+	NEAT_NIC_RX_FRAMES = 0,		/* from the uplink */
+	NEAT_NIC_TX_FRAMES = 1,		/* to the uplink */
+	NEAT_NIC_RX_DELIVERED = 2,	/* put into queues; an ARP reply counts once for each replica */
+	NEAT_NIC_RX_NOT_OURS = 3,	/* other address or protocol: dropped */
+	NEAT_NIC_RX_MALFORMED = 4,
+	NEAT_NIC_RX_FULL = 5,		/* replica's ring full, or no such queue: dropped */
+	NEAT_NIC_RX_HELD_DROPPED = 6,	/* held for a replica that did not announce itself in time */
+	NEAT_NIC_TX_FENCED = 7,		/* of an older epoch: dropped */
+	NEAT_NIC_TX_MALFORMED = 8,	/* descriptor or source address makes no sense: dropped */
+	NEAT_NIC_TX_FAILED = 9,		/* the uplink took it not: dropped */
+	NEAT_NIC_FLOWS = 10,		/* tracked now */
+	NEAT_NIC_FLOWS_HALF = 11,	/* of these, half-open */
+	NEAT_NIC_FLOWS_EVICTED = 12,	/* half-open ones that made room */
+	NEAT_NIC_FLOWS_REFUSED = 13,	/* table full of connections: steered by hash only */
+	NEAT_NIC_WIRE_LOST = 14,
+	NEAT_NIC_WIRE_DUPLICATED = 15,
+	NEAT_NIC_WIRE_REORDERED = 16,
+	NEAT_NIC_WIRE_CORRUPTED = 17,
+	NEAT_NIC_WIRE_FULL = 18,	/* queue in front of the wire overflowed */
+	NEAT_NIC_WAKES = 19,		/* of replicas */
+	NEAT_NIC_LOOPS = 20,
+	NEAT_NIC_STATS = 24,
+};
+struct neat_msg_n_stats {
+	struct neat_msg_header h;
+	uint64_t count[NEAT_NIC_STATS];
 };
 enum neat_role { NEAT_ROLE_NEATD = 0, NEAT_ROLE_NIC = 1, NEAT_ROLE_REPLICA = 2, NEAT_ROLE_STANDBY = 3 };
 struct neat_msg_keeper {

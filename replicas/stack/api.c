@@ -419,10 +419,14 @@ void sock_notify(struct stack *s, struct sockref *r, unsigned what)
 
 	if (!r->mem)
 		return;
+	/* The level words are visible before sub and ev_pend are read: a library that subscribes, or
+	 * clears its bit, and then looks at the words either sees them or is seen here (Dekker). */
+	neat_fence();
 	sub = a64_relaxed(&r->app->sub);
-	/* The exchange also orders the level words before the library's look at them: it clears its
-	 * bit first, then looks. */
-	fresh = sub & ~a64_or(&r->app->ev_pend, sub);
+	fresh = sub & ~a64_relaxed(&r->app->ev_pend);
+	if (!fresh)
+		return;
+	fresh &= ~a64_or(&r->app->ev_pend, fresh);
 	app = r->mem->owner;
 	entry = neat_entry(NEAT_EV_SLOT, 0, r->gen, r->slot);
 	for (; fresh & ~NEAT_CHANNEL_SHARED; fresh &= fresh - 1) {

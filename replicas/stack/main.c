@@ -76,7 +76,7 @@ static void futex_wake(neat_a32 *word, int n)
 	syscall(SYS_futex, &word->v, FUTEX_WAKE, n, NULL, NULL, 0);
 }
 
-static void eventfd_ring(int fd)
+void eventfd_ring(int fd)
 {
 	uint64_t one = 1;
 
@@ -168,7 +168,7 @@ static void arm(struct replica *r, uint32_t asleep)
 	for (uint32_t i = 0; i < r->api.napps; i++)
 		a32_store(&r->api.apps[i]->mem.app->replica_asleep, asleep);
 	if (r->queue)
-		a32_store(&r->queue->rx.asleep, asleep);
+		a32_store(&r->queue->rx.asleep, asleep ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE);
 }
 
 static void waiter_add(struct futex_waitv *w, unsigned *n, neat_a32 *word, uint32_t expect)
@@ -178,7 +178,7 @@ static void waiter_add(struct futex_waitv *w, unsigned *n, neat_a32 *word, uint3
 }
 
 /* Words of all applications, the nic and the control socket; with more than fit, short naps. */
-static bool sleep_on_words(struct replica *r, uint64_t until_us)
+static bool sleep_on_words(struct replica *r, uint32_t asleep, uint64_t until_us)
 {
 	struct futex_waitv w[SLEEP_WORDS];
 	unsigned n = 0;
@@ -189,7 +189,7 @@ static bool sleep_on_words(struct replica *r, uint64_t until_us)
 	if (r->queue)
 		waiter_add(w, &n, &r->queue->rx.asleep, NEAT_ASLEEP_FUTEX);
 	for (uint32_t i = 0; i < r->api.napps; i++)
-		waiter_add(w, &n, &r->api.apps[i]->mem.app->replica_asleep, NEAT_ASLEEP_FUTEX);
+		waiter_add(w, &n, &r->api.apps[i]->mem.app->replica_asleep, asleep);
 	if (!all && until_us > clock_us() + NAP_US)
 		until_us = clock_us() + NAP_US;
 	t.tv_sec = (time_t)(until_us / 1000000);
@@ -203,11 +203,12 @@ static bool sleep_on_words(struct replica *r, uint64_t until_us)
 static void replica_sleep(struct replica *r, bool company)
 {
 	uint64_t until = r->have_stack ? stack_deadline(&r->stack) : UINT64_MAX;
+	uint32_t asleep = company ? NEAT_REPLICA_NAPS : NEAT_ASLEEP_FUTEX;
 
 	/* A process on our core may have deferred its doorbell: look again soon. */
 	if (company && until > r->stack.now_us + NAP_US)
 		until = r->stack.now_us + NAP_US;
-	arm(r, NEAT_ASLEEP_FUTEX);
+	arm(r, asleep);
 	/* The asleep words are visible before the rings are looked at once more; the other side
 	 * publishes, fences, then looks at asleep (Dekker): one of us sees the other. */
 	neat_fence();
@@ -215,7 +216,7 @@ static void replica_sleep(struct replica *r, bool company)
 		publish_counters(r);
 		a32_store(&r->status->awake, 0);
 		a64_store(&r->status->sleeps, a64_relaxed(&r->status->sleeps) + 1);
-		sleep_on_words(r, until);
+		sleep_on_words(r, asleep, until);
 		a32_store(&r->status->awake, 1);
 	}
 	arm(r, NEAT_AWAKE);

@@ -43,5 +43,6 @@ bool nicq_transmit(void *world, const struct pkt *p);
 
 /* main.c */
 _Noreturn void replica_die(const char *what);
+void eventfd_ring(int fd);
 
 #endif

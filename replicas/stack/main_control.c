@@ -188,6 +188,8 @@ static void on_channel(struct replica *r, const struct neat_msg_r_channel *m, st
 			close(c->eventfd);
 		c->eventfd = msg->fds[1];
 		msg->fds[1] = -1;
+		/* The process may already sleep on it, and a wake of ours found none: ring once. */
+		eventfd_ring(c->eventfd);
 	}
 }
 

@@ -4,6 +4,7 @@
  * What the nic wrote is checked like a packet from the wire. Wakes are main.c's.
  */
 #include "main.h"
+#include "tcp.h"
 
 /* Buffers: rx first, then tx, NEAT_QP_BUF apart. */
 static uint8_t *nicq_buffer(struct neat_queue_pair *q, bool tx, uint64_t index)
@@ -12,9 +13,20 @@ static uint8_t *nicq_buffer(struct neat_queue_pair *q, bool tx, uint64_t index)
 	       ((tx ? (uint64_t)NEAT_QP_ENTRIES : 0) + (index & (NEAT_QP_ENTRIES - 1))) * NEAT_QP_BUF;
 }
 
+/* Somebody was refused for want of room, and there is room now: tcp_resume() has work. */
+static bool nicq_unblocked(const struct replica *r)
+{
+	const struct neat_frame_ring *tx = &r->queue->tx;
+
+	return r->have_stack && r->stack.tcp->resume_head &&
+	       a64_relaxed(&tx->tail) - a64_acquire(&tx->head) < NEAT_QP_ENTRIES;
+}
+
+/* The nic wakes us through rx.asleep after it emptied a ring that was full. */
 bool nicq_pending(const struct replica *r)
 {
-	return r->queue && neat_ring_ready(NEAT_QP_ENTRIES, &r->queue->rx.tail, r->nic_rx_head);
+	return r->queue && (neat_ring_ready(NEAT_QP_ENTRIES, &r->queue->rx.tail, r->nic_rx_head) ||
+			    nicq_unblocked(r));
 }
 
 unsigned nicq_receive(struct replica *r, unsigned budget)

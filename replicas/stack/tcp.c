@@ -62,6 +62,8 @@ static void carve(struct stack *s, uint8_t *arena)
 	tcp->holes = (struct tcp_holes *)(void *)arena;
 }
 
+static void timer_ran_out(void *ctx, struct timer *t) { tcp_timer(ctx, t); }
+
 int tcp_init(struct stack *s, void *memory, void *arena, bool fresh)
 {
 	struct tcp *tcp = memory;
@@ -74,6 +76,8 @@ int tcp_init(struct stack *s, void *memory, void *arena, bool fresh)
 	carve(s, arena);
 	tcp->req_timer.kind = TIMER_TCP_REQUEST;
 	tcp->tw_timer.kind = TIMER_TCP_TIME_WAIT;
+	for (unsigned kind = TIMER_TCB; kind <= TIMER_TCP_TIME_WAIT; kind++)
+		s->wheel.handler[kind] = timer_ran_out;
 	return 0;
 }
 
@@ -167,17 +171,24 @@ void tcb_holes_free(struct stack *s, struct tcb *t)
 
 /* ---- options ---- */
 
+/* getsockopt() reports twice what was asked for (socket(7)); half of it is for payload. */
+uint32_t tcp_rcvbuf_for(const struct stack *s, const struct neat_opts *o)
+{
+	uint32_t rcv = o->w[NEAT_OPT_RCVBUF] / 2;
+
+	if (rcv)
+		return u32_min(u32_max(rcv, 2048), TCP_RCVBUF_MAX);
+	return u32_min(TCP_RCVBUF_MIN, u32_max(s->cfg.rcvbuf, 4096));
+}
+
 static void buffer_options(struct stack *s, struct tcb *t, const struct neat_opts *o)
 {
-	uint32_t rcv = o->w[NEAT_OPT_RCVBUF] / 2, snd = o->w[NEAT_OPT_SNDBUF] / 2;
+	uint32_t snd = o->w[NEAT_OPT_SNDBUF] / 2;
 
-	/* getsockopt() reports twice what was asked for (socket(7)); half of it is for payload. */
-	if (rcv) {
+	if (o->w[NEAT_OPT_RCVBUF] / 2)
 		t->rcvbuf_fixed = 1;
-		t->rcvbuf = u32_min(u32_max(rcv, 2048), TCP_RCVBUF_MAX);
-	} else if (!t->rcvbuf) {
-		t->rcvbuf = u32_min(TCP_RCVBUF_MIN, u32_max(s->cfg.rcvbuf, 4096));
-	}
+	if (t->rcvbuf_fixed || !t->rcvbuf)
+		t->rcvbuf = tcp_rcvbuf_for(s, o);
 	if (snd) {
 		t->flags |= TCB_SNDBUF_FIXED;
 		t->sndbuf = u32_min(u32_max(snd, 2048), 1u << NEAT_RING_LOG2_MAX);

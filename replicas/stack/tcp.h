@@ -346,6 +346,8 @@ NEAT_CHECKED int tcp_init(struct stack *s, void *memory, void *arena, bool fresh
 struct tcb *tcb_alloc(struct stack *s);
 void tcb_free(struct stack *s, struct tcb *t);
 void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *o);
+/* Receive buffer that a connection with these options starts with. */
+uint32_t tcp_rcvbuf_for(const struct stack *s, const struct neat_opts *o);
 struct tcp_holes *tcb_holes(struct stack *s, struct tcb *t);
 void tcb_holes_free(struct stack *s, struct tcb *t);
 /* Index + 1 of a free record, 0 = none: last in, first out, then the next that was never used. */

@@ -146,7 +146,7 @@ static bool send_syn_ack(struct stack *s, const struct tcp_request *r, const str
 
 	p.mss = tcp_mss_for(s, &p.key, &l->opts);
 	p.wscale = tcp_wscale_for(s, &l->opts);
-	p.wnd = (uint16_t)u32_min(TCP_RCVBUF_MIN, 0xffff);
+	p.wnd = (uint16_t)u32_min(tcp_rcvbuf_for(s, &l->opts), 0xffff);
 	p.ts_val = tcp_now_ts(s, tcp_ts_offset(s, &p.key));
 	p.ts_ecr = r->ts_recent;
 	return tcp_send_reply(s, &p);

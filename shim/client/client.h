@@ -1,5 +1,5 @@
 /*
- * client.h - the application's half of neatsock: everything the shim (shim/*.c) and the cffi module
+ * client.h - the application's half of neatsock: everything the shim and the cffi module
  * may call. Files of client/ include internal.h besides.
  *
  * Conventions: results are >= 0 or -errno; errno itself is written only by the shim. NT_KERNEL means
@@ -25,9 +25,10 @@ enum { NT_KERNEL = -4096 };	/* outside the errno range */
 
 /* ---- session.c: attachment to an instance ---- */
 
-/* Called by the constructor: reads NEATSOCK_* from the environment, resolves nothing, opens nothing,
- * unless the environment says that we were exec'ed with inherited sockets. */
-void nt_init(void);
+/* Path of the instance's control socket (the environment's NEATSOCK_SOCKET). */
+void nt_set_socket(const char *path);
+/* Called by the constructor. `join`: value of NEATSOCK_JOIN, not NULL if we were exec'ed with sockets. */
+void nt_init(const char *join);
 /* Attach if not yet done. 0, or -errno after one clear line on stderr (no instance, version skew). */
 int nt_attach(void);
 bool nt_attached(void);
@@ -42,7 +43,7 @@ int nt_close(int fd);				/* last reference: FIN */
 int nt_dup(int oldfd, int newfd, int min, int flags);	/* dup (newfd -1), dup2/3, F_DUPFD (newfd -1, min) */
 void nt_close_range(unsigned first, unsigned last, unsigned flags);	/* our entries only; then the real call */
 bool nt_fd_internal(int fd);			/* a descriptor of the library itself: closing it is EBADF */
-int nt_internal_fds(int fds[8]);		/* how many; for close_range to step over */
+int nt_next_internal_fd(int from);		/* lowest one >= from, -1 none; for close_range to step over */
 
 /* ---- process.c ---- */
 
@@ -50,8 +51,6 @@ int nt_internal_fds(int fds[8]);		/* how many; for close_range to step over */
 void nt_fork_prepare(void);
 void nt_fork_parent(pid_t child);		/* child < 0: undo */
 void nt_fork_child(void);
-/* vfork: until exec or _exit the child runs on our table under its own pid; it must not change it. */
-bool nt_in_vfork_child(void);
 /* Before exec: variables to put into the new environment, "" if nothing of ours is inherited. */
 int nt_exec_env(char *out, size_t size);
 void nt_exit(void);
@@ -90,6 +89,9 @@ int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_
 void nt_epoll_created(int epfd);		/* after the real epoll_create1 */
 int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask);
+
+/* A handler with SA_RESTART was installed: see wait.c. */
+void nt_note_restart(void);
 
 /* ---- report.c: what a person is told; stderr, one write, prefixed "neatsock:" ---- */
 void nt_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

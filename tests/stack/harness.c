@@ -52,6 +52,7 @@ API uint64_t host_now(struct host *h);
 API uint64_t host_deadline(struct host *h);
 API void host_drain(struct host *h);
 API void host_block_tx(struct host *h, int on);
+API void host_learn(struct host *h, uint32_t addr);
 API void host_in(struct host *h, const uint8_t *ip, uint32_t len);
 API int host_out(struct host *h, uint8_t *buf, uint32_t cap);
 API int host_listen(struct host *h, uint32_t addr, uint16_t port, uint32_t backlog, const uint32_t *opts);
@@ -70,7 +71,7 @@ API void host_option(struct host *h, uint32_t slot, uint32_t index, uint32_t val
 API void host_info(struct host *h, uint32_t slot, struct host_info *out);
 API uint64_t host_drops(struct host *h, uint32_t which);
 API const char *host_drop_name(uint32_t which);
-API uint32_t host_live_blocks(struct host *h);
+API uint32_t host_blocks(struct host *h, uint32_t *states, uint32_t cap);
 API uint32_t host_time_waits(struct host *h);
 API void host_accept_fail(struct host *h, uint32_t count);
 API void host_icmp(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
@@ -251,7 +252,7 @@ void host_block_tx(struct host *h, int on) { h->tx_blocked = on; }
 void host_accept_fail(struct host *h, uint32_t count) { h->accept_fail = count; }
 
 /* The neighbour is learnt as from the wire: an ARP request of the sender for our address. */
-static void learn(struct host *h, uint32_t addr)
+void host_learn(struct host *h, uint32_t addr)
 {
 	uint8_t f[42] = { 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2 };
 	uint8_t room[PKT_HEADROOM + 64];
@@ -269,7 +270,7 @@ void host_in(struct host *h, const uint8_t *ip, uint32_t len)
 	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = len };
 
 	if (len >= 16 && h->stack.cfg.addr && get32(ip + 12) != h->stack.cfg.addr)
-		learn(h, get32(ip + 12));
+		host_learn(h, get32(ip + 12));
 	memcpy(p.data, ip, len);
 	ip_input(&h->stack, &p);
 	free(room);
@@ -546,12 +547,16 @@ void host_info(struct host *h, uint32_t slot, struct host_info *o)
 uint64_t host_drops(struct host *h, uint32_t which) { return which < DROP_COUNT ? h->stack.count.drop[which] : 0; }
 const char *host_drop_name(uint32_t which) { return which < DROP_COUNT ? stack_drop_name((enum stack_drop)which) : ""; }
 
-uint32_t host_live_blocks(struct host *h)
+uint32_t host_blocks(struct host *h, uint32_t *states, uint32_t cap)
 {
 	uint32_t n = 0;
 
-	for (uint32_t i = 0; i < h->stack.tcp->ntcbs; i++)
-		n += tcp_state(&h->stack.tcp->tcbs[i]) != TCP_FREE;
+	for (uint32_t i = 0; i < h->stack.tcp->high_tcb; i++) {
+		enum tcp_state state = tcp_state(&h->stack.tcp->tcbs[i]);
+
+		if (state != TCP_FREE && n++ < cap)
+			states[n - 1] = state;
+	}
 	return n;
 }
 

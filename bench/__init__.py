@@ -1,0 +1,1 @@
+"""Kernel sockets and neatsock on the same work, alternating in one run."""

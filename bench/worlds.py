@@ -1,0 +1,137 @@
+"""The two worlds in which the same command runs: the kernel's sockets, or a private neatsock."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bench import proc
+from bench.errors import SkipCase
+
+ROOT = Path(__file__).parent.parent
+UP_S = 60.0  # building and starting an instance
+HOST = "127.0.0.1"
+NAME = "bench"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """CPUs of servers and clients; empty = the scheduler's choice. The same in both worlds."""
+
+    name: str
+    server: str = ""
+    client: str = ""
+
+    def prefix(self, role: str) -> list[str]:
+        """Command prefix for 'server' or 'client'."""
+        cpus = self.server if role == "server" else self.client
+        return ["taskset", "-c", cpus] if cpus else []
+
+
+PLACEMENTS = {p.name: p for p in (Placement("free"), Placement("same", "0", "0"),
+                                  Placement("split", "0", "1"))}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where programs run. This one is the kernel; it needs nothing."""
+
+    name: str = "kernel"
+    wrap: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def replica_pids(self) -> list[int]:
+        """Processes that run the network stack."""
+        return []
+
+    def control_pids(self) -> list[int]:
+        """The instance's other processes."""
+        return []
+
+    def down(self) -> None:
+        """End the world."""
+
+
+KERNEL = World()
+
+
+@dataclass(frozen=True)
+class Neat(World):
+    """An instance of our own, in a directory of our own."""
+
+    directory: Path = Path()
+    keeper: int = 0
+
+    def replica_pids(self) -> list[int]:
+        """Processes that run the network stack, now (a restarted replica has a new pid)."""
+        return [pid for pid in proc.tree([self.keeper]) if _is_replica(pid)]
+
+    def control_pids(self) -> list[int]:
+        """keeper, neatd, nic."""
+        return [pid for pid in proc.tree([self.keeper]) if not _is_replica(pid)]
+
+    def down(self) -> None:
+        """Stop the instance and remove its directory."""
+        _neatsock(["down", "--name", NAME], self.env)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _is_replica(pid: int) -> bool:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("neat-replica")
+    except OSError:
+        return False
+
+
+def _neatsock(args: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "neatsock", *args], cwd=ROOT, text=True,
+                          env={**os.environ, **env}, capture_output=True, check=False,
+                          timeout=UP_S)
+
+
+def neat_up(replicas: int) -> Neat:
+    """Start a private instance. Blocks until it is up; SkipCase with its words if it does not."""
+    directory = Path(tempfile.mkdtemp(prefix="neat-bench-"))
+    env = {"NEATSOCK_DIR": str(directory), "PYTHONPATH": str(ROOT)}
+    wrap = (sys.executable, "-m", "neatsock", "run", "--name", NAME, "--")
+    world = Neat("neatsock", wrap, env, directory)
+    try:
+        done = _neatsock(["up", "--auto", "--name", NAME, "--replicas", str(replicas)], env)
+        if done.returncode:
+            raise SkipCase(f"neatsock up failed: {done.stderr.strip() or done.stdout.strip()}")
+        return replace(world, keeper=_adopt(directory / f"{NAME}.sock"))
+    except subprocess.TimeoutExpired:
+        world.down()
+        raise SkipCase(f"neatsock up did not finish in {UP_S:.0f} s") from None
+    except BaseException:
+        world.down()
+        raise
+
+
+def _adopt(control: Path) -> int:
+    """Make the instance end with this process, however it ends; its keeper's pid."""
+    try:
+        instance = importlib.import_module("neatsock.instance")
+        instance.ask(control, {"cmd": "hold"})
+        return int(instance.ask(control, {"cmd": "status"})["keeper"]["pid"])
+    except Exception as err:  # InstanceError, or a neatsock that does not import
+        raise SkipCase(f"the instance came up and then did not answer: {err}") from err
+
+
+def machine() -> dict[str, str]:
+    """What the numbers depend on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in cpuinfo
+                  if line.startswith("model name")), "unknown")
+    uname = os.uname()
+    return {"cpu": model, "cpus": str(len(os.sched_getaffinity(0))), "kernel": uname.release,
+            "load": " ".join(f"{x:.2f}" for x in os.getloadavg()),
+            "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
+            "python": sys.version.split()[0]}

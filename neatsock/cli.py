@@ -1,0 +1,243 @@
+"""neatsock up | down | status | run: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import stat
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+from neatsock import __version__, instance
+from neatsock.instance import InstanceError, StartOptions
+
+COMMANDS = ("up", "down", "status", "run")
+PT_INTERP = 3
+EM_OF_CLASS = {1: ("<I", 28, "<H", 42, "<H", 44), 2: ("<Q", 32, "<H", 54, "<H", 56)}
+
+
+class Refusal(Exception):
+    """Why a program cannot run on neatsock; exit status as a shell would give."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def is_static(path: Path) -> bool:
+    """True for an ELF file without an interpreter: LD_PRELOAD has no effect on it."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if len(head) < 64 or head[:4] != b"\x7fELF" or head[4] not in EM_OF_CLASS or head[5] != 1:
+            return False
+        fmt, at, size_fmt, size_at, count_fmt, count_at = EM_OF_CLASS[head[4]]
+        offset = struct.unpack_from(fmt, head, at)[0]
+        size = struct.unpack_from(size_fmt, head, size_at)[0]
+        count = struct.unpack_from(count_fmt, head, count_at)[0]
+        file.seek(offset)
+        table = file.read(size * count)
+    kinds = [struct.unpack_from("<I", table, i)[0] for i in range(0, len(table) - 3, size or 1)]
+    return PT_INTERP not in kinds
+
+
+def shebang(path: Path) -> str | None:
+    """The interpreter that a script names."""
+    with open(path, "rb") as file:
+        line = file.read(256).split(b"\n", 1)[0]
+    if not line.startswith(b"#!"):
+        return None
+    words = line[2:].split()
+    return os.fsdecode(words[0]) if words else None
+
+
+def check_program(name: str) -> str:
+    """Path of a program that neatsock can serve. Refusal says why not."""
+    found = shutil.which(name)
+    if found is None:
+        if os.path.isfile(name) and "/" in name:
+            raise Refusal(f"{name} is not executable", 126)
+        raise Refusal(f"{name}: command not found", 127)
+    path = Path(found)
+    try:
+        mode = path.stat().st_mode
+        interpreter = shebang(path)
+        target = Path(interpreter) if interpreter else path
+        static = target.exists() and is_static(target)
+    except OSError as err:  # unreadable: exec and the loader decide
+        if err.errno is None:
+            raise
+        return found
+    if mode & (stat.S_ISUID | stat.S_ISGID):
+        raise Refusal(
+            f"{found} is setuid or setgid: the dynamic linker ignores LD_PRELOAD for it; "
+            "run it as the user it switches to",
+            126,
+        )
+    if static:
+        raise Refusal(
+            f"{target} is statically linked: nothing can be preloaded into it; "
+            "use a dynamically linked build",
+            126,
+        )
+    return found
+
+
+def program_environment(name: str) -> dict[str, str]:
+    """The environment under which a program is on neatsock."""
+    env = dict(os.environ)
+    library = str(instance.native("libneatsock.so"))
+    others = [p for p in env.get("LD_PRELOAD", "").replace(":", " ").split() if p != library]
+    env["LD_PRELOAD"] = ":".join([library, *others])
+    env["NEATSOCK_SOCKET"] = str(instance.socket_path(name))
+    return env
+
+
+def run(name: str, options: StartOptions, command: list[str]) -> None:
+    """Become `command`. Returns never; Refusal or InstanceError before."""
+    path = check_program(command[0])
+    env = program_environment(name)
+    instance.ensure(name, options)
+    try:
+        os.execve(path, command, env)
+    except OSError as err:
+        raise Refusal(f"cannot run {path}: {err.strerror}", 126) from err
+
+
+def default_name() -> str:
+    return os.environ.get("NEATSOCK_NAME", "default")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= instance.REPLICAS_MAX:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 to {instance.REPLICAS_MAX}")
+    return value
+
+
+def _start_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--replicas", type=_count, metavar="N", help="number of TCP/IP stacks")
+    parser.add_argument("--spin-us", type=int, metavar="US", help="how long to spin before sleeping")
+    parser.add_argument("--time-wait-ms", type=int, metavar="MS", help="TIME_WAIT, default 60000")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neatsock",
+        description="Run unchanged programs on isolated, restartable TCP/IP stacks.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"neatsock {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="start an instance", allow_abbrev=False)
+    down = commands.add_parser("down", help="end an instance", allow_abbrev=False)
+    status = commands.add_parser("status", help="show an instance", allow_abbrev=False)
+    run_ = commands.add_parser(
+        "run",
+        help="run a program on an instance; starts one if none is up",
+        usage="neatsock run [-h] [--name NAME] [--replicas N] [--] PROGRAM [ARGUMENT ...]",
+        allow_abbrev=False,
+    )
+    for sub in (up, down, status, run_):
+        sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
+    for sub in (up, run_):
+        _start_arguments(sub)
+    up.add_argument("--auto", action="store_true", help="end after the last attached program")
+    status.add_argument("--json", action="store_true", help="machine-readable")
+    run_.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
+    return StartOptions(args.replicas, args.spin_us, args.time_wait_ms, auto)
+
+
+def _up(args: argparse.Namespace) -> int:
+    try:
+        found = instance.status(args.name)
+    except instance.NotUp:
+        found = instance.start(args.name, start_options(args, args.auto))
+        word = "up"
+    else:
+        word = "already up"
+        if args.replicas is not None and args.replicas != len(found["replicas"]):
+            raise InstanceError(
+                f"instance {args.name!r} is already up with {len(found['replicas'])} replicas; "
+                "end it first: neatsock down"
+            )
+    count = len(found["replicas"])
+    say(f"instance {args.name!r} is {word}: {count} replica{'s' if count > 1 else ''}")
+    return 0
+
+
+def _down(args: argparse.Namespace) -> int:
+    instance.stop(args.name)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    found = instance.status(args.name)
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    print(describe(found))
+    return 0
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Status for a person."""
+    lines = [
+        f"instance {found['name']}: up {found['uptime_s']:.0f} s, keeper {found['keeper']['pid']}, "
+        f"neatd {found['neatd']['pid']}, nic {found['nic']['pid'] or '-'}",
+        f"{'replica':>7} {'pid':>8} {'state':>9} {'connections':>12} {'accepted':>10} "
+        f"{'segments in':>12} {'segments out':>13} {'cpu s':>8}",
+    ]
+    for r in found["replicas"]:
+        lines.append(
+            f"{r['index']:>7} {r['pid'] or '-':>8} {r['state']:>9} {r['connections']:>12} "
+            f"{r['accepted']:>10} {r['segments_in']:>12} {r['segments_out']:>13} {r['cpu_s']:>8.2f}"
+        )
+    for app in found["apps"]:
+        ports = ", ".join(
+            f"{p['address']}:{p['port']}" for p in app["ports"] if p["listening"]
+        )
+        pids = " ".join(str(pid) for pid in app["pids"])
+        lines.append(f"{app['name']} (pid {pids})" + (f" listens on {ports}" if ports else ""))
+    return "\n".join(lines)
+
+
+def _run(args: argparse.Namespace) -> int:
+    command = args.program[1:] if args.program[:1] == ["--"] else args.program
+    if not command:
+        raise Refusal("no program given; usage: neatsock run [OPTIONS] [--] PROGRAM [ARGUMENT ...]", 2)
+    if args.program[0] != "--" and command[0].startswith("-"):
+        raise Refusal(f"unknown option {command[0]}; see neatsock run --help", 2)
+    run(args.name, start_options(args, auto=True), command)
+    return 0
+
+
+def say(text: str) -> None:
+    print(f"neatsock: {text}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `neatsock` command."""
+    args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    handler = {"up": _up, "down": _down, "status": _status, "run": _run}[args.command]
+    try:
+        return handler(args)
+    except Refusal as refusal:
+        say(str(refusal))
+        return refusal.code
+    except InstanceError as err:
+        say(str(err))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Instances of neatsock: where they live, how they start, how to ask them. No cffi, no asyncio here.
+
+An instance is a neat-keeper process and its children; its control socket is DIR/NAME.sock.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neatsock import __version__
+
+HEADER = struct.Struct("<IHHII")  # struct neat_msg_header
+MAGIC, ABI_VERSION = 0x5441454E, 1
+MSG_CLI, MSG_CLI_REPLY, MSG_ERROR = 7, 36, 37
+LARGEST = 1 << 20
+START_S = 20.0
+ASK_S = 10.0
+REPLICAS_MAX = 16
+ALREADY_UP = 3  # exit status of neat-keeper
+SUN_PATH = 107
+
+
+class InstanceError(Exception):
+    """What went wrong, for a person."""
+
+
+class NotUp(InstanceError):
+    """There is no such instance."""
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    replicas: int | None = None
+    spin_us: int | None = None
+    time_wait_ms: int | None = None
+    auto: bool = False
+
+    def arguments(self) -> list[str]:
+        """For neat-keeper, which hands them to neatd."""
+        out = ["--replicas", str(self.replicas or default_replicas())]
+        if self.spin_us is not None:
+            out += ["--spin-us", str(self.spin_us)]
+        if self.time_wait_ms is not None:
+            out += ["--time-wait-ms", str(self.time_wait_ms)]
+        if self.auto:
+            out.append("--auto")
+        return out
+
+
+def default_replicas() -> int:
+    """1 on up to 2 cores, else half of them (measured: docs/decisions.md)."""
+    cores = len(os.sched_getaffinity(0))
+    return 1 if cores <= 2 else min(cores // 2, REPLICAS_MAX)
+
+
+def runtime_dir() -> Path:
+    """Directory of control sockets, created if missing: 0700 and ours. InstanceError if it is not."""
+    if "NEATSOCK_DIR" in os.environ:
+        path = Path(os.environ["NEATSOCK_DIR"]).absolute()
+    elif os.environ.get("XDG_RUNTIME_DIR"):
+        path = Path(os.environ["XDG_RUNTIME_DIR"]) / "neatsock"
+    else:
+        path = Path(f"/tmp/neatsock-{os.geteuid()}")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as err:
+        raise InstanceError(f"cannot use the directory {path}: {err.strerror}") from err
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise InstanceError(
+            f"{path} does not belong to user {os.geteuid()}; set NEATSOCK_DIR to a directory of yours"
+        )
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def socket_path(name: str) -> Path:
+    """The control socket of an instance. InstanceError for an impossible name."""
+    if not name or "/" in name or name.startswith("."):
+        raise InstanceError(f"{name!r} cannot be the name of an instance")
+    path = runtime_dir() / f"{name}.sock"
+    if len(os.fsencode(path)) > SUN_PATH:
+        raise InstanceError(f"{path} is too long for a socket; set NEATSOCK_DIR to a shorter path")
+    return path
+
+
+def native_dir() -> Path:
+    """Where libneatsock.so, neat-keeper, neat-replica and neat-nic are."""
+    return Path(os.environ.get("NEATSOCK_NATIVE") or Path(__file__).resolve().parent / "_native")
+
+
+def native(file: str) -> Path:
+    path = native_dir() / file
+    if not path.exists():
+        raise InstanceError(f"{path} is missing: this neatsock is not built (pip install .)")
+    return path
+
+
+def ask(path: Path, command: dict[str, Any], timeout: float = ASK_S) -> dict[str, Any]:
+    """Send one command to an instance and wait for its answer. NotUp when nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError) as err:
+            raise NotUp(f"instance {path.stem!r} is not up; start it: neatsock up") from err
+        except OSError as err:
+            raise InstanceError(f"cannot reach {path}: {err.strerror}") from err
+        body = json.dumps(command).encode()
+        try:
+            sock.send(HEADER.pack(MAGIC, ABI_VERSION, MSG_CLI, HEADER.size + len(body), 1) + body)
+            data = sock.recv(LARGEST)
+        except TimeoutError as err:
+            raise InstanceError(f"{path.stem}: no answer within {timeout:.0f} s") from err
+        except OSError as err:
+            raise NotUp(f"instance {path.stem!r} hung up: {err.strerror}") from err
+    return _answer(path, data)
+
+
+def _answer(path: Path, data: bytes) -> dict[str, Any]:
+    if len(data) < HEADER.size:
+        raise NotUp(f"instance {path.stem!r} hung up")
+    magic, version, kind, _, _ = HEADER.unpack_from(data)
+    if magic != MAGIC or version != ABI_VERSION:
+        raise InstanceError(f"instance {path.stem!r} runs another version of neatsock")
+    if kind == MSG_ERROR:
+        text = data[HEADER.size + 8 :].split(b"\0", 1)[0].decode("utf-8", "replace")
+        raise InstanceError(text)
+    answer: dict[str, Any] = json.loads(data[HEADER.size :])
+    return answer
+
+
+def status(name: str) -> dict[str, Any]:
+    """Status of an instance, see docs. NotUp when it is not up."""
+    return ask(socket_path(name), {"cmd": "status"})
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours, without what would put the instance's own processes on top of neatsock."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NEATSOCK_")}
+    preload = [
+        item
+        for item in env.pop("LD_PRELOAD", "").replace(":", " ").split()
+        if Path(item).name != "libneatsock.so"
+    ]
+    if preload:
+        env["LD_PRELOAD"] = ":".join(preload)
+    root = str(Path(__file__).resolve().parent.parent)
+    path = env.get("PYTHONPATH")
+    env["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    env["PYTHONSAFEPATH"] = "1"
+    return env
+
+
+def start(name: str, options: StartOptions) -> dict[str, Any]:
+    """Start an instance and wait until all its replicas are ready: its status.
+
+    If it is up already, or somebody starts it at the same moment, that one is waited for.
+    """
+    path = socket_path(name)
+    log_path = path.with_suffix(".log")
+    command = [
+        str(native("neat-keeper")),
+        *("--dir", str(path.parent), "--name", name),
+        *("--replica-bin", str(native("neat-replica"))),
+        *("--nic-bin", str(native_dir() / "neat-nic")),
+        *("--python", sys.executable),
+        *options.arguments(),
+    ]
+    with open(log_path, "ab", buffering=0) as log:
+        begin = log.tell()
+        log.write(f"--- neatsock {__version__}: {' '.join(command)}\n".encode())
+        keeper = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=clean_environment(),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        code = keeper.poll()
+        if code is not None and code != ALREADY_UP:
+            raise InstanceError(_failure(f"neat-keeper ended with status {code}", log_path, begin))
+        found = _ready(path)
+        if found is not None:
+            keeper.returncode = 0 if code is None else code  # it outlives us: no warning, no wait
+            return found
+        if code == ALREADY_UP and not _locked(path.with_suffix(".pid")):
+            return start(name, options)  # the other one was just ending
+        time.sleep(0.005)
+    if keeper.poll() is None:
+        keeper.terminate()
+        keeper.wait()
+    raise InstanceError(_failure(f"not ready within {START_S:.0f} s", log_path, begin))
+
+
+def _ready(path: Path) -> dict[str, Any] | None:
+    try:
+        found = ask(path, {"cmd": "status"}, 1.0)
+    except InstanceError:
+        return None
+    return found if all(r["state"] == "ready" for r in found["replicas"]) else None
+
+
+def _locked(path: Path) -> bool:
+    import fcntl
+
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        return err.errno == errno.EWOULDBLOCK
+    return False
+
+
+def _failure(what: str, log_path: Path, begin: int) -> str:
+    with open(log_path, "rb") as log:
+        log.seek(begin)
+        tail = log.read()[-4000:].decode("utf-8", "replace").splitlines()[-15:]
+    lines = "".join(f"\n  | {line}" for line in tail)
+    return f"the instance did not start: {what}. Its log ({log_path}) ends with:{lines}"
+
+
+def stop(name: str) -> None:
+    """End an instance; returns when its keeper is gone. NotUp when it is not up."""
+    path = socket_path(name)
+    answer = ask(path, {"cmd": "down"})
+    try:
+        pidfd = os.pidfd_open(answer["keeper"]["pid"])
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([pidfd], [], [], ASK_S)
+    finally:
+        os.close(pidfd)
+    if not ready:
+        raise InstanceError(f"instance {name!r} does not end; its log is {path.with_suffix('.log')}")
+
+
+def hold(name: str) -> None:
+    """Tell an --auto instance to stay until this process (whatever it becomes by exec) is gone."""
+    ask(socket_path(name), {"cmd": "hold"})
+
+
+def ensure(name: str, options: StartOptions) -> None:
+    """An instance is up and stays while this process lives; `options` count if it must be started."""
+    for _ in range(3):
+        try:
+            found = status(name)
+        except NotUp:
+            found = start(name, options)
+        if options.replicas is not None and len(found["replicas"]) != options.replicas:
+            raise InstanceError(
+                f"instance {name!r} is up with {len(found['replicas'])} replicas, not "
+                f"{options.replicas}; end it first (neatsock down) or use another --name"
+            )
+        try:
+            hold(name)
+        except NotUp:
+            continue  # it ended between the two questions
+        return
+    raise InstanceError(f"instance {name!r} keeps ending, see {socket_path(name).with_suffix('.log')}")

@@ -1,0 +1,1 @@
+"""neatd: ports, attach, listen, status. Never in the data path (see docs/architecture.md)."""

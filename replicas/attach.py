@@ -1,0 +1,379 @@
+"""Applications come and go: ATTACH, CHILD, EVENTFD, and the death of processes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from neatsock import abi
+
+from . import apps
+from .apps import App, Orphan, Process
+from .clients import Connection, Refused, Request, Server
+from .link import REPLICA, key
+from .state import State
+
+LIB = abi.lib
+NO_PROCESS = 0xFFFFFFFF
+
+
+class Attachments:
+    def __init__(
+        self,
+        state: State,
+        loop: asyncio.AbstractEventLoop,
+        release: Callable[[App, Orphan], None],
+        app_gone: Callable[[App], None],
+    ) -> None:
+        self.state = state
+        self.loop = loop
+        self.release = release  # of a socket that may hold a port
+        self.app_gone = app_gone
+        self.server: Server | None = None
+        self.changed: Callable[[], None] = lambda: None  # an application has gone
+
+    # ---- requests ----
+
+    def attach(self, connection: Connection, request: Request) -> None:
+        """NEAT_MSG_ATTACH: a new application, or one of ours after exec."""
+        message = self._checked(request)
+        pid, uid = connection.peer()
+        if connection.owner is not None:
+            raise Refused(errno.EISCONN, "this connection is attached already")
+        if int(message.pid) != pid:
+            raise Refused(errno.EPERM, f"process {pid} may not attach process {message.pid}")
+        if message.app_id:
+            app, index = self._rejoined(message, pid)
+        else:
+            app, index = self._new_app(uid, pid, abi.text(message.comm)), 0
+        self._open_process(app, index, pid, connection)
+        self._answer(app, index, connection, request.seq)
+
+    def child(self, parent: Connection, request: Request) -> None:
+        """NEAT_MSG_CHILD: a forked process opens its own connection over its parent's."""
+        message = self._checked(request)
+        if parent.owner is None:
+            raise Refused(errno.ENOTCONN, "attach first")
+        if int(message.pid) != request.pid:
+            raise Refused(errno.EPERM, f"process {request.pid} may not attach {message.pid}")
+        index = int(message.proc)
+        app = self.state.apps[parent.owner[0]]
+        entries = apps.live_entries(app)
+        if index not in entries or entries[index][0] not in (0, request.pid):
+            raise Refused(errno.EINVAL, f"process entry {index} is not one of process {request.pid}")
+        assert self.server is not None
+        own = socket.socket(fileno=request.take_fd())
+        if own.family != socket.AF_UNIX or own.type != socket.SOCK_SEQPACKET:
+            own.close()
+            raise Refused(errno.EINVAL, "CHILD needs one end of an AF_UNIX SOCK_SEQPACKET pair")
+        connection = Connection(own, self.server)
+        self.server.adopt(connection)
+        entry = app.shared.at.procs[index]
+        entry.pid.v = request.pid
+        entry.state.v = LIB.NEAT_PROC_LIVE
+        self._open_process(app, index, request.pid, connection)
+        self._answer(app, index, connection, request.seq)
+
+    def eventfd(self, connection: Connection, request: Request) -> None:
+        """NEAT_MSG_EVENTFD: how to wake this process when it sleeps in the kernel."""
+        app, process = self.owner(connection)
+        fd = request.take_fd()
+        if process.eventfd is not None:
+            os.close(process.eventfd)
+        process.eventfd = fd
+        for replica in range(len(process.channels)):
+            self._store_channel(app, process, replica)
+
+    def owner(self, connection: Connection) -> tuple[App, Process]:
+        """Who sent this. Refused when it has not attached."""
+        if connection.owner is None:
+            raise Refused(errno.ENOTCONN, "attach first")
+        app = self.state.apps[connection.owner[0]]
+        return app, app.processes[connection.owner[1]]
+
+    def _checked(self, request: Request) -> Any:
+        message = abi.unpack("struct neat_msg_attach", request.data)
+        if int(message.abi_size) != abi.fingerprint():
+            raise Refused(
+                errno.EPROTO,
+                "the program's neatsock has another memory layout than this instance; "
+                "end the instance (neatsock down) and start it with the same version",
+            )
+        return message
+
+    # ---- applications ----
+
+    def _new_app(self, uid: int, pid: int, comm: str) -> App:
+        app_id = self.state.next_app
+        shared = abi.Object.create(
+            "struct neat_app", LIB.NEAT_OBJ_APP, app_id, self.state.instance, LIB.NEAT_APP_SIZE
+        )
+        shared.at.app_id = app_id
+        app = App(app_id, shared, uid, comm, [])
+        try:
+            app.segments = [self._new_segment(app_id, r.index) for r in self.state.replicas]
+        except OSError:
+            app.close()
+            raise
+        self.state.next_app += 1
+        link = self.state.link
+        link.remember("counter", next_app=self.state.next_app)
+        link.remember("app", app_id, fds=[shared.fd], uid=uid, comm=comm)
+        for replica, pair in enumerate(app.segments):
+            message = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_SEGMENT, app_id=app_id)
+            link.store(REPLICA, replica, key(LIB.NEAT_MSG_R_SEGMENT, app_id), message, list(pair))
+        entry = shared.at.procs[0]
+        entry.pid.v = pid
+        entry.state.v = LIB.NEAT_PROC_LIVE
+        self.state.apps[app_id] = app
+        return app
+
+    def _new_segment(self, app_id: int, replica: int) -> tuple[int, int]:
+        instance = self.state.instance
+        pub = abi.memory_file(
+            "struct neat_seg_pub", LIB.NEAT_OBJ_SEG_PUB, replica, instance, app_id=app_id
+        )
+        try:
+            own = abi.memory_file(
+                "struct neat_seg_app", LIB.NEAT_OBJ_SEG_APP, replica, instance, LIB.NEAT_SEG_APP_SIZE
+            )
+        except OSError:
+            os.close(pub)
+            raise
+        return pub, own
+
+    def _rejoined(self, message: Any, pid: int) -> tuple[App, int]:
+        app = self.state.apps.get(int(message.app_id))
+        if app is None or int(message.instance) != self.state.instance:
+            raise Refused(errno.ESTALE, "the inherited sockets belong to an instance that has ended")
+        entries = apps.live_entries(app)
+        index = int(message.proc)
+        if index == NO_PROCESS:
+            index = next((i for i, (owner, _) in entries.items() if owner == pid), NO_PROCESS)
+        if index not in entries or entries[index][0] != pid:
+            raise Refused(errno.EPERM, f"process {pid} is not part of application {app.app_id}")
+        return app, index
+
+    def _drop_app(self, app: App) -> None:
+        """Its last process is gone: every connection closes as a last close would."""
+        link = self.state.link
+        self.app_gone(app)
+        gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_APP_GONE, app_id=app.app_id)
+        for replica in range(len(app.segments)):
+            link.drop(REPLICA, replica, key(LIB.NEAT_MSG_R_SEGMENT, app.app_id))
+            link.send(REPLICA, replica, gone)
+        link.forget("app", app.app_id)
+        del self.state.apps[app.app_id]
+        app.close()
+        self.changed()
+
+    # ---- processes ----
+
+    def _open_process(self, app: App, index: int, pid: int, connection: Connection) -> None:
+        """Fresh channels for a process; what it had before exec goes."""
+        process = app.processes.get(index)
+        if process is not None:
+            self._drop_channels(app, process)
+            old = self.state.connections.pop((app.app_id, index), None)
+            if old is not None and old is not connection:
+                assert self.server is not None
+                self.server.drop(old)
+        else:
+            process = self._watch(app, index, pid)
+        number = app.free_number()
+        for replica in range(len(app.segments)):
+            process.channels.append(
+                abi.memory_file(
+                    "struct neat_channel",
+                    LIB.NEAT_OBJ_CHANNEL,
+                    replica,
+                    self.state.instance,
+                    app_id=app.app_id,
+                    proc=index,
+                    number=number,
+                )
+            )
+        process.number = number
+        for replica in range(len(app.segments)):
+            self._store_channel(app, process, replica)
+        connection.owner = (app.app_id, index)
+        self.state.connections[connection.owner] = connection
+        self._remember_process(app, process)
+
+    def _remember_process(self, app: App, process: Process) -> None:
+        connection = self.state.process_connection(app.app_id, process.index)
+        fds = [process.pidfd] + ([connection.sock.fileno()] if connection else [])
+        self.state.link.remember(
+            "proc", app.app_id, process.index, fds=fds, pid=process.pid, channel=process.number
+        )
+
+    def _store_channel(self, app: App, process: Process, replica: int) -> None:
+        assert process.number is not None
+        message = abi.pack(
+            "struct neat_msg_r_channel",
+            LIB.NEAT_MSG_R_CHANNEL,
+            app_id=app.app_id,
+            number=process.number,
+        )
+        fds = [process.channels[replica]]
+        if process.eventfd is not None:
+            fds.append(process.eventfd)
+        at = key(LIB.NEAT_MSG_R_CHANNEL, app.app_id, process.number)
+        self.state.link.store(REPLICA, replica, at, message, fds)
+
+    def _drop_channels(self, app: App, process: Process) -> None:
+        if process.number is None:
+            return
+        gone = abi.pack(
+            "struct neat_msg_r_channel",
+            LIB.NEAT_MSG_R_CHANNEL_GONE,
+            app_id=app.app_id,
+            number=process.number,
+        )
+        for replica, fd in enumerate(process.channels):
+            at = key(LIB.NEAT_MSG_R_CHANNEL, app.app_id, process.number)
+            self.state.link.drop(REPLICA, replica, at)
+            self.state.link.send(REPLICA, replica, gone)
+            os.close(fd)
+        if process.eventfd is not None:
+            os.close(process.eventfd)
+        process.channels, process.eventfd, process.number = [], None, None
+
+    def _answer(self, app: App, index: int, connection: Connection, seq: int) -> None:
+        state, process = self.state, app.processes[index]
+        attached = abi.pack(
+            "struct neat_msg_attached",
+            LIB.NEAT_MSG_ATTACHED,
+            seq,
+            app_id=app.app_id,
+            proc=index,
+            replicas=len(app.segments),
+            spin_us=state.options.spin_us,
+            instance=state.instance,
+        )
+        connection.send(attached, [state.registry_ro, app.shared.fd])
+        for replica, (pub, own) in enumerate(app.segments):
+            assert process.number is not None
+            segment = abi.pack(
+                "struct neat_msg_segment",
+                LIB.NEAT_MSG_SEGMENT,
+                seq,
+                replica=replica,
+                channel=process.number,
+                epoch=state.replicas[replica].epoch,
+            )
+            pub_ro = abi.read_only(pub)
+            fds = [pub_ro, own, process.channels[replica], state.replicas[replica].status_ro]
+            connection.send(segment, fds)
+            os.close(pub_ro)
+
+    # ---- deaths ----
+
+    def _watch(self, app: App, index: int, pid: int, pidfd: int | None = None) -> Process:
+        """Poll the process's pidfd. ProcessLookupError when it is dead already."""
+        if pidfd is None:
+            pidfd = os.pidfd_open(pid)
+        process = Process(index, pid, pidfd)
+        app.processes[index] = process
+        self.loop.add_reader(pidfd, self._died, app, process)
+        return process
+
+    def look_for_children(self, app: App) -> None:
+        """Processes that were forked and hold sockets, but have not said a word yet."""
+        for index, (pid, state) in apps.live_entries(app).items():
+            if index in app.processes or state != LIB.NEAT_PROC_LIVE or pid == 0:
+                continue
+            try:
+                process = self._watch(app, index, pid)
+            except (OSError, OverflowError):  # dead already, or no pid at all
+                self._sweep(app, index)
+            else:
+                self._remember_process(app, process)
+
+    def _died(self, app: App, process: Process) -> None:
+        self.loop.remove_reader(process.pidfd)
+        self.look_for_children(app)
+        connection = self.state.connections.pop((app.app_id, process.index), None)
+        if connection is not None:
+            connection.owner = None
+            assert self.server is not None
+            self.server.drop(connection)
+        self._drop_channels(app, process)
+        self.state.link.forget("proc", app.app_id, process.index)
+        process.close()
+        del app.processes[process.index]
+        if app.processes:
+            self._sweep(app, process.index)
+        else:
+            self._drop_app(app)
+
+    def _sweep(self, app: App, index: int) -> None:
+        """Forget a dead process's descriptors; release what nobody holds any more."""
+        suspects = set(apps.named_by(app, index))
+        apps.clear_table(app, index)
+        apps.free_entry(app, index)
+        for orphan in apps.settle(app, suspects):
+            self._release_orphan(app, orphan)
+
+    def _release_orphan(self, app: App, orphan: Orphan) -> None:
+        if orphan.state == LIB.NEAT_SOCK_CONNECT and orphan.replica < len(app.segments):
+            message = abi.pack(
+                "struct neat_msg_r_listen",
+                LIB.NEAT_MSG_R_RELEASE,
+                app_id=app.app_id,
+                slot=orphan.slot,
+                gen=orphan.slot_gen,
+            )
+            self.state.link.send(REPLICA, orphan.replica, message)
+        self.release(app, orphan)
+        app.shared.at.socks[orphan.sock].state.v = LIB.NEAT_SOCK_FREE
+
+    def connection_gone(self, connection: Connection) -> None:
+        """The library closed its connection: no death; the pidfd tells about that."""
+        if connection.owner is None:
+            return
+        if self.state.connections.get(connection.owner) is connection:
+            del self.state.connections[connection.owner]
+            app = self.state.apps[connection.owner[0]]
+            process = app.processes.get(connection.owner[1])
+            if process is not None:
+                self._remember_process(app, process)
+
+    # ---- recovery ----
+
+    def recover_process(
+        self,
+        app: App,
+        index: int,
+        pid: int,
+        number: int | None,
+        fds: list[int],
+        channels: dict[int, list[int]],
+    ) -> None:
+        """A process that a predecessor watched; fds: pidfd[, connection]; channels: by replica."""
+        process = self._watch(app, index, pid, fds[0])
+        process.number = number
+        for replica in sorted(channels):
+            channel, *eventfd = channels[replica]
+            process.channels.append(channel)
+            for fd in eventfd:
+                if process.eventfd is None:
+                    process.eventfd = fd
+                else:
+                    os.close(fd)
+        if len(fds) > 1:
+            assert self.server is not None
+            connection = Connection(socket.socket(fileno=fds[1]), self.server)
+            connection.owner = (app.app_id, index)
+            self.state.connections[connection.owner] = connection
+            self.server.adopt(connection)
+
+    def recovered(self, app: App) -> None:
+        """All of an application was recovered; one that never got a process goes."""
+        self.look_for_children(app)
+        if not app.processes:
+            self._drop_app(app)

@@ -1,0 +1,401 @@
+"""BIND, LISTEN, UNBIND: the port table, the registry page, the listeners in the replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from neatsock import abi
+
+from .apps import App, Orphan
+from .clients import Connection, Server
+from .link import REPLICA, key
+from .ports import Claim, check_address, check_privilege, conflict, overlap
+from .registry import Key
+from .state import State
+
+LIB = abi.lib
+IP_FREEBIND = 15  # <linux/in.h>
+ANSWER_S = 10.0  # a replica that does not acknowledge a listener within this time has failed
+FIRST_UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+
+def first_unprivileged_port() -> int:
+    try:
+        return int(FIRST_UNPRIVILEGED.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 1024
+
+
+def reserve(claim: Claim) -> tuple[socket.socket, int]:
+    """Bind a kernel socket that never listens: (socket, port). OSError as bind(2).
+
+    It keeps the port from programs outside of neatsock and chooses port 0 (P4).
+    """
+    kind = socket.SOCK_STREAM if claim.proto == socket.IPPROTO_TCP else socket.SOCK_DGRAM
+    name = (socket.inet_ntoa(claim.addr.to_bytes(4, "big")), claim.port)
+    holder = socket.socket(socket.AF_INET, kind)
+    try:
+        # Our addresses on the uplink are not the kernel's.
+        holder.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        try:
+            holder.bind(name)
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE or not claim.reuseaddr or claim.port == 0:
+                raise
+            # Only connections in TIME_WAIT in the way: what SO_REUSEADDR is for (socket(7)).
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(name)
+    except OSError:
+        holder.close()
+        raise
+    return holder, int(holder.getsockname()[1])
+
+
+@dataclass
+class Binding:
+    """A socket that holds a port; with `wanted` set it listens or is about to."""
+
+    claim: Claim
+    reservation: socket.socket | None
+    backlog: int = 0
+    subs: dict[int, tuple[int, int]] = field(default_factory=dict)  # replica -> (slot, gen)
+    pending: set[int] = field(default_factory=set)  # replicas that have not answered
+    failure: int = 0  # errno of the first replica that refused
+    waiters: list[tuple[Connection, int]] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.claim.proto, self.claim.addr, self.claim.port
+
+    @property
+    def handle(self) -> int:
+        """Echoed by replicas: tells this use of the socket record from an earlier one."""
+        return (self.claim.gen & 0xFFFF) << 16 | self.claim.sock
+
+
+class Bindings:
+    def __init__(self, state: State, loop: asyncio.AbstractEventLoop) -> None:
+        self.state = state
+        self.loop = loop
+        self.table: dict[tuple[int, int], Binding] = {}  # (app id, socket record)
+        self.first_unprivileged = first_unprivileged_port()
+        self.server: Server | None = None
+
+    # ---- bind ----
+
+    def bind(self, app: App, message: Any, uid: int) -> tuple[int, int]:
+        """NEAT_MSG_BIND: (-errno or 0, port)."""
+        claim = self._claim(app, message, uid, int(message.proto))
+        known = self._current(claim)
+        if known is not None:
+            same = known.claim.addr == claim.addr and claim.port in (0, known.claim.port)
+            return (0, known.claim.port) if same else (-errno.EINVAL, 0)
+        code = self._check(claim)
+        if code:
+            return -code, 0
+        binding, code = self._take(claim)
+        return (-code, 0) if binding is None else (0, binding.claim.port)
+
+    def _claim(self, app: App, message: Any, uid: int, proto: int) -> Claim:
+        flags = int(message.flags)
+        return Claim(
+            app.app_id,
+            int(message.sock),
+            int(message.sock_gen),
+            uid,
+            proto,
+            int(message.addr),
+            int(message.port),
+            bool(flags & LIB.NEAT_SOCKF_REUSEADDR),
+            bool(flags & LIB.NEAT_SOCKF_REUSEPORT),
+        )
+
+    def _current(self, claim: Claim) -> Binding | None:
+        """The binding this socket has. One of an earlier life of its record is released."""
+        known = self.table.get(claim.owner)
+        if known is not None and known.claim.gen != claim.gen:
+            self.release(known)
+            return None
+        return known
+
+    def _check(self, claim: Claim) -> int:
+        if not 0 < claim.sock < LIB.NEAT_SOCKS_MAX:
+            return errno.EINVAL
+        if claim.proto not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+            return errno.EPROTONOSUPPORT
+        code = check_address(claim.addr, self.state.registry.addresses())
+        return code or check_privilege(claim.port, claim.uid, self.first_unprivileged)
+
+    def _take(self, claim: Claim) -> tuple[Binding | None, int]:
+        """Reserve the port and enter it everywhere: (binding, 0) or (None, errno)."""
+        if claim.port and conflict(claim, self._claims()):
+            return None, errno.EADDRINUSE
+        reservation: socket.socket | None = None
+        try:
+            reservation, port = reserve(claim)
+            claim = replace(claim, port=port)
+        except OSError as err:
+            # In the way may be a reservation of our own that this socket may share.
+            shared = claim.port and any(overlap(claim, other) for other in self._claims())
+            if err.errno != errno.EADDRINUSE or not shared:
+                return None, err.errno or errno.EIO
+        binding = Binding(claim, reservation)
+        try:
+            self.state.registry.hold(binding.key)
+        except OSError as err:
+            if reservation is not None:
+                reservation.close()
+            return None, err.errno or errno.EIO
+        self.table[claim.owner] = binding
+        self._remember(binding)
+        return binding, 0
+
+    def _claims(self) -> list[Claim]:
+        return [binding.claim for binding in self.table.values()]
+
+    def _remember(self, binding: Binding) -> None:
+        claim = binding.claim
+        self.state.link.remember(
+            "bind",
+            claim.app_id,
+            claim.sock,
+            fds=[binding.reservation.fileno()] if binding.reservation else [],
+            gen=claim.gen,
+            uid=claim.uid,
+            proto=claim.proto,
+            addr=claim.addr,
+            port=claim.port,
+            reuseaddr=claim.reuseaddr,
+            reuseport=claim.reuseport,
+            listening=claim.listening,
+            backlog=binding.backlog,
+        )
+
+    # ---- listen ----
+
+    def listen(self, app: App, message: Any, uid: int, connection: Connection) -> bool:
+        """NEAT_MSG_LISTEN. False: the answer comes when all replicas acknowledged."""
+        seq = int(message.h.seq)
+        claim = self._claim(app, message, uid, socket.IPPROTO_TCP)
+        binding, code = self._current(claim), 0
+        if binding is None:
+            code = self._check(claim)
+            if not code:
+                binding, code = self._take(claim)
+        if binding is not None and not binding.claim.listening:
+            wanted = replace(binding.claim, listening=True)
+            code = errno.EADDRINUSE if conflict(wanted, self._claims()) else 0
+        if binding is None or code:
+            connection.send(self._listening(None, seq, -code))
+            return True
+        binding.waiters.append((connection, seq))
+        if not binding.pending:
+            self._ask(binding, message)
+        return False
+
+    def _ask(self, binding: Binding, message: Any) -> None:
+        binding.claim = replace(binding.claim, listening=True)
+        binding.backlog = int(message.backlog)
+        binding.failure = 0
+        self._remember(binding)
+        claim = binding.claim
+        for replica in self.state.replicas:
+            slot, gen = binding.subs.get(replica.index, (0, 0))
+            order = abi.new(
+                "struct neat_msg_r_listen",
+                LIB.NEAT_MSG_R_LISTEN,
+                app_id=claim.app_id,
+                addr=claim.addr,
+                port=claim.port,
+                backlog=binding.backlog,
+                slot=slot,
+                gen=gen,
+                flags=int(message.flags),
+                sock=binding.handle,
+            )
+            order.opts = message.opts
+            at = key(LIB.NEAT_MSG_R_LISTEN, claim.app_id, claim.sock)
+            binding.pending.add(replica.index)
+            self.state.link.store(REPLICA, replica.index, at, bytes(abi.ffi.buffer(order)))
+        binding.timer = self.loop.call_later(ANSWER_S, self._too_late, binding)
+
+    def _too_late(self, binding: Binding) -> None:
+        binding.failure = binding.failure or errno.ETIMEDOUT
+        binding.pending.clear()
+        self._settled(binding)
+
+    def acknowledged(self, replica: int, data: bytes) -> None:
+        """NEAT_MSG_R_LISTENING: one replica installed (or refused) a listener."""
+        answer = abi.unpack("struct neat_msg_r_listen", data)
+        owner = (int(answer.app_id), int(answer.sock) & 0xFFFF)
+        binding = self.table.get(owner)
+        if binding is None or binding.handle != int(answer.sock) or not binding.claim.listening:
+            # Too late: whoever wanted this listener has gone.
+            if answer.status == 0:
+                self._remove(replica, owner[0], int(answer.slot), int(answer.gen))
+            return
+        if answer.status:
+            binding.failure = binding.failure or -int(answer.status)
+            binding.subs.pop(replica, None)
+        else:
+            binding.subs[replica] = (int(answer.slot), int(answer.gen))
+        asked = replica in binding.pending
+        binding.pending.discard(replica)
+        if asked and not binding.pending:
+            self._settled(binding)
+
+    def _settled(self, binding: Binding) -> None:
+        """Every replica answered: tell the registry, then the application."""
+        if binding.timer is not None:
+            binding.timer.cancel()
+            binding.timer = None
+        code = binding.failure
+        if code:
+            self._unlisten(binding)
+            binding.claim = replace(binding.claim, listening=False)
+            self._remember(binding)
+        self._publish(binding.key)
+        self._reply(binding, -code)
+
+    def _reply(self, binding: Binding, status: int) -> None:
+        waiters, binding.waiters = binding.waiters, []
+        for connection, seq in waiters:
+            connection.send(self._listening(binding, seq, status))
+            if self.server is not None:
+                self.server.finish(connection)
+
+    def _listening(self, binding: Binding | None, seq: int, status: int) -> bytes:
+        message = abi.new("struct neat_msg_listening", LIB.NEAT_MSG_LISTENING, seq, status=status)
+        if binding is not None and status == 0:
+            message.port = binding.claim.port
+            for replica, (slot, gen) in binding.subs.items():
+                message.sub[replica].slot, message.sub[replica].gen = slot, gen
+        return bytes(abi.ffi.buffer(message))
+
+    def _publish(self, at: Key) -> None:
+        """Registry mask of a port: replicas in which any of its sockets listens."""
+        mask = 0
+        for binding in self.table.values():
+            if binding.key == at and binding.claim.listening and not binding.pending:
+                for replica in binding.subs:
+                    mask |= 1 << replica
+        self.state.registry.set_mask(at, mask)
+
+    # ---- release ----
+
+    def unbind(self, app: App, message: Any) -> None:
+        """NEAT_MSG_UNBIND: the socket that held the port is gone."""
+        binding = self.table.get((app.app_id, int(message.sock)))
+        if binding is not None and binding.claim.gen == int(message.sock_gen):
+            self.release(binding)
+
+    def release_orphan(self, app: App, orphan: Orphan) -> None:
+        binding = self.table.get((app.app_id, orphan.sock))
+        if binding is not None and binding.claim.gen == orphan.gen:
+            self.release(binding)
+
+    def app_gone(self, app: App) -> None:
+        for binding in [b for b in self.table.values() if b.claim.app_id == app.app_id]:
+            self.release(binding)
+
+    def _unlisten(self, binding: Binding) -> None:
+        claim = binding.claim
+        for replica in self.state.replicas:
+            at = key(LIB.NEAT_MSG_R_LISTEN, claim.app_id, claim.sock)
+            self.state.link.drop(REPLICA, replica.index, at)
+            slot, gen = binding.subs.get(replica.index, (0, 0))
+            if slot:
+                self._remove(replica.index, claim.app_id, slot, gen)
+        binding.subs.clear()
+
+    def _remove(self, replica: int, app_id: int, slot: int, gen: int) -> None:
+        kind = LIB.NEAT_MSG_R_UNLISTEN
+        message = abi.pack("struct neat_msg_r_listen", kind, app_id=app_id, slot=slot, gen=gen)
+        self.state.link.send(REPLICA, replica, message)
+
+    def release(self, binding: Binding) -> None:
+        """Undo everything that bind and listen did."""
+        if binding.timer is not None:
+            binding.timer.cancel()
+            binding.timer = None
+        binding.pending.clear()
+        del self.table[binding.claim.owner]
+        if binding.claim.listening:
+            # Off the page first: nobody connects to a listener that is going.
+            self._publish(binding.key)
+            self._unlisten(binding)
+        self._reply(binding, -errno.ECONNABORTED)
+        self.state.registry.release(binding.key)
+        if binding.reservation is not None:
+            binding.reservation.close()
+        self.state.link.forget("bind", binding.claim.app_id, binding.claim.sock)
+        self._inherit_reservation(binding)
+
+    def _inherit_reservation(self, gone: Binding) -> None:
+        """A socket that shared the port holds it in the kernel from now on."""
+        for other in self.table.values():
+            if other.reservation is None and overlap(other.claim, gone.claim):
+                try:
+                    other.reservation, _ = reserve(other.claim)
+                except OSError:
+                    continue
+                self._remember(other)
+
+    # ---- recovery ----
+
+    def recover(self, state: dict[str, Any], fds: list[int]) -> None:
+        """A binding that a predecessor of ours made."""
+        claim = Claim(
+            state["app"],
+            state["number"],
+            state["gen"],
+            state["uid"],
+            state["proto"],
+            state["addr"],
+            state["port"],
+            state["reuseaddr"],
+            state["reuseport"],
+            state["listening"],
+        )
+        holder = socket.socket(fileno=fds[0]) if fds else None
+        binding = Binding(claim, holder, state["backlog"])
+        self.table[claim.owner] = binding
+        self.state.registry.hold(binding.key)
+
+    def recover_listener(self, replica: int, data: bytes) -> None:
+        """A stored R_LISTEN: the keeper filled in the slot once the replica had answered."""
+        order = abi.unpack("struct neat_msg_r_listen", data)
+        binding = self.table.get((int(order.app_id), int(order.sock) & 0xFFFF))
+        if binding is None or binding.handle != int(order.sock):
+            at = key(LIB.NEAT_MSG_R_LISTEN, int(order.app_id), int(order.sock) & 0xFFFF)
+            self.state.link.drop(REPLICA, replica, at)
+        elif order.slot:
+            binding.subs[replica] = (int(order.slot), int(order.gen))
+        else:
+            binding.pending.add(replica)
+
+    def recovered(self) -> None:
+        """All of the store was read: wait for the answers that are missing, publish the rest."""
+        for binding in self.table.values():
+            if binding.pending:
+                binding.timer = self.loop.call_later(ANSWER_S, self._too_late, binding)
+            self._publish(binding.key)
+
+    def ports_of(self, app_id: int) -> list[dict[str, Any]]:
+        """For status."""
+        return [
+            {
+                "port": binding.claim.port,
+                "address": socket.inet_ntoa(binding.claim.addr.to_bytes(4, "big")),
+                "listening": binding.claim.listening and not binding.pending,
+            }
+            for binding in self.table.values()
+            if binding.claim.app_id == app_id
+        ]
+

@@ -1,0 +1,211 @@
+/* child.c - start, fence and restart one child process. */
+#define _GNU_SOURCE
+#include "keeper.h"
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct child *keeper_child(struct keeper *k, uint32_t role, uint32_t index)
+{
+	if (role == NEAT_ROLE_NEATD && index == 0)
+		return &k->neatd;
+	if (role == NEAT_ROLE_NIC && index == 0)
+		return &k->nic;
+	if (role == NEAT_ROLE_REPLICA && index < NEAT_REPLICAS_MAX)
+		return &k->replica[index];
+	return NULL;
+}
+
+uint32_t keeper_children(struct keeper *k, struct child **all)
+{
+	uint32_t n = 0;
+
+	all[n++] = &k->neatd;
+	all[n++] = &k->nic;
+	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
+		all[n++] = &k->replica[i];
+	return n;
+}
+
+void child_init(struct child *c, uint32_t role, uint32_t index)
+{
+	*c = (struct child){ .role = role, .index = index, .pidfd = -1, .sock = -1 };
+	queue_init(&c->out);
+}
+
+const char *child_name(const struct child *c, char *text, size_t size)
+{
+	if (c->role == NEAT_ROLE_REPLICA)
+		snprintf(text, size, "replica %u", c->index);
+	else
+		snprintf(text, size, "%s", c->role == NEAT_ROLE_NIC ? "nic" : "neatd");
+	return text;
+}
+
+/* In the child, between fork and exec. The parent has one thread, so ordinary calls are safe. */
+static _Noreturn void child_exec(struct keeper *k, const struct child *c, int sock, pid_t keeper)
+{
+	char *const replica[] = { (char *)(uintptr_t)k->opt.replica_bin, NULL };
+	char *const nic[] = { (char *)(uintptr_t)k->opt.nic_bin, NULL };
+	char *const *argv = c->role == NEAT_ROLE_REPLICA ? replica :
+			    c->role == NEAT_ROLE_NIC ? nic : k->opt.neatd_args;
+	struct rlimit no_core = { 0, 0 };
+	sigset_t none;
+
+	/* A core file of a replica would hold gigabytes of sparse segments. */
+	setrlimit(RLIMIT_CORE, &no_core);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* The keeper died before the line above took effect. */
+	if (getppid() != keeper || dup2(sock, CONTROL_FD) < 0)
+		_exit(127);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGPIPE, SIG_DFL);
+	execv(argv[0], argv);
+	fprintf(stderr, "neat-keeper: cannot start %s: %s\n", argv[0], strerror(errno));
+	_exit(127);
+}
+
+static void queue_store(struct child *c)
+{
+	struct neat_msg_header start = { NEAT_ABI_MAGIC, NEAT_ABI_VERSION, NEAT_MSG_R_START, sizeof(start), 0 };
+	struct msg *m;
+
+	queue_clear(&c->out);
+	for (struct entry *e = c->stored; e; e = e->next) {
+		struct neat_msg_r_config *config = (void *)e->m->u.bytes;
+
+		if (config->h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(*config))
+			config->epoch = c->epoch;
+		queue_add(&c->out, NULL, e->m);
+	}
+	m = msg_new(&start, sizeof(start), NULL, 0);
+	queue_add(&c->out, NULL, m);
+	msg_put(m);
+}
+
+static void tell_neatd(struct keeper *k, const struct neat_msg_keeper *m)
+{
+	/* A neatd that is down learns everything from the handback. */
+	if (k->neatd.pid)
+		queue_add(&k->neatd.out, m, NULL);
+}
+
+void child_start(struct keeper *k, struct child *c)
+{
+	struct neat_msg_keeper started;
+	pid_t keeper = getpid();
+	int pair[2];
+	char name[32];
+
+	c->start_at = 0;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		keeper_die("socketpair");
+	c->pid = fork();
+	if (c->pid < 0)
+		keeper_die("fork");
+	if (c->pid == 0)
+		child_exec(k, c, pair[1], keeper);
+	close(pair[1]);
+	c->sock = pair[0];
+	c->pidfd = (int)syscall(SYS_pidfd_open, c->pid, 0);
+	if (c->pidfd < 0)
+		keeper_die("pidfd_open");
+	c->epoch++;
+	c->ready = false;
+	keeper_log("%s started, pid %d, epoch %u", child_name(c, name, sizeof(name)), c->pid, c->epoch);
+	if (c->role == NEAT_ROLE_NEATD) {
+		neatd_handback(k);
+		return;
+	}
+	queue_store(c);
+	started = keeper_message(NEAT_MSG_K_STARTED, c, NULL);
+	tell_neatd(k, &started);
+}
+
+void child_kill(struct child *c)
+{
+	if (!c->pid)
+		return;
+	syscall(SYS_pidfd_send_signal, c->pidfd, SIGKILL, NULL, 0);
+	while (waitpid(c->pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	c->pid = 0;
+}
+
+/* Somebody killed it from outside: says nothing about the program (no strike). */
+static bool from_outside(int status)
+{
+	int sig = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+
+	return sig == SIGKILL || sig == SIGTERM || sig == SIGINT || sig == SIGHUP;
+}
+
+/* Faults are counted; too many and the next start waits, none that ever worked and we give up. */
+static void count_fault(struct keeper *k, struct child *c)
+{
+	uint64_t now = clock_ms(), *oldest = &c->faults[c->nfaults++ % FAULTS_MAX];
+	char name[32];
+
+	if (*oldest && now - *oldest < FAULT_WINDOW_MS)
+		c->start_at = now + FAULT_DELAY_MS;
+	*oldest = now;
+	c->unready_faults = c->ready ? 0 : c->unready_faults + 1;
+	if (c->unready_faults < FAULTS_MAX)
+		return;
+	child_name(c, name, sizeof(name));
+	keeper_log("%s failed %d times in a row before it was ready; the instance ends", name, FAULTS_MAX);
+	keeper_fail(k, "see the messages above");
+}
+
+static void log_death(const struct child *c, int status)
+{
+	char name[32];
+
+	child_name(c, name, sizeof(name));
+	if (WIFSIGNALED(status))
+		keeper_log("%s (pid %d) was killed by signal %d (%s)", name, c->pid, WTERMSIG(status),
+			   strsignal(WTERMSIG(status)));
+	else
+		keeper_log("%s (pid %d) exited with status %d", name, c->pid, WEXITSTATUS(status));
+}
+
+void child_died(struct keeper *k, struct child *c)
+{
+	struct neat_msg_keeper died;
+	struct received r;
+	int status = 0;
+
+	/* What it said before it died still counts. */
+	while (c->sock >= 0 && msg_receive(c->sock, &r) > 0) {
+		if (c->role == NEAT_ROLE_NEATD)
+			neatd_message(k, &r);
+		else
+			child_message(k, c, &r);
+	}
+	while (waitpid(c->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	log_death(c, status);
+	died = keeper_message(NEAT_MSG_K_DIED, c, NULL);
+	died.status = status;
+	close(c->sock);
+	close(c->pidfd);
+	c->sock = c->pidfd = -1;
+	c->pid = 0;
+	if (c->role != NEAT_ROLE_NEATD) {
+		queue_clear(&c->out);
+		tell_neatd(k, &died);
+	}
+	if (!from_outside(status))
+		count_fault(k, c);
+	c->ready = false;
+}

@@ -1,0 +1,134 @@
+/*
+ * keeper.h - what the files of neat-keeper share.
+ *
+ * The keeper is the parent of all processes of an instance and holds what must survive each of them:
+ * the shared memory and the control messages. It decides nothing but when to start a child again.
+ */
+#ifndef NEAT_KEEPER_H
+#define NEAT_KEEPER_H
+
+#include "neat_abi.h"
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum {
+	CONTROL_FD = 3,			/* a child's end of its control socket */
+	FAULTS_MAX = 5,			/* faults within FAULT_WINDOW_MS before restarts are delayed */
+	FAULT_WINDOW_MS = 10000,
+	FAULT_DELAY_MS = 1000,
+	ARGS_MAX = 64,
+};
+
+/* One control message and its descriptors; shared by the store and the queues, so counted. */
+struct msg {
+	uint32_t refs;
+	uint32_t len;
+	int nfds;
+	int fds[NEAT_MSG_FDS_MAX];
+	union {
+		struct neat_msg_header h;
+		uint8_t bytes[NEAT_MSG_MAX];
+	} u;		/* allocated as long as len needs */
+};
+
+/* A stored message: replayed, in order, to every successor. */
+struct entry {
+	struct entry *next;
+	uint64_t key;
+	struct msg *m;
+};
+
+/* A message on its way to a child; `wrap` goes before it when wrapped. */
+struct out {
+	struct out *next;
+	struct msg *m;		/* NULL: the wrapper alone */
+	bool wrapped;
+	struct neat_msg_keeper wrap;
+};
+
+struct queue {
+	struct out *first, **tail;
+};
+
+/* Life of a child: not wanted -> (K_SPAWN) wanted -> running (pid != 0) -> dead -> running ... */
+struct child {
+	uint32_t role, index;
+	pid_t pid;
+	int pidfd, sock;
+	uint32_t epoch;
+	bool wanted, ready;
+	uint32_t unready_faults;	/* faults in a row without a sign of life */
+	uint64_t faults[FAULTS_MAX];	/* times of the latest ones, ms */
+	uint32_t nfaults;
+	uint64_t start_at;		/* ms; restart not before */
+	struct entry *stored;
+	struct queue out;
+};
+
+struct keeper_options {
+	const char *dir, *name;
+	const char *replica_bin, *nic_bin, *python;
+	char *neatd_args[ARGS_MAX];	/* after the interpreter's own; NULL-terminated */
+	uint32_t replicas;
+};
+
+struct keeper {
+	struct keeper_options opt;
+	struct child neatd, nic, replica[NEAT_REPLICAS_MAX];
+	int signals;			/* signalfd */
+	bool stop;
+	int exit_status;
+	char sock_path[4096], pid_path[4096];
+};
+
+/* store.c */
+struct msg *msg_new(const void *bytes, uint32_t len, const int *fds, int nfds);
+void msg_put(struct msg *m);		/* the last reference closes the descriptors */
+void queue_init(struct queue *q);
+void queue_add(struct queue *q, const struct neat_msg_keeper *wrap, struct msg *m);
+void queue_clear(struct queue *q);
+struct entry *store_find(const struct child *c, uint64_t key);
+void store_put(struct child *c, uint64_t key, struct msg *m);
+void store_drop(struct child *c, uint64_t key);
+/* Slot and generation that a replica chose go into the stored R_LISTEN: a successor reuses them. */
+void store_listening(struct child *c, const struct neat_msg_r_listen *answer);
+struct neat_msg_keeper keeper_message(uint16_t type, const struct child *c, const struct msg *inner);
+
+/* msg.c */
+struct received {
+	union {
+		struct neat_msg_header h;
+		uint8_t bytes[NEAT_MSG_MAX];
+	} u;
+	uint32_t len;
+	int fds[NEAT_MSG_FDS_MAX];
+	int nfds;
+};
+/* 1 = a message, 0 = none now, -1 = the other end is gone or speaks another language. */
+int msg_receive(int sock, struct received *r);
+void received_close(struct received *r);
+/* Sends what fits. False when the other end is gone. */
+bool queue_flush(struct queue *q, int sock);
+
+/* child.c */
+struct child *keeper_child(struct keeper *k, uint32_t role, uint32_t index);
+uint32_t keeper_children(struct keeper *k, struct child **all);	/* room for NEAT_REPLICAS_MAX + 2 */
+void child_init(struct child *c, uint32_t role, uint32_t index);
+void child_start(struct keeper *k, struct child *c);
+void child_died(struct keeper *k, struct child *c);
+void child_kill(struct child *c);	/* SIGKILL, wait: when it returns the process is gone */
+const char *child_name(const struct child *c, char *text, size_t size);
+
+/* neatd.c */
+void neatd_message(struct keeper *k, struct received *r);
+void child_message(struct keeper *k, struct child *c, struct received *r);
+void neatd_handback(struct keeper *k);	/* queues the whole store and who runs */
+
+/* main.c */
+void keeper_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void keeper_die(const char *what);
+void keeper_fail(struct keeper *k, const char *what);	/* ends the instance, exit status 1 */
+uint64_t clock_ms(void);
+
+#endif

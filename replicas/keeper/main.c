@@ -1,0 +1,334 @@
+/*
+ * main.c - neat-keeper: options, signals, the poll loop. Started by `neatsock up` and `neatsock run`.
+ *
+ * One thread, never blocks on a child, sleeps in poll() when nobody says anything.
+ */
+#define _GNU_SOURCE
+#include "keeper.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+uint64_t clock_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+void keeper_log(const char *fmt, ...)
+{
+	char text[512], when[32];
+	time_t now = time(NULL);
+	struct tm tm;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	localtime_r(&now, &tm);
+	strftime(when, sizeof(when), "%F %T", &tm);
+	dprintf(STDERR_FILENO, "%s neat-keeper: %s\n", when, text);
+}
+
+/* Children die with us (PR_SET_PDEATHSIG). */
+_Noreturn void keeper_die(const char *what)
+{
+	keeper_log("%s: %s; the instance ends", what, strerror(errno));
+	exit(1);
+}
+
+void keeper_fail(struct keeper *k, const char *what)
+{
+	keeper_log("the instance ends: %s", what);
+	k->stop = true;
+	k->exit_status = 1;
+}
+
+/* ---- start ---- */
+
+static const char *const usage =
+	"usage: neat-keeper --dir DIR --name NAME --replica-bin P --nic-bin P --python P [options of neatd]\n"
+	"neat-keeper is started by `neatsock up` and `neatsock run`.\n";
+
+static const char **own_option(struct keeper_options *o, const char *arg)
+{
+	if (!strcmp(arg, "--dir"))
+		return &o->dir;
+	if (!strcmp(arg, "--name"))
+		return &o->name;
+	if (!strcmp(arg, "--replica-bin"))
+		return &o->replica_bin;
+	if (!strcmp(arg, "--nic-bin"))
+		return &o->nic_bin;
+	if (!strcmp(arg, "--python"))
+		return &o->python;
+	return NULL;
+}
+
+/* Everything that is not ours is neatd's to understand. */
+static void parse(struct keeper *k, int argc, char **argv)
+{
+	static char unbuffered[] = "-u", module[] = "-m", neatd[] = "neatsock.replicas.neatd";
+	struct keeper_options *o = &k->opt;
+	uint32_t n = 0;
+
+	o->neatd_args[n++] = NULL;	/* the interpreter, below */
+	o->neatd_args[n++] = unbuffered;
+	o->neatd_args[n++] = module;
+	o->neatd_args[n++] = neatd;
+	for (int i = 1; i < argc; i++) {
+		const char **own = own_option(o, argv[i]);
+		bool shared = own == &o->dir || own == &o->name;
+
+		if (n + 3 > ARGS_MAX || (own && i + 1 == argc))
+			goto wrong;
+		if (!own || shared)
+			o->neatd_args[n++] = argv[i];
+		if (own)
+			*own = argv[++i];
+		if (shared)
+			o->neatd_args[n++] = argv[i];
+	}
+	o->neatd_args[0] = (char *)(uintptr_t)o->python;
+	if (o->dir && o->name && o->replica_bin && o->nic_bin && o->python)
+		return;
+wrong:
+	fputs(usage, stderr);
+	exit(2);
+}
+
+/* Descriptors 0..3 exist, so that no control socket of ours gets the number a child expects it at. */
+static void occupy_low_fds(void)
+{
+	int fd;
+
+	do {
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	} while (fd >= 0 && fd < CONTROL_FD);
+	if (fd > CONTROL_FD)
+		close(fd);
+}
+
+/* Locks the file that has the name now: an ending keeper removes it, maybe after we opened it. */
+static int lock_pid_file(struct keeper *k)
+{
+	struct stat ours, named;
+	int fd;
+
+	for (;;) {
+		fd = open(k->pid_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+		if (fd < 0)
+			keeper_die(k->pid_path);
+		if (flock(fd, LOCK_EX | LOCK_NB)) {
+			keeper_log("an instance named %s is already up in %s", k->opt.name, k->opt.dir);
+			exit(3);
+		}
+		if (!fstat(fd, &ours) && !stat(k->pid_path, &named) && ours.st_ino == named.st_ino)
+			return fd;
+		close(fd);
+	}
+}
+
+/* One keeper per name: the lock is held as long as we live, whatever is left of the file. */
+static void claim_name(struct keeper *k)
+{
+	int fd, n = snprintf(k->pid_path, sizeof(k->pid_path), "%s/%s.pid", k->opt.dir, k->opt.name);
+
+	if (n >= (int)sizeof(k->pid_path) - 1) {
+		fputs(usage, stderr);
+		exit(2);
+	}
+	snprintf(k->sock_path, sizeof(k->sock_path), "%s/%s.sock", k->opt.dir, k->opt.name);
+	fd = lock_pid_file(k);
+	if (ftruncate(fd, 0) || dprintf(fd, "%d\n", getpid()) < 0)
+		keeper_die(k->pid_path);
+}
+
+static void setup(struct keeper *k)
+{
+	struct rlimit files;
+	sigset_t set;
+
+	occupy_low_fds();
+	umask(077);
+	claim_name(k);
+	if (!getrlimit(RLIMIT_NOFILE, &files)) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	k->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (k->signals < 0)
+		keeper_die("signalfd");
+	child_init(&k->neatd, NEAT_ROLE_NEATD, 0);
+	child_init(&k->nic, NEAT_ROLE_NIC, 0);
+	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
+		child_init(&k->replica[i], NEAT_ROLE_REPLICA, i);
+	k->neatd.wanted = true;
+}
+
+/* ---- loop ---- */
+
+static bool is_child(struct keeper *k, pid_t pid)
+{
+	struct child *all[NEAT_REPLICAS_MAX + 2];
+	uint32_t n = keeper_children(k, all);
+
+	for (uint32_t i = 0; i < n; i++)
+		if (all[i]->pid == pid)
+			return true;
+	return false;
+}
+
+/* Orphans of a child became ours (subreaper); our own children are waited for by child.c. */
+static void reap_orphans(struct keeper *k)
+{
+	siginfo_t si = { 0 };
+
+	while (!waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) && si.si_pid && !is_child(k, si.si_pid)) {
+		waitpid(si.si_pid, NULL, 0);
+		si.si_pid = 0;
+	}
+}
+
+static void on_signals(struct keeper *k)
+{
+	struct signalfd_siginfo si;
+
+	while (read(k->signals, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
+		if (si.ssi_signo == SIGCHLD) {
+			reap_orphans(k);
+			continue;
+		}
+		keeper_log("signal %u from process %u: the instance ends", si.ssi_signo, si.ssi_pid);
+		k->stop = true;
+	}
+}
+
+/* Starts what should run; returns milliseconds until the next delayed start, -1 = none. */
+static int start_wanted(struct keeper *k)
+{
+	struct child *all[NEAT_REPLICAS_MAX + 2];
+	uint32_t n = keeper_children(k, all);
+	uint64_t now = clock_ms();
+	int wait = -1;
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct child *c = all[i];
+
+		if (!c->wanted || c->pid)
+			continue;
+		if (c->start_at > now) {
+			int left = (int)(c->start_at - now);
+
+			wait = wait < 0 || left < wait ? left : wait;
+			continue;
+		}
+		child_start(k, c);
+	}
+	return wait;
+}
+
+static void on_readable(struct keeper *k, struct child *c)
+{
+	struct received r;
+	int got;
+
+	/* Bounded, so that one talkative child does not starve the others. */
+	for (int i = 0; i < 64; i++) {
+		got = msg_receive(c->sock, &r);
+		if (got == 0)
+			return;
+		if (got < 0) {
+			/* It hung up or talks nonsense: fence it; the pidfd tells when it is over. */
+			kill(c->pid, SIGKILL);
+			return;
+		}
+		if (c->role == NEAT_ROLE_NEATD)
+			neatd_message(k, &r);
+		else
+			child_message(k, c, &r);
+	}
+}
+
+static void serve(struct keeper *k, struct child *c, const struct pollfd *sock, const struct pollfd *life)
+{
+	if (life->revents) {
+		child_died(k, c);
+		reap_orphans(k);
+		return;
+	}
+	if (sock->revents & (POLLIN | POLLHUP | POLLERR))
+		on_readable(k, c);
+}
+
+static void keeper_loop(struct keeper *k)
+{
+	struct child *all[NEAT_REPLICAS_MAX + 2];
+	struct pollfd fds[2 * (NEAT_REPLICAS_MAX + 2) + 1];
+	uint32_t n = keeper_children(k, all);
+
+	while (!k->stop) {
+		int wait = start_wanted(k);
+
+		fds[0] = (struct pollfd){ .fd = k->signals, .events = POLLIN };
+		for (uint32_t i = 0; i < n; i++) {
+			struct child *c = all[i];
+			struct pollfd *p = &fds[1 + 2 * i];
+
+			if (c->pid)
+				queue_flush(&c->out, c->sock);
+			p[0] = (struct pollfd){ .fd = c->pid ? c->sock : -1, .events = POLLIN };
+			p[1] = (struct pollfd){ .fd = c->pid ? c->pidfd : -1, .events = POLLIN };
+			if (c->out.first)
+				p[0].events |= POLLOUT;
+		}
+		if (poll(fds, 2 * n + 1, wait) < 0 && errno != EINTR)
+			keeper_die("poll");
+		if (fds[0].revents)
+			on_signals(k);
+		for (uint32_t i = 0; i < n; i++)
+			if (all[i]->pid)
+				serve(k, all[i], &fds[1 + 2 * i], &fds[2 + 2 * i]);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static struct keeper k;	/* large; reached only through the pointer below */
+	struct child *all[NEAT_REPLICAS_MAX + 2];
+	uint32_t n;
+
+	parse(&k, argc, argv);
+	setup(&k);
+	keeper_loop(&k);
+	n = keeper_children(&k, all);
+	for (uint32_t i = 0; i < n; i++)
+		child_kill(all[i]);
+	unlink(k.sock_path);
+	unlink(k.pid_path);
+	keeper_log("the instance has ended");
+	return k.exit_status;
+}

@@ -1,0 +1,393 @@
+"""neatd, the control process: `python -m neatsock.replicas.neatd`, started by neat-keeper only.
+
+One event loop, no threads, nothing in the data path. Everything it knows is a projection of what
+the keeper stores, so it may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import importlib
+import json
+import os
+import resource
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from neatsock import abi
+
+from .apps import App
+from .attach import Attachments
+from .bindings import Bindings
+from .clients import Connection, Refused, Request, Server
+from .link import REPLICA, KeeperLink, News
+from .registry import Registry
+from .state import Options, Replica, State, replica_of, start_replica
+
+LIB = abi.lib
+LINGER_S = 1.0  # an --auto instance ends this long after its last program
+FIRST_ATTACH_S = 30.0  # ... and waits this long for its first one
+
+
+def log(text: str) -> None:
+    print(f"{time.strftime('%F %T')} neatd: {text}", file=sys.stderr, flush=True)
+
+
+def parse(argv: list[str]) -> Options:
+    parser = argparse.ArgumentParser(prog="neatd", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--spin-us", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--time-wait-ms", type=int, default=60000)
+    parser.add_argument("--auto", action="store_true")
+    args = parser.parse_args(argv)
+    if not 1 <= args.replicas <= LIB.NEAT_REPLICAS_MAX:
+        parser.error(f"--replicas must be 1 to {LIB.NEAT_REPLICAS_MAX}")
+    return Options(
+        args.dir,
+        args.name,
+        args.replicas,
+        args.spin_us,
+        args.batch,
+        args.time_wait_ms,
+        args.auto,
+    )
+
+
+def listening_socket(path: Path) -> socket.socket:
+    """The control socket. The keeper holds the lock on the name, so what is there is stale."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Inherited by accepted sockets: messages sent before accept() carry credentials too.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(128)
+    return listener
+
+
+class Lifetime:
+    """When an --auto instance ends: nobody attached, nobody announced, for LINGER_S."""
+
+    def __init__(self, state: State, loop: asyncio.AbstractEventLoop) -> None:
+        self.state = state
+        self.loop = loop
+        self.holders: set[int] = set()
+        self.timer: asyncio.TimerHandle | None = None
+        self.patience = FIRST_ATTACH_S
+
+    def hold(self, pid: int) -> None:
+        """`neatsock run` announces a program before it becomes it: stay until it is gone."""
+        pidfd = os.pidfd_open(pid)
+        self.holders.add(pidfd)
+        self.loop.add_reader(pidfd, self._holder_gone, pidfd)
+        self.check()
+
+    def _holder_gone(self, pidfd: int) -> None:
+        self.loop.remove_reader(pidfd)
+        self.holders.discard(pidfd)
+        os.close(pidfd)
+        self.check()
+
+    def check(self) -> None:
+        """Call after every change of the applications or holders."""
+        if not self.state.options.auto:
+            return
+        if self.state.apps or self.holders:
+            self.patience = LINGER_S
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+        elif self.timer is None:
+            self.timer = self.loop.call_later(self.patience, self._end)
+
+    def _end(self) -> None:
+        log("no program is attached any more: the instance ends")
+        self.state.link.stop()
+
+
+class Neatd:
+    def __init__(self, options: Options, link: KeeperLink, loop: asyncio.AbstractEventLoop) -> None:
+        self.options = options
+        self.link = link
+        self.loop = loop
+        store, news = self._read_store()
+        own = [self._own_state(stored) for stored in store if stored.role == LIB.NEAT_ROLE_NEATD]
+        self.boot, self.listener, registry = self._booted(own)
+        self.state = State(
+            options,
+            link,
+            registry,
+            abi.read_only(registry.page.fd),
+            self.boot["instance"],
+            self._replicas(store, registry),
+        )
+        self.bindings = Bindings(self.state, loop)
+        self.attachments = Attachments(
+            self.state, loop, self.bindings.release_orphan, self.bindings.app_gone
+        )
+        self.lifetime = Lifetime(self.state, loop)
+        self.server = Server(self.listener, loop, self.handle, self._connection_gone)
+        self.attachments.server = self.bindings.server = self.server
+        self.attachments.changed = self.lifetime.check
+        self._recover(own, store)
+        for item in news:
+            self.on_news(item)
+        loop.add_reader(link.fileno(), self._link_readable)
+        self.lifetime.check()
+
+    # ---- start and recovery ----
+
+    def _read_store(self) -> tuple[list[News], list[News]]:
+        """(stored messages, other news), up to the keeper's K_SYNCED."""
+        store, news = [], []
+        while True:
+            item = self.link.receive(wait=True)
+            assert item is not None
+            if item.kind == LIB.NEAT_MSG_K_SYNCED:
+                return store, news
+            (store if item.kind == LIB.NEAT_MSG_K_STORED else news).append(item)
+
+    @staticmethod
+    def _own_state(stored: News) -> tuple[dict[str, Any], list[int]]:
+        return json.loads(stored.inner[abi.HEADER_SIZE :]), stored.fds
+
+    def _booted(
+        self, own: list[tuple[dict[str, Any], list[int]]]
+    ) -> tuple[dict[str, Any], socket.socket, Registry]:
+        for state, fds in own:
+            if state["kind"] == "boot":
+                return state, socket.socket(fileno=fds[1]), Registry.adopt(fds[0])
+        boot = {
+            "instance": secrets.randbits(63) | 1,
+            "secret": secrets.token_hex(32),
+            "since": time.monotonic(),
+        }
+        registry = Registry.create(boot["instance"])
+        registry.at.replicas.v = self.options.replicas
+        listener = listening_socket(self.options.socket_path)
+        self.link.remember("boot", fds=[registry.page.fd, listener.fileno()], **boot)
+        return boot, listener, registry
+
+    def _replicas(self, store: list[News], registry: Registry) -> list[Replica]:
+        known: dict[int, Replica] = {}
+        for item in store:
+            if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_CONFIG:
+                fd = item.fds[1]
+                status = abi.Object("struct neat_replica_status", fd, os.fstat(fd).st_size)
+                item.fds = [other for other in item.fds if other != fd]
+                known[item.index] = replica_of(item.index, status)
+                item.close()
+        return [
+            known.get(i) or start_replica(self.link, self.options, self.boot, registry, i)
+            for i in range(self.options.replicas)
+        ]
+
+    def _recover(self, own: list[tuple[dict[str, Any], list[int]]], store: list[News]) -> None:
+        """Take over applications, their memory, processes and ports from a predecessor."""
+        segments: dict[int, dict[int, tuple[int, int]]] = {}
+        channels: dict[tuple[int, int], dict[int, list[int]]] = {}
+        for item in store:
+            kind = item.key >> 48
+            app_id, number = item.key >> 16 & 0xFFFFFFFF, item.key & 0xFFFF
+            if item.role == REPLICA and kind == LIB.NEAT_MSG_R_SEGMENT:
+                segments.setdefault(app_id, {})[item.index] = (item.fds[0], item.fds[1])
+            elif item.role == REPLICA and kind == LIB.NEAT_MSG_R_CHANNEL:
+                channels.setdefault((app_id, number), {})[item.index] = item.fds
+        for state, fds in own:
+            self._recover_own(state, fds, segments, channels)
+        for item in store:
+            if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_LISTEN:
+                self.bindings.recover_listener(item.index, item.inner)
+        self.bindings.recovered()
+        self.state.registry.sweep()
+        for app in list(self.state.apps.values()):
+            self.attachments.recovered(app)
+
+    def _recover_own(
+        self,
+        state: dict[str, Any],
+        fds: list[int],
+        segments: dict[int, dict[int, tuple[int, int]]],
+        channels: dict[tuple[int, int], dict[int, list[int]]],
+    ) -> None:
+        kind, app_id = state["kind"], state["app"]
+        if kind == "counter":
+            self.state.next_app = state["next_app"]
+        elif kind == "app":
+            shared = abi.Object("struct neat_app", fds[0], LIB.NEAT_APP_SIZE)
+            pairs = segments.get(app_id, {})
+            app = App(app_id, shared, state["uid"], state["comm"], [])
+            app.segments = [pairs[i] for i in range(len(self.state.replicas)) if i in pairs]
+            self.state.apps[app_id] = app
+        elif kind == "proc" and app_id in self.state.apps:
+            number = state["channel"]
+            mine = channels.get((app_id, number), {}) if number is not None else {}
+            app = self.state.apps[app_id]
+            self.attachments.recover_process(app, state["number"], state["pid"], number, fds, mine)
+        elif kind == "bind":
+            self.bindings.recover(state, fds)
+
+    # ---- keeper ----
+
+    def _link_readable(self) -> None:
+        try:
+            for _ in range(64):
+                item = self.link.receive()
+                if item is None:
+                    return
+                self.on_news(item)
+        except EOFError:
+            sys.exit(0)
+
+    def on_news(self, item: News) -> None:
+        if item.role != REPLICA or item.index >= len(self.state.replicas):
+            item.close()
+            return
+        replica = self.state.replicas[item.index]
+        if item.kind == LIB.NEAT_MSG_K_STARTED:
+            replica.pid, replica.epoch, replica.ready = item.pid, item.epoch, bool(item.status)
+            self.state.registry.set_epoch(item.index, item.epoch)
+            if replica.ready:
+                self.state.registry.set_active(item.index, True)
+        elif item.kind == LIB.NEAT_MSG_K_DIED:
+            replica.pid, replica.ready = 0, False
+            # Alone it stays active: a connect() then waits for the successor.
+            if any(other.ready for other in self.state.replicas):
+                self.state.registry.set_active(item.index, False)
+        elif item.kind == LIB.NEAT_MSG_K_FROM:
+            self._from_replica(replica, item)
+        item.close()
+
+    def _from_replica(self, replica: Replica, item: News) -> None:
+        kind = int(abi.header(item.inner).type)
+        if kind == LIB.NEAT_MSG_R_READY:
+            replica.ready = True
+            self.state.registry.set_active(replica.index, True)
+        elif kind == LIB.NEAT_MSG_R_LISTENING:
+            self.bindings.acknowledged(replica.index, item.inner)
+
+    # ---- clients ----
+
+    def handle(self, connection: Connection, request: Request) -> bool:
+        """One request. False: the answer comes later."""
+        kind = request.kind
+        if kind == LIB.NEAT_MSG_CLI:
+            self._cli(connection, request)
+            return True
+        if kind == LIB.NEAT_MSG_ATTACH:
+            self.attachments.attach(connection, request)
+            self.lifetime.check()
+            return True
+        if connection.owner is not None:
+            self.attachments.look_for_children(self.state.apps[connection.owner[0]])
+        if kind == LIB.NEAT_MSG_CHILD:
+            self.attachments.child(connection, request)
+        elif kind == LIB.NEAT_MSG_EVENTFD:
+            self.attachments.eventfd(connection, request)
+        elif kind == LIB.NEAT_MSG_BIND:
+            app, _ = self.attachments.owner(connection)
+            message = abi.unpack("struct neat_msg_bind", request.data)
+            status, port = self.bindings.bind(app, message, request.uid)
+            connection.result(request.seq, status, port)
+        elif kind == LIB.NEAT_MSG_LISTEN:
+            app, _ = self.attachments.owner(connection)
+            message = abi.unpack("struct neat_msg_listen", request.data)
+            return self.bindings.listen(app, message, request.uid, connection)
+        elif kind == LIB.NEAT_MSG_UNBIND:
+            app, _ = self.attachments.owner(connection)
+            self.bindings.unbind(app, abi.unpack("struct neat_msg_bind", request.data))
+        elif kind not in (LIB.NEAT_MSG_EXITED, LIB.NEAT_MSG_FORKED):
+            raise Refused(errno.EPROTO, f"neatd does not know messages of type {kind}")
+        return True
+
+    def _connection_gone(self, connection: Connection) -> None:
+        self.attachments.connection_gone(connection)
+
+    # ---- command line ----
+
+    def _cli(self, connection: Connection, request: Request) -> None:
+        try:
+            command = json.loads(request.data[abi.HEADER_SIZE :])
+            name = command["cmd"]
+        except (ValueError, KeyError, TypeError) as err:
+            raise Refused(errno.EINVAL, "a command is JSON with a member cmd") from err
+        answer: dict[str, Any] = {"keeper": {"pid": os.getppid()}}
+        if name == "status":
+            answer |= self.status()
+        elif name == "hold":
+            self.lifetime.hold(request.pid)
+        elif name != "down":
+            raise Refused(errno.EINVAL, f"this instance does not know the command {name!r}")
+        text = json.dumps(answer).encode()
+        connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text, request.seq))
+        if name == "down":
+            log(f"process {request.pid} asks for the end")
+            self.link.stop()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "neatd": {"pid": os.getpid()},
+            "nic": {"pid": None},
+            "replicas": [self._replica_status(replica) for replica in self.state.replicas],
+            "apps": [
+                {
+                    "app_id": app.app_id,
+                    "name": app.comm,
+                    "pids": [process.pid for process in app.processes.values()],
+                    "ports": self.bindings.ports_of(app.app_id)[:64],
+                }
+                for app in list(self.state.apps.values())[:128]
+            ],
+            "name": self.options.name,
+            "auto": self.options.auto,
+            "spin_us": self.options.spin_us,
+            "uptime_s": round(time.monotonic() - self.boot["since"], 3),
+            "placement": {"cpus": len(os.sched_getaffinity(0)), "replicas": self.options.replicas},
+        }
+
+    @staticmethod
+    def _replica_status(replica: Replica) -> dict[str, Any]:
+        at = replica.status.at
+        return {
+            "index": replica.index,
+            "pid": replica.pid or None,
+            "state": replica.state,
+            "connections": int(at.connections.v),
+            "accepted": int(at.accepted.v),
+            "segments_in": int(at.segments_in.v),
+            "segments_out": int(at.segments_out.v),
+            "cpu_s": round(replica.cpu_s(), 6),
+            "epoch": replica.epoch,
+        }
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's if it is installed."""
+    try:
+        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+    except ImportError:
+        loop = asyncio.new_event_loop()
+    return loop
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    loop = event_loop()
+    Neatd(options, KeeperLink(), loop)
+    loop.run_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+/* queue.c - see queue.h; the other end is stack/nicq.c. */
+#include "queue.h"
+#include <string.h>
+
+static uint8_t *buffer(const struct queue *u, bool tx, uint64_t index)
+{
+	return (uint8_t *)u->q + NEAT_QP_BUFS +
+	       ((tx ? (uint64_t)NEAT_QP_ENTRIES : 0) + (index & (NEAT_QP_ENTRIES - 1))) * NEAT_QP_BUF;
+}
+
+void queue_attach(struct queue *u, struct neat_queue_pair *q, uint32_t epoch)
+{
+	*u = (struct queue){ .q = q, .epoch = epoch };
+	u->rx_tail = u->rx_shown = a64_relaxed(&q->rx.tail);
+	u->tx_head = a64_relaxed(&q->tx.head);
+}
+
+bool queue_ready(const struct queue *u)
+{
+	/* Acquire: whatever the replica set up before it announced itself. */
+	return u->q && u->epoch && a32_acquire(&u->q->announced) == u->epoch;
+}
+
+static void publish(struct queue *u)
+{
+	if (u->rx_shown == u->rx_tail)
+		return;
+	/* Release: descriptors and bytes are whole before the index. */
+	a64_release(&u->q->rx.tail, u->rx_tail);
+	u->rx_shown = u->rx_tail;
+	u->wake = true;
+}
+
+bool queue_put(struct queue *u, const uint8_t *bytes, const struct frame_meta *m, uint64_t now_us)
+{
+	uint64_t used = u->rx_tail - a64_acquire(&u->q->rx.head);	/* acquire: the buffer was read */
+
+	/* A head ahead of our tail gives a huge difference: no room, which harms only its owner. */
+	if (used >= NEAT_QP_ENTRIES || m->len > NEAT_QP_BUF)
+		return false;
+	memcpy(buffer(u, false, u->rx_tail), bytes, m->len);
+	u->q->rx.desc[u->rx_tail & (NEAT_QP_ENTRIES - 1)] = (struct neat_frame_desc){
+		.len = m->len, .flags = m->flags, .gso_size = m->gso_size, .l4_offset = m->l4_offset,
+		.epoch = u->epoch,
+	};
+	if (u->rx_tail == u->rx_shown)
+		u->held_since_us = now_us;
+	u->rx_tail++;
+	if (queue_ready(u))
+		publish(u);
+	return true;
+}
+
+uint32_t queue_release(struct queue *u, uint64_t now_us)
+{
+	uint32_t held = (uint32_t)(u->rx_tail - u->rx_shown);
+
+	if (!u->q || !held)
+		return 0;
+	if (queue_ready(u)) {
+		publish(u);
+		return 0;
+	}
+	if (now_us - u->held_since_us < QUEUE_HOLD_US)
+		return 0;
+	u->rx_tail = u->rx_shown;
+	return held;
+}
+
+bool queue_must_wake(struct queue *u)
+{
+	if (!u->wake)
+		return false;
+	u->wake = false;
+	neat_fence();	/* tail before the look at asleep; the replica stores asleep, fences, looks at tail */
+	return a32_relaxed(&u->q->rx.asleep) != NEAT_AWAKE && a32_xchg(&u->q->rx.asleep, NEAT_AWAKE) != NEAT_AWAKE;
+}
+
+uint32_t queue_pending(const struct queue *u)
+{
+	return u->q ? neat_ring_ready(NEAT_QP_ENTRIES, &u->q->tx.tail, u->tx_head) : 0;
+}
+
+const uint8_t *queue_peek(const struct queue *u, struct frame_meta *m, uint32_t *epoch)
+{
+	const volatile struct neat_frame_desc *d = &u->q->tx.desc[u->tx_head & (NEAT_QP_ENTRIES - 1)];
+
+	/* volatile: each field is read exactly once, whatever the replica does meanwhile. */
+	*m = (struct frame_meta){ .len = d->len, .flags = d->flags, .gso_size = d->gso_size,
+				  .l4_offset = d->l4_offset };
+	*epoch = d->epoch;
+	return m->len <= NEAT_QP_BUF ? buffer(u, true, u->tx_head) : NULL;
+}
+
+void queue_done(struct queue *u)
+{
+	bool full = queue_pending(u) == NEAT_QP_ENTRIES;
+
+	u->tx_head++;
+	/* Release: we have read the buffer before the replica fills it again. */
+	a64_release(&u->q->tx.head, u->tx_head);
+	/* It may have been refused; nicq_pending() looks at the room before it sleeps. */
+	if (full)
+		u->wake = true;
+}

@@ -1,0 +1,72 @@
+"""Who may have which port: pure decisions, the rules of Linux.
+
+Addresses are IPv4 in host order, 0 = any. An answer is an errno (0 = granted).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LOOPBACK_NET = 127 << 24
+LOOPBACK_MASK = 0xFF000000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A socket that holds, or wants, a port."""
+
+    app_id: int
+    sock: int
+    gen: int
+    uid: int
+    proto: int
+    addr: int
+    port: int
+    reuseaddr: bool
+    reuseport: bool
+    listening: bool = False
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        return self.app_id, self.sock
+
+
+def overlap(a: Claim, b: Claim) -> bool:
+    """Both want the same port of the same protocol on an address in common."""
+    same_port = a.proto == b.proto and a.port == b.port
+    return same_port and (a.addr == b.addr or a.addr == 0 or b.addr == 0)
+
+
+def may_share(wanted: Claim, held: Claim) -> bool:
+    """socket(7): SO_REUSEPORT on both, of one user; or SO_REUSEADDR on both, the holder no listener.
+
+    Linux asks again at listen(): of two bound sockets the first to listen wins.
+    """
+    if wanted.reuseport and held.reuseport and wanted.uid == held.uid:
+        return True
+    return wanted.reuseaddr and held.reuseaddr and not held.listening
+
+
+def conflict(wanted: Claim, held: Iterable[Claim]) -> Claim | None:
+    """The first holder that `wanted` cannot live with. A socket does not conflict with itself."""
+    for claim in held:
+        if claim.owner != wanted.owner and overlap(claim, wanted):
+            if not may_share(wanted, claim):
+                return claim
+    return None
+
+
+def check_address(addr: int, ours: Iterable[int]) -> int:
+    """EADDRNOTAVAIL unless `addr` is any, loopback or one of `ours`."""
+    if addr == 0 or addr & LOOPBACK_MASK == LOOPBACK_NET or addr in set(ours):
+        return 0
+    return errno.EADDRNOTAVAIL
+
+
+def check_privilege(port: int, uid: int, first_unprivileged: int) -> int:
+    """EACCES for a port below ip_unprivileged_port_start, unless root asks; 0 = any port is free."""
+    if port != 0 and port < first_unprivileged and uid != 0:
+        return errno.EACCES
+    return 0

@@ -1,0 +1,109 @@
+"""What neatd knows: one instance, its replicas, its applications. Recovered from the keeper's store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neatsock import abi
+
+from .apps import App
+from .clients import Connection
+from .link import REPLICA, KeeperLink, key
+from .registry import Registry
+
+LIB = abi.lib
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, see neatsock/instance.py."""
+
+    directory: Path
+    name: str
+    replicas: int
+    spin_us: int
+    batch: int
+    time_wait_ms: int
+    auto: bool
+
+    @property
+    def socket_path(self) -> Path:
+        return self.directory / f"{self.name}.sock"
+
+
+@dataclass
+class Replica:
+    index: int
+    status: abi.Object
+    status_ro: int
+    pid: int = 0
+    epoch: int = 0
+    ready: bool = False
+
+    @property
+    def state(self) -> str:
+        if self.ready:
+            return "ready"
+        return "starting" if self.pid else "dead"
+
+    def cpu_s(self) -> float:
+        """CPU seconds of the process so far; 0 when it is not running."""
+        try:
+            run_ns = Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[0]
+        except (OSError, IndexError):
+            return 0.0
+        return int(run_ns) / 1e9
+
+
+@dataclass
+class State:
+    options: Options
+    link: KeeperLink
+    registry: Registry
+    registry_ro: int
+    instance: int
+    replicas: list[Replica]
+    apps: dict[int, App] = field(default_factory=dict)
+    connections: dict[tuple[int, int], Connection] = field(default_factory=dict)
+    next_app: int = 1
+
+    def process_connection(self, app_id: int, index: int) -> Connection | None:
+        return self.connections.get((app_id, index))
+
+
+def new_status(index: int, instance: int) -> abi.Object:
+    return abi.Object.create("struct neat_replica_status", LIB.NEAT_OBJ_STATUS, index, instance)
+
+
+def replica_of(index: int, status: abi.Object) -> Replica:
+    return Replica(index, status, abi.read_only(status.fd))
+
+
+def new_arena() -> int:
+    """The replica's control blocks; sparse, no header: only the replica looks inside."""
+    return abi.sealed_memory("arena", 1 << 30)
+
+
+def start_replica(
+    link: KeeperLink, options: Options, boot: dict[str, Any], registry: Registry, index: int
+) -> Replica:
+    """Store R_CONFIG and have the replica started. The arena stays with the keeper alone."""
+    status, arena = new_status(index, boot["instance"]), new_arena()
+    inner = abi.pack(
+        "struct neat_msg_r_config",
+        LIB.NEAT_MSG_R_CONFIG,
+        index=index,
+        spin_us=options.spin_us,
+        batch=options.batch,
+        time_wait_ms=options.time_wait_ms,
+        instance=boot["instance"],
+        secret=bytes.fromhex(boot["secret"]),
+    )
+    fds = [arena, status.fd, registry.page.fd]
+    link.store(REPLICA, index, key(LIB.NEAT_MSG_R_CONFIG), inner, fds)
+    link.spawn(REPLICA, index)
+    os.close(arena)
+    return replica_of(index, status)

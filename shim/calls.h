@@ -1,0 +1,78 @@
+/*
+ * calls.h - THE table of interposed calls: every libc symbol that libneatsock.so replaces, by room.
+ * X-list: NEAT_SHIM(name). patch.c rewrites GOT entries by it, libneatsock.map is checked against it
+ * (tests/unit/test_layering.py), docs/differences.md speaks about the rest of libc.
+ */
+
+/* shim_socket.c */
+NEAT_SHIM(socket)
+NEAT_SHIM(bind)
+NEAT_SHIM(listen)
+NEAT_SHIM(accept)
+NEAT_SHIM(accept4)
+NEAT_SHIM(connect)
+NEAT_SHIM(shutdown)
+NEAT_SHIM(getsockname)
+NEAT_SHIM(getpeername)
+NEAT_SHIM(getsockopt)
+NEAT_SHIM(setsockopt)
+
+/* shim_io.c */
+NEAT_SHIM(read)
+NEAT_SHIM(write)
+NEAT_SHIM(readv)
+NEAT_SHIM(writev)
+NEAT_SHIM(recv)
+NEAT_SHIM(recvfrom)
+NEAT_SHIM(recvmsg)
+NEAT_SHIM(recvmmsg)
+NEAT_SHIM(send)
+NEAT_SHIM(sendto)
+NEAT_SHIM(sendmsg)
+NEAT_SHIM(sendmmsg)
+NEAT_SHIM(sendfile)
+NEAT_SHIM(sendfile64)
+NEAT_SHIM(splice)
+NEAT_SHIM(__read_chk)
+NEAT_SHIM(__recv_chk)
+NEAT_SHIM(__recvfrom_chk)
+NEAT_SHIM(fdopen)
+
+/* shim_fd.c */
+NEAT_SHIM(close)
+NEAT_SHIM(close_range)
+NEAT_SHIM(closefrom)
+NEAT_SHIM(dup)
+NEAT_SHIM(dup2)
+NEAT_SHIM(dup3)
+NEAT_SHIM(fcntl)
+NEAT_SHIM(fcntl64)
+NEAT_SHIM(ioctl)
+
+/* shim_poll.c */
+NEAT_SHIM(poll)
+NEAT_SHIM(ppoll)
+NEAT_SHIM(__poll_chk)
+NEAT_SHIM(__ppoll_chk)
+NEAT_SHIM(select)
+NEAT_SHIM(pselect)
+NEAT_SHIM(epoll_create)
+NEAT_SHIM(epoll_create1)
+NEAT_SHIM(epoll_ctl)
+NEAT_SHIM(epoll_wait)
+NEAT_SHIM(epoll_pwait)
+NEAT_SHIM(epoll_pwait2)
+
+/* shim_process.c */
+NEAT_SHIM(fork)
+NEAT_SHIM(vfork)
+NEAT_SHIM(execve)
+NEAT_SHIM(execv)
+NEAT_SHIM(execvp)
+NEAT_SHIM(execvpe)
+NEAT_SHIM(execl)
+NEAT_SHIM(execlp)
+NEAT_SHIM(execle)
+NEAT_SHIM(sigaction)
+NEAT_SHIM(signal)
+NEAT_SHIM(syscall)

@@ -1,0 +1,146 @@
+/*
+ * channel.c - this process's end of its channels: commands and doorbells out, events in (L1, L6).
+ *
+ * Commands: several threads produce, so a process-local lock makes them one producer. Events: whoever
+ * finds some drains them for the whole process. A thread killed while it holds a local lock takes
+ * its process with it, so these locks need no recovery.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static __thread bool in_batch __attribute__((tls_model("initial-exec")));
+
+void nt_batch(bool on) { in_batch = on; }
+
+static uint32_t this_cpu(void)
+{
+	int cpu = sched_getcpu();
+
+	return cpu < 0 ? 0 : (uint32_t)cpu & (NEAT_CPUS_MAX - 1);
+}
+
+static void ring_bell(struct nt_replica *r)
+{
+	neat_a32 *word = &r->app->replica_asleep;
+
+	if (a32_xchg(word, NEAT_AWAKE) == NEAT_AWAKE)
+		return;
+	nt.count.doorbells++;
+	syscall(SYS_futex, &word->v, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+/*
+ * A napping replica on our own core cannot run before we stop anyway, and wakes by itself within a
+ * millisecond if we never do: such a bell waits for the end of the batch (limits-2cores.md 3b.3).
+ */
+static void bell(struct nt_replica *r)
+{
+	uint32_t how;
+
+	neat_fence();	/* the command's tail before the look at the sleeper's word */
+	how = a32_relaxed(&r->app->replica_asleep);
+	if (how == NEAT_AWAKE)
+		return;
+	if (how == NEAT_REPLICA_NAPS && in_batch && a32_relaxed(&r->status->cpu) == this_cpu())
+		a32_store(&r->bell_owed, 1);
+	else
+		ring_bell(r);
+}
+
+void nt_bells(void)
+{
+	in_batch = false;
+	for (uint32_t i = 0; i < nt.nreplicas; i++)
+		if (a32_relaxed(&nt.rep[i].bell_owed)) {
+			a32_store(&nt.rep[i].bell_owed, 0);
+			neat_fence();
+			if (a32_relaxed(&nt.rep[i].app->replica_asleep) != NEAT_AWAKE)
+				ring_bell(&nt.rep[i]);
+		}
+}
+
+void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t slot)
+{
+	uint64_t entry = neat_entry(op, 0, gen, slot);
+
+	if (NT_UNLIKELY(nt.child_pending) && nt_session_child())
+		return;
+	nt_lock(&r->cmd_lock);
+	while (!neat_ring_push(r->ch->cmd, NEAT_CMD_ENTRIES, &r->ch->cmd_tail, &r->ch->cmd_head, entry)) {
+		/* Full: the replica has 4096 commands to work off; a dead one is being replaced. */
+		nt_unlock(&r->cmd_lock);
+		ring_bell(r);
+		syscall(SYS_sched_yield);
+		nt_lock(&r->cmd_lock);
+	}
+	nt_unlock(&r->cmd_lock);
+	bell(r);
+}
+
+void nt_kick(const struct nt_conn *c)
+{
+	/* The exchange orders the words before the flag: a replica that sees the flag sees them. */
+	if (a32_xchg(&c->app->cmd_pend, 1) == 0)
+		nt_command(c->rep, NEAT_CMD_KICK, c->gen, c->slot);
+}
+
+/* ---- events ---- */
+
+static bool pending(const struct nt_replica *r)
+{
+	return neat_ring_ready(NEAT_EV_ENTRIES, &r->ch->ev_tail, r->ev_head) ||
+	       a32_relaxed(&r->ch->overflow) != r->overflow_seen;
+}
+
+bool nt_events_pending(void)
+{
+	for (uint32_t i = 0; i < nt.nreplicas; i++)
+		if (pending(&nt.rep[i]))
+			return true;
+	return false;
+}
+
+static unsigned drain_locked(struct nt_replica *r)
+{
+	uint32_t n = neat_ring_ready(NEAT_EV_ENTRIES, &r->ch->ev_tail, r->ev_head);
+	uint32_t overflow = a32_acquire(&r->ch->overflow);
+
+	if (overflow != r->overflow_seen) {
+		r->overflow_seen = overflow;
+		nt_watch_fire_all();
+	}
+	nt_lock(&nt.watch_lock);
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t e = a64_relaxed(&r->ch->ev[(r->ev_head + i) & (NEAT_EV_ENTRIES - 1)]);
+		uint32_t slot = neat_entry_slot(e) & (NEAT_SLOTS - 1);
+
+		if (r->sock_of[slot])
+			nt_watch_fire(r->sock_of[slot]);
+	}
+	nt_unlock(&nt.watch_lock);
+	r->ev_head += n;
+	a64_release(&r->ch->ev_head, r->ev_head);
+	return n;
+}
+
+unsigned nt_drain(void)
+{
+	unsigned n = 0;
+
+	if (NT_UNLIKELY(nt.child_pending) && nt_session_child())
+		return 0;
+	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+		struct nt_replica *r = &nt.rep[i];
+
+		/* Looked at again after the unlock: somebody may have given up on our lock meanwhile. */
+		while (pending(r) && nt_trylock(&r->ev_lock)) {
+			n += drain_locked(r);
+			nt_unlock(&r->ev_lock);
+		}
+	}
+	return n;
+}

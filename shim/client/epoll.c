@@ -1,0 +1,564 @@
+/*
+ * epoll.c - epoll sets that hold our sockets and the kernel's descriptors (contract S3).
+ *
+ * The program's epoll fd is the kernel set and holds only kernel descriptors, plus two eventfds of
+ * ours: the process's one (exclusive, so one sleeper wakes) and the set's own. Our entries live beside
+ * it. An event queues its entry; epoll_wait() takes the queue, looks at each entry's level words and
+ * reports; a level-triggered entry that was reported goes to the tail again, as in Linux.
+ *
+ * Everything here is guarded by nt.watch_lock. Differences from epoll(7): docs/differences.md.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static const uint64_t MAGIC = 0x9d3f5b7c2e61a84full;	/* data of our own eventfds in the kernel set */
+static const int64_t KERNEL_LOOK_NS = 50000;		/* the kernel set is looked at no more often */
+
+/*
+ * Life of an entry: sock == 0 (not in the set) -> added -> queued / not queued -> removed.
+ * `off`: ONESHOT fired; reports nothing until EPOLL_CTL_MOD.
+ */
+struct nt_epitem {
+	struct nt_watch watch;		/* first: nt_watch_* and nt_epoll_fire get this address */
+	struct nt_epoll *ep;
+	struct nt_epitem *next_ready;
+	uint64_t data;
+	uint32_t sock;
+	uint32_t events;
+	int fd;
+	bool queued, off;
+};
+
+struct nt_epwait {
+	struct nt_waiter w;
+	struct nt_epwait *next;
+};
+
+struct nt_epoll {
+	struct nt_epoll *next;
+	int epfd;
+	int wakefd;			/* -1: none of ours was ever added */
+	uint32_t owner_pid;		/* whose process eventfd is in the kernel set */
+	uint32_t nours;
+	uint32_t nkernel;		/* kernel descriptors; never too low */
+	struct nt_epitem *items;	/* [NEAT_FDS_MAX], mapped at the first entry */
+	struct nt_epitem *ready, **ready_tail;
+	struct nt_epwait *waiters;
+	int64_t kernel_looked_ns;
+	bool spin;			/* the last wait was ended by one of ours */
+};
+
+static struct nt_epoll *epoll_find(int epfd)
+{
+	return nt.epoll_of && (unsigned)epfd < NEAT_FDS_MAX ? nt.epoll_of[epfd] : NULL;
+}
+
+static struct nt_epoll *epoll_make(int epfd, uint32_t nkernel)
+{
+	struct nt_epoll *ep;
+
+	if ((unsigned)epfd >= NEAT_FDS_MAX)
+		return NULL;
+	if (!nt.epoll_of)
+		nt.epoll_of = nt_map_private(sizeof(*nt.epoll_of) * NEAT_FDS_MAX);
+	ep = nt.epoll_of ? nt_map_private(sizeof(*ep)) : NULL;
+	if (!ep)
+		return NULL;
+	ep->epfd = epfd;
+	ep->wakefd = -1;
+	ep->nkernel = nkernel;
+	ep->ready_tail = &ep->ready;
+	nt_lock(&nt.watch_lock);
+	ep->next = nt.epolls;
+	nt.epolls = ep;
+	nt.epoll_of[epfd] = ep;
+	nt_unlock(&nt.watch_lock);
+	return ep;
+}
+
+void nt_epoll_created(int epfd)
+{
+	nt_epoll_fd_closed(epfd);
+	epoll_make(epfd, 0);
+}
+
+/* ---- ready list, under watch_lock ---- */
+
+static void enqueue(struct nt_epitem *i)
+{
+	if (i->queued || i->off || !i->sock)
+		return;
+	i->queued = true;
+	i->next_ready = NULL;
+	*i->ep->ready_tail = i;
+	i->ep->ready_tail = &i->next_ready;
+}
+
+static struct nt_epitem *dequeue(struct nt_epoll *ep)
+{
+	struct nt_epitem *i = ep->ready;
+
+	ep->ready = i->next_ready;
+	if (!ep->ready)
+		ep->ready_tail = &ep->ready;
+	i->queued = false;
+	return i;
+}
+
+static void unqueue(struct nt_epitem *i)
+{
+	struct nt_epitem **at = &i->ep->ready;
+
+	if (!i->queued)
+		return;
+	while (*at != i)
+		at = &(*at)->next_ready;
+	*at = i->next_ready;
+	if (!*at)
+		i->ep->ready_tail = at;
+	i->queued = false;
+}
+
+/* One sleeper is enough: it takes the whole list. */
+static void wake_one(struct nt_epoll *ep)
+{
+	for (struct nt_epwait *w = ep->waiters; w; w = w->next)
+		if (a32_relaxed(&w->w.signaled) != 1) {
+			nt_wake(&w->w);
+			return;
+		}
+}
+
+void nt_epoll_fire(void *item)
+{
+	struct nt_epitem *i = item;
+
+	enqueue(i);
+	wake_one(i->ep);
+}
+
+static void item_remove(struct nt_epitem *i)
+{
+	nt_watch_unlink(&i->watch);
+	unqueue(i);
+	i->sock = 0;
+	i->ep->nours--;
+}
+
+void nt_epoll_dead(void *item)
+{
+	struct nt_epitem *i = item;
+
+	if (i->sock)
+		item_remove(i);
+}
+
+/* ---- the kernel set ---- */
+
+static int kernel_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data)
+{
+	struct epoll_event ev = { .events = events, .data.u64 = data };
+
+	return nt_real.epoll_ctl(epfd, op, fd, &ev) ? -errno : 0;
+}
+
+/* Our eventfds belong into the kernel set from the first entry of ours on; after fork, the child's. */
+static int prepare_kernel_set(struct nt_epoll *ep)
+{
+	int proc, err;
+
+	if (ep->wakefd >= 0 && ep->owner_pid == nt.pid)
+		return 0;
+	proc = nt_process_eventfd();
+	if (proc < 0)
+		return proc;
+	err = kernel_ctl(ep->epfd, EPOLL_CTL_ADD, proc, EPOLLIN | EPOLLET | EPOLLEXCLUSIVE, MAGIC);
+	if (err && err != -EEXIST)
+		return err;
+	if (ep->wakefd < 0) {
+		int fd = nt_high_fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+
+		if (fd < 0)
+			return fd;
+		nt_fd_mark_internal(fd);
+		err = kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLET, MAGIC);
+		if (err)
+			return err;
+		ep->wakefd = fd;
+	}
+	ep->owner_pid = nt.pid;
+	return 0;
+}
+
+static int wait_ms(int64_t deadline_ns)
+{
+	int64_t left;
+
+	if (deadline_ns == INT64_MAX)
+		return -1;
+	left = deadline_ns - nt_now_ns();
+	/* Rounded up: a wait never ends early. */
+	return left <= 0 ? 0 : left >= INT32_MAX * 1000000ll ? INT32_MAX : (int)((left + 999999) / 1000000);
+}
+
+static int filter(struct epoll_event *ev, int n)
+{
+	int k = 0;
+
+	for (int i = 0; i < n; i++)
+		if (ev[i].data.u64 != MAGIC)
+			ev[k++] = ev[i];
+	return n < 0 ? -errno : k;
+}
+
+static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max)
+{
+	int n;
+
+	ep->kernel_looked_ns = nt_now_ns();
+	n = filter(ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
+	return n > 0 ? n : 0;
+}
+
+/* ---- epoll_ctl ---- */
+
+static void wake_all(struct nt_epoll *ep)
+{
+	nt_lock(&nt.watch_lock);
+	for (struct nt_epwait *w = ep->waiters; w; w = w->next)
+		nt_wake(&w->w);
+	nt_unlock(&nt.watch_lock);
+}
+
+static int ctl_kernel(struct nt_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
+{
+	if (nt_fd_internal(fd))
+		return -EBADF;
+	if (nt_real.epoll_ctl(epfd, op, fd, ev))
+		return -errno;
+	if (ep && op == EPOLL_CTL_ADD && ep->nkernel++ == 0)
+		wake_all(ep);	/* a sleeper that waits for ours only must wait in the kernel now */
+	else if (ep && op == EPOLL_CTL_DEL && ep->nkernel)
+		ep->nkernel--;
+	return 0;
+}
+
+static int ctl_add(struct nt_epoll *ep, int fd, uint32_t sock, const struct epoll_event *ev)
+{
+	struct nt_epitem *i;
+	int err;
+
+	if (!ep->items)
+		ep->items = nt_map_private(sizeof(*ep->items) * NEAT_FDS_MAX);
+	if (!ep->items)
+		return -ENOMEM;
+	i = &ep->items[fd];
+	if (i->sock == sock)
+		return -EEXIST;
+	err = prepare_kernel_set(ep);
+	if (err)
+		return err;
+	nt_lock(&nt.watch_lock);
+	if (i->sock)
+		item_remove(i);
+	i->ep = ep;
+	i->fd = fd;
+	i->sock = sock;
+	i->events = ev->events;
+	i->data = ev->data.u64;
+	i->off = false;
+	ep->nours++;
+	nt_unlock(&nt.watch_lock);
+	nt_watch_add(&i->watch, sock, WATCH_EPOLL, i);
+	return 0;
+}
+
+static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, const struct epoll_event *ev)
+{
+	struct nt_epitem *i = ep->items ? &ep->items[fd] : NULL;
+
+	if (!i || i->sock != sock)
+		return -ENOENT;
+	nt_lock(&nt.watch_lock);
+	if (op == EPOLL_CTL_DEL) {
+		item_remove(i);
+	} else {
+		i->events = ev->events;
+		i->data = ev->data.u64;
+		i->off = false;
+	}
+	nt_unlock(&nt.watch_lock);
+	return 0;
+}
+
+/* Added or changed: what holds already is reported by the next wait. */
+static void queue_now(struct nt_epoll *ep, int fd)
+{
+	nt_lock(&nt.watch_lock);
+	if (ep->items[fd].sock)
+		nt_epoll_fire(&ep->items[fd]);
+	nt_unlock(&nt.watch_lock);
+}
+
+int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct nt_epoll *ep = epoll_find(epfd);
+	int err;
+
+	if (!sock)
+		return ctl_kernel(ep, epfd, op, fd, ev);
+	if (op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD && op != EPOLL_CTL_DEL)
+		return -EINVAL;
+	if (op != EPOLL_CTL_DEL && !ev)
+		return -EFAULT;
+	/* A set that was made before we were loaded: it may hold kernel descriptors. */
+	if (!ep)
+		ep = epoll_make(epfd, 1);
+	if (!ep)
+		return -EBADF;
+	err = op == EPOLL_CTL_ADD ? ctl_add(ep, fd, sock, ev) : ctl_existing(ep, op, fd, sock, ev);
+	if (!err && op != EPOLL_CTL_DEL)
+		queue_now(ep, fd);
+	return err;
+}
+
+/* ---- epoll_wait ---- */
+
+static bool report(struct nt_epitem *i, struct epoll_event *out)
+{
+	const uint32_t always = EPOLLERR | EPOLLHUP;
+	uint32_t bits;
+
+	if (i->off || !i->sock)
+		return false;
+	/* Our bit is cleared before the look: what changes later queues the entry again. */
+	nt_watch_look(i->sock);
+	bits = nt_ready(i->sock) & (i->events | always);
+	if (!bits)
+		return false;
+	*out = (struct epoll_event){ .events = bits, .data.u64 = i->data };
+	if (i->events & EPOLLONESHOT)
+		i->off = true;
+	else if (!(i->events & EPOLLET))
+		enqueue(i);
+	return true;
+}
+
+static int harvest(struct nt_epoll *ep, struct epoll_event *ev, int max)
+{
+	struct nt_epitem *last;
+	int n = 0;
+
+	if (!ep->ready)
+		return 0;
+	nt_lock(&nt.watch_lock);
+	/* Entries queued again by report() go behind `last` and wait for the next call. */
+	last = ep->ready ? (struct nt_epitem *)((uint8_t *)ep->ready_tail - offsetof(struct nt_epitem, next_ready)) : NULL;
+	while (ep->ready && n < max) {
+		struct nt_epitem *i = dequeue(ep);
+
+		n += report(i, &ev[n]);
+		if (i == last)
+			break;
+	}
+	nt_unlock(&nt.watch_lock);
+	return n;
+}
+
+struct kernel_wait {
+	struct nt_epoll *ep;
+	struct epoll_event *ev;
+	int max;
+	int64_t deadline;
+	const sigset_t *mask;
+};
+
+static int enter_epoll(void *arg)
+{
+	struct kernel_wait *k = arg;
+
+	k->ep->kernel_looked_ns = nt_now_ns();
+	return nt_real.epoll_pwait(k->ep->epfd, k->ev, k->max, wait_ms(k->deadline), k->mask);
+}
+
+static void waiter_on(struct nt_epoll *ep, struct nt_epwait *w)
+{
+	nt_lock(&nt.watch_lock);
+	w->next = ep->waiters;
+	ep->waiters = w;
+	nt_unlock(&nt.watch_lock);
+}
+
+static void waiter_off(struct nt_epoll *ep, struct nt_epwait *w)
+{
+	struct nt_epwait **at = &ep->waiters;
+
+	nt_lock(&nt.watch_lock);
+	while (*at && *at != w)
+		at = &(*at)->next;
+	if (*at)
+		*at = w->next;
+	/* What we leave behind must not wait for an event that already came. */
+	if (ep->ready)
+		wake_one(ep);
+	nt_unlock(&nt.watch_lock);
+}
+
+/* Sleeps once; > 0: kernel events in ev; 0: look again; -errno. */
+static int epoll_sleep(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_wait *k)
+{
+	int n;
+
+	if (!ep->nkernel && !k->mask && !nt_restarts())
+		return nt_sleep(&w->w, k->deadline);
+	w->w.efd = ep->wakefd;
+	n = nt_sleep_kernel(&w->w, enter_epoll, k);
+	if (n > 0)
+		ep->spin = false;
+	return filter(k->ev, n);
+}
+
+static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_wait *k)
+{
+	for (;;) {
+		int n;
+
+		a32_store(&w->w.signaled, 0);
+		neat_fence();	/* before the look at the ready list: a later event signals us */
+		n = harvest(ep, k->ev, k->max);
+		if (n) {
+			ep->spin = true;
+			return n;
+		}
+		if (k->deadline != INT64_MAX && nt_now_ns() >= k->deadline)
+			return ep->nkernel ? kernel_look(ep, k->ev, k->max) : 0;
+		if ((ep->spin || !ep->nkernel) && nt_spin(&w->w, k->deadline))
+			continue;
+		n = epoll_sleep(ep, w, k);
+		if (n > 0) {
+			int rest = n < k->max ? harvest(ep, k->ev + n, k->max - n) : 0;
+
+			return n + rest;
+		}
+		if (n < 0 && n != -ETIMEDOUT)
+			return n;
+	}
+}
+
+static int wait_kernel_only(struct nt_epoll *ep, struct kernel_wait *k)
+{
+	int n;
+
+	do
+		n = filter(k->ev, enter_epoll(k));
+	while (n == 0 && !ep->nours && wait_ms(k->deadline) != 0);
+	return n;
+}
+
+int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask)
+{
+	struct nt_epoll *ep = epoll_find(epfd);
+	struct nt_epwait w = { .w.efd = -1 };
+	struct kernel_wait k = { ep, ev, max, 0, mask };
+	int n;
+
+	if (!ep || max <= 0 || !nt_on())
+		return NT_KERNEL;
+	nt_bells();
+	if (ep->nours && ep->owner_pid != nt.pid)
+		prepare_kernel_set(ep);
+	if (nt_events_pending())
+		nt_drain();
+	n = harvest(ep, ev, max);
+	if (n || timeout_ns == 0) {
+		bool due = ep->nkernel && n < max && nt_now_ns() - ep->kernel_looked_ns >= KERNEL_LOOK_NS;
+
+		ep->spin |= n > 0;
+		if (due)
+			n += kernel_look(ep, ev + n, max - n);
+		nt_batch(true);
+		return n;
+	}
+	k.deadline = nt_deadline(timeout_ns);
+	if (!ep->nours && ep->wakefd < 0)
+		n = wait_kernel_only(ep, &k);
+	if (n == 0) {
+		waiter_on(ep, &w);
+		n = epoll_block(ep, &w, &k);
+		waiter_off(ep, &w);
+	}
+	nt_batch(n > 0);
+	return n;
+}
+
+/* ---- descriptors come and go ---- */
+
+static void epoll_destroy(struct nt_epoll *ep)
+{
+	struct nt_epoll **at = &nt.epolls;
+
+	for (int fd = 0; ep->nours && fd < NEAT_FDS_MAX; fd++)
+		if (ep->items[fd].sock)
+			item_remove(&ep->items[fd]);
+	while (*at != ep)
+		at = &(*at)->next;
+	*at = ep->next;
+	nt.epoll_of[ep->epfd] = NULL;
+	if (ep->wakefd >= 0) {
+		if (nt.row)
+			a64_release(&nt.row[ep->wakefd], 0);
+		nt_real.close(ep->wakefd);
+	}
+	if (ep->items)
+		munmap(ep->items, sizeof(*ep->items) * NEAT_FDS_MAX);
+	munmap(ep, sizeof(*ep));
+}
+
+void nt_epoll_fd_closed(int fd)
+{
+	struct nt_epoll *ep = epoll_find(fd);
+
+	if (!nt.epolls || (unsigned)fd >= NEAT_FDS_MAX)
+		return;
+	nt_lock(&nt.watch_lock);
+	if (ep)
+		epoll_destroy(ep);
+	for (ep = nt.epolls; ep; ep = ep->next)
+		if (ep->nours && ep->items[fd].sock)
+			item_remove(&ep->items[fd]);
+	nt_unlock(&nt.watch_lock);
+}
+
+void nt_epoll_to_kernel(int fd)
+{
+	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next) {
+		struct nt_epitem was;
+
+		if (!ep->items || !ep->items[fd].sock)
+			continue;
+		was = ep->items[fd];
+		nt_lock(&nt.watch_lock);
+		item_remove(&ep->items[fd]);
+		nt_unlock(&nt.watch_lock);
+		ep->nkernel++;
+		kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, was.events, was.data);
+		wake_all(ep);
+	}
+}
+
+/* The kernel sets are shared with the parent; sleepers were its threads. */
+void nt_epoll_fork_child(void)
+{
+	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next) {
+		ep->waiters = NULL;
+		/* The set's own eventfd is the parent's object too: a new one is made on demand. */
+		if (ep->wakefd >= 0)
+			nt_real.close(ep->wakefd);
+		ep->wakefd = -1;
+		ep->owner_pid = 0;
+	}
+}

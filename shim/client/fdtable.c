@@ -1,0 +1,274 @@
+/*
+ * fdtable.c - THE fd table: which fd of this process names which socket record, and the life of
+ * records (contract L2).
+ *
+ * The row lives in neat_app and outlives us: neatd derives the reference counts from it after a
+ * death. An entry changes by one store. refs is raised before an entry is stored and lowered after
+ * it is cleared, so a kill in between leaves refs too high, never too low; neatd recomputes.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static bool in_row(int fd) { return nt.row && (unsigned)fd < NEAT_FDS_MAX; }
+
+uint32_t nt_lookup(int fd)
+{
+	return in_row(fd) ? nt_fdword_sock(a64_relaxed(&nt.row[fd])) : 0;
+}
+
+bool nt_fd_internal(int fd)
+{
+	return in_row(fd) && nt_fdword_flags(a64_relaxed(&nt.row[fd])) & NEAT_FD_INTERNAL;
+}
+
+static uint32_t fd_high(void) { return a32_relaxed(&nt.app->procs[nt.proc].fd_high); }
+
+int nt_next_internal_fd(int from)
+{
+	if (!nt.row)
+		return -1;
+	for (uint32_t fd = (uint32_t)from; fd < fd_high(); fd++)
+		if (nt_fd_internal((int)fd))
+			return (int)fd;
+	return -1;
+}
+
+static void set_entry(int fd, uint64_t word)
+{
+	neat_a32 *high = &nt.app->procs[nt.proc].fd_high;
+
+	while (word && (uint32_t)fd >= a32_relaxed(high))
+		a32_cas(high, a32_relaxed(high), (uint32_t)fd + 1);
+	a64_release(&nt.row[fd], word);
+}
+
+void nt_fd_mark_internal(int fd)
+{
+	if (in_row(fd))
+		set_entry(fd, nt_fdword(NEAT_FD_INTERNAL, 0, 0));
+}
+
+/* Entry for an fd that is open already; takes over the caller's reference. -EMFILE beyond the table. */
+int nt_fd_install(int fd, uint32_t sock, uint32_t flags)
+{
+	if (!in_row(fd))
+		return -EMFILE;
+	nt_fd_forget(fd);
+	set_entry(fd, nt_fdword(flags, a32_relaxed(&nt_sock(sock)->gen), sock));
+	return 0;
+}
+
+void nt_fd_forget(int fd)
+{
+	uint32_t sock;
+
+	if (!in_row(fd))
+		return;
+	nt_epoll_fd_closed(fd);
+	sock = nt_fdword_sock(a64_relaxed(&nt.row[fd]));
+	if (!sock)
+		return;
+	a64_release(&nt.row[fd], 0);
+	nt_sock_unref(sock);
+}
+
+int nt_close(int fd)
+{
+	uint32_t sock = nt_lookup(fd);
+	int linger;
+
+	nt_epoll_fd_closed(fd);
+	if (!sock)
+		return NT_KERNEL;
+	linger = nt_linger(sock);
+	/* Cleared first: the number may be handed out again as soon as the kernel has closed it. */
+	a64_release(&nt.row[fd], 0);
+	nt_real.close(fd);
+	nt_sock_unref(sock);
+	return linger;
+}
+
+uint32_t nt_fd_flags(int fd) { return nt_fdword_flags(a64_relaxed(&nt.row[fd])); }
+
+void nt_fd_set_flags(int fd, uint32_t flags)
+{
+	uint64_t w = a64_relaxed(&nt.row[fd]);
+
+	a64_release(&nt.row[fd], (w & 0xffffffffffffull) | (uint64_t)flags << 48);
+}
+
+static int real_dup(int oldfd, int newfd, int min, int flags)
+{
+	int fd;
+
+	if (newfd >= 0)
+		fd = oldfd == newfd ? newfd : nt_real.dup3(oldfd, newfd, flags);
+	else
+		fd = nt_real.fcntl(oldfd, flags & O_CLOEXEC ? F_DUPFD_CLOEXEC : F_DUPFD, min);
+	return fd < 0 ? -errno : fd;
+}
+
+int nt_dup(int oldfd, int newfd, int min, int flags)
+{
+	uint32_t sock = nt_lookup(oldfd);
+	int fd;
+
+	if (newfd >= 0 && nt_fd_internal(newfd))
+		return -EBUSY;		/* dup2(2): a race with open(); the number is not to be had */
+	if (!sock) {
+		if (newfd < 0 || newfd == oldfd || !nt_lookup(newfd))
+			return NT_KERNEL;
+		fd = real_dup(oldfd, newfd, min, flags);
+		if (fd >= 0)
+			nt_fd_forget(fd);	/* a kernel descriptor sits on our number now */
+		return fd;
+	}
+	if (oldfd == newfd)
+		return newfd;
+	a32_add(&nt_sock(sock)->refs, 1);
+	nt_lock(&nt.table_lock);
+	fd = real_dup(oldfd, newfd, min, flags);
+	if (fd >= 0 && nt_fd_install(fd, sock, flags & O_CLOEXEC ? NEAT_FD_CLOEXEC : 0) < 0) {
+		nt_real.close(fd);
+		fd = -EMFILE;
+	}
+	nt_unlock(&nt.table_lock);
+	if (fd < 0)
+		nt_sock_unref(sock);
+	return fd;
+}
+
+void nt_close_range(unsigned first, unsigned last, unsigned flags)
+{
+	enum { RANGE_CLOEXEC = 1 << 2 };	/* CLOSE_RANGE_CLOEXEC */
+
+	for (uint32_t fd = first; nt.row && fd <= last && fd < fd_high(); fd++) {
+		if (nt_fd_internal((int)fd))
+			continue;
+		if (!(flags & RANGE_CLOEXEC))
+			nt_fd_forget((int)fd);
+		else if (nt_lookup((int)fd))
+			nt_fd_set_flags((int)fd, NEAT_FD_CLOEXEC);
+	}
+}
+
+/* After exec: the kernel closed the CLOEXEC descriptors; what is left must still be the same object. */
+void nt_exec_sweep(void)
+{
+	for (uint32_t fd = 0; fd < fd_high(); fd++) {
+		uint64_t w = a64_relaxed(&nt.row[fd]);
+		uint32_t sock = nt_fdword_sock(w);
+		struct stat st;
+
+		if (!sock) {
+			if (w && (int)fd != nt.control_fd)
+				a64_store(&nt.row[fd], 0);
+			continue;
+		}
+		if (fstat((int)fd, &st) == 0 && S_ISSOCK(st.st_mode) &&
+		    (uint32_t)st.st_ino == nt_sock(sock)->inode_lo)
+			continue;
+		a64_release(&nt.row[fd], 0);
+		nt_sock_unref(sock);
+	}
+}
+
+/* ---- records ---- */
+
+uint32_t nt_sock_claim(void)
+{
+	uint64_t start = a64_add(&nt.app->sock_hint, 1);
+
+	for (uint32_t i = 0; i < NEAT_SOCKS_MAX; i++) {
+		uint32_t at = (uint32_t)(start + i) & (NEAT_SOCKS_MAX - 1);
+		struct neat_sock *s = &nt.app->socks[at];
+
+		if (at == 0 || a32_relaxed(&s->state) != NEAT_SOCK_FREE ||
+		    !a32_cas(&s->state, NEAT_SOCK_FREE, NEAT_SOCK_NEW))
+			continue;
+		a32_store(&s->refs, 1);
+		a32_store(&s->gen, a32_relaxed(&s->gen) + 1);
+		a32_store(&s->flags, 0);
+		a32_store(&s->lock, 0);
+		s->laddr = s->backlog = s->rcvtimeo_ms = s->sndtimeo_ms = s->rcvlowat = 0;
+		s->lport = 0;
+		s->family = AF_INET;
+		memset(&s->opts, 0, sizeof(s->opts));
+		memset(s->sub, 0, sizeof(s->sub));
+		if (i)
+			a64_store(&nt.app->sock_hint, at + 1);
+		return at;
+	}
+	return 0;
+}
+
+void nt_drop_slot(struct neat_sock *s)
+{
+	uint32_t r = s->replica & (NEAT_REPLICAS_MAX - 1), slot = s->slot & (NEAT_SLOTS - 1);
+
+	nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->slot_gen, slot);
+	if (slot >= NEAT_SLOT_APP_FIRST) {
+		uint32_t bit = slot - NEAT_SLOT_APP_FIRST;
+
+		/* The replica's status word says when the slot may really be used again. */
+		a64_and(&nt.app->slot_bits[r][bit / 64], ~(1ull << bit % 64));
+	}
+}
+
+static void release_port(struct neat_sock *s, uint32_t sock)
+{
+	struct neat_msg_bind m = {
+		.h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
+		.addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP,
+	};
+
+	nt_notify_neatd(&m, sizeof(m), -1);
+}
+
+void nt_sock_unref(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	uint32_t state;
+
+	if (a32_add(&s->refs, (uint32_t)-1) != 1)
+		return;
+	state = a32_acquire(&s->state);
+	nt_watch_forget(sock);
+	if (state == NEAT_SOCK_CONNECT)
+		nt_drop_slot(s);
+	if (state == NEAT_SOCK_LISTEN || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
+		release_port(s, sock);
+	a32_release(&s->state, NEAT_SOCK_FREE);
+}
+
+/* ---- locks that name their holder (contract L1) ---- */
+
+static bool holder_dead(uint32_t tid)
+{
+	return syscall(SYS_tkill, tid, 0) < 0 && errno == ESRCH;
+}
+
+void nt_tid_lock_slow(neat_a32 *l)
+{
+	uint32_t me = nt_tid();
+
+	for (unsigned i = 1;; i++) {
+		uint32_t holder = a32_relaxed(l);
+
+		if (holder == 0 && a32_cas(l, 0, me))
+			return;
+		neat_pause();
+		if (i % 64)
+			continue;
+		/* The section is short, so after 64 tries the holder is off its core or dead. */
+		if (holder && holder_dead(holder) && a32_cas(l, holder, me))
+			return;
+		syscall(SYS_sched_yield);
+	}
+}

@@ -1,0 +1,248 @@
+/*
+ * internal.h - what the files of client/ share: the process's state, waiters, and small helpers.
+ *
+ * Two kinds of state: shared memory (neat_abi.h), and the one struct nt_process below, which is this
+ * process's own; fork copies it and nt_fork_child() mends it. Lock order: table, arm, watch,
+ * epoll.lock, channel; a lock is held over no system call but the control socket's.
+ */
+#ifndef NT_INTERNAL_H
+#define NT_INTERNAL_H
+
+#include "client.h"
+#include <errno.h>
+
+#if defined(__GNUC__)
+#define NT_HIDDEN __attribute__((visibility("hidden")))
+#define NT_LIKELY(x) __builtin_expect(!!(x), 1)
+#define NT_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#endif
+
+/* A lock of this process: 0 free, 1 held, 2 held and waited for. */
+struct nt_lock { neat_a32 v; };
+void nt_lock(struct nt_lock *l);
+void nt_unlock(struct nt_lock *l);
+bool nt_trylock(struct nt_lock *l);
+
+/*
+ * A sleeping thread. Wake: store 1 to `signaled`, then a futex wake, or a write to `efd` if the
+ * thread sleeps in the kernel's poll (efd >= 0).
+ */
+struct nt_waiter {
+	neat_a32 signaled;
+	int efd;
+};
+
+/*
+ * A watch ties a socket record to who wants to hear of it. Watches of one record form a list
+ * (nt_local.watch), guarded by nt.watch_lock.
+ *  WATCH_WAITER  a thread in a blocking call or in poll/select
+ *  WATCH_EPOLL   an entry of an epoll set
+ */
+enum nt_watch_kind { WATCH_WAITER = 1, WATCH_EPOLL = 2 };
+struct nt_watch {
+	struct nt_watch *next, **prev;	/* prev NULL = in no list */
+	enum nt_watch_kind kind;
+	uint32_t sock;
+	void *owner;			/* struct nt_waiter or struct nt_epitem */
+};
+
+/* What this process remembers of a record; valid while gen matches. */
+struct nt_local {
+	uint32_t gen;
+	uint32_t subscribed;	/* nt.sub_epoch + 1 when our channel bit is set in the slot(s) of `gen` */
+	struct nt_watch *watch;
+};
+
+struct nt_replica {
+	const struct neat_seg_pub *pub;
+	struct neat_seg_app *app;
+	struct neat_channel *ch;
+	const struct neat_replica_status *status;
+	uint64_t bit;			/* of our channel in sub/ev_pend */
+	uint64_t ev_head;
+	uint32_t overflow_seen;
+	struct nt_lock cmd_lock;	/* producers of ch->cmd in this process */
+	struct nt_lock ev_lock;		/* consumer of ch->ev in this process */
+	neat_a32 bell_owed;		/* a doorbell was put off to the end of the batch */
+	uint32_t *sock_of;		/* [NEAT_SLOTS] record behind a slot, 0 = none of ours */
+};
+
+/*
+ * DETACHED  nothing of ours exists; every fd is the kernel's
+ * ATTACHED  the maps below are valid
+ * FAILED    attach failed and was reported; sockets stay with the kernel
+ */
+enum nt_phase { NT_DETACHED = 0, NT_ATTACHED = 1, NT_FAILED = 2 };
+
+struct nt_process {
+	neat_a32 phase;			/* enum nt_phase; release after everything else is set */
+	neat_a64 *row;			/* our row of the fd table, NULL while detached */
+	struct neat_app *app;
+	const struct neat_registry *registry;
+	struct nt_local *local;		/* [NEAT_SOCKS_MAX] */
+	uint32_t app_id;
+	uint32_t proc;			/* index of our row */
+	uint32_t nreplicas;
+	uint32_t spin_us;
+	uint64_t instance;
+	int control_fd;			/* -1 none */
+	bool child_pending;		/* forked; our own channels have not been received yet */
+	bool ncpu_one;
+	neat_a32 eventfd;		/* fd + 1 of the process's eventfd; 0 = not made yet */
+	uint32_t pid;
+	uint32_t sub_epoch;		/* +1 at fork: subscriptions were the parent's */
+	struct nt_lock control_lock;	/* one request at a time on control_fd */
+	struct nt_lock table_lock;	/* changes of our row */
+	struct nt_lock watch_lock;
+	struct nt_lock arm_lock;	/* sleepers, and the asleep words of all channels */
+	uint32_t sleepers, kernel_sleepers;
+	struct nt_epoll *epolls;	/* list of live epoll sets, under watch_lock */
+	struct nt_epoll **epoll_of;	/* [NEAT_FDS_MAX] */
+	struct nt_replica rep[NEAT_REPLICAS_MAX];
+	struct nt_counters count;
+	char socket_path[108];
+};
+extern NT_HIDDEN struct nt_process nt;
+
+static inline bool nt_on(void) { return NT_LIKELY(nt.row != NULL); }
+static inline struct neat_sock *nt_sock(uint32_t i) { return &nt.app->socks[i & (NEAT_SOCKS_MAX - 1)]; }
+
+/* One fd-table word: [flags 16][gen 16][sock 32]. */
+static inline uint64_t nt_fdword(uint32_t flags, uint32_t gen, uint32_t sock)
+{
+	return (uint64_t)(flags & 0xffff) << 48 | (uint64_t)(gen & 0xffff) << 32 | sock;
+}
+static inline uint32_t nt_fdword_flags(uint64_t w) { return (uint32_t)(w >> 48); }
+static inline uint32_t nt_fdword_sock(uint64_t w) { return (uint32_t)w & (NEAT_SOCKS_MAX - 1); }
+
+/* The connection behind a record in state CONNECT. */
+struct nt_conn {
+	const struct neat_slot_pub *pub;
+	struct neat_slot_app *app;
+	struct nt_replica *rep;
+	uint32_t slot;
+	uint32_t gen;
+};
+static inline struct nt_conn nt_conn_at(uint32_t replica, uint32_t slot, uint32_t gen)
+{
+	struct nt_replica *r = &nt.rep[replica & (NEAT_REPLICAS_MAX - 1)];
+
+	slot &= NEAT_SLOTS - 1;
+	return (struct nt_conn){ &r->pub->slots[slot], &r->app->slots[slot], r, slot, gen };
+}
+static inline struct nt_conn nt_conn(const struct neat_sock *s)
+{
+	return nt_conn_at(s->replica, s->slot, s->slot_gen);
+}
+
+/* ---- time (CLOCK_MONOTONIC; the vDSO, no system call) ---- */
+static inline int64_t nt_now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+/* Absolute deadline of a timeout; INT64_MAX = never. */
+static inline int64_t nt_deadline(int64_t timeout_ns)
+{
+	int64_t now;
+
+	if (timeout_ns < 0)
+		return INT64_MAX;
+	now = nt_now_ns();
+	return timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
+}
+uint32_t nt_tid(void);
+uint32_t nt_random32(void);
+
+/* ---- real.c ---- */
+void nt_real_init(void);
+
+/* ---- session.c ---- */
+int nt_session_child(void);		/* receive what neatd sent for a forked child */
+void nt_session_fork(void);		/* in a forked child: asks for channels of its own */
+int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uint16_t want);
+void nt_notify_neatd(void *msg, size_t len, int fd);
+int nt_process_eventfd(void);		/* creates and registers it on first use; -errno */
+int nt_high_fd(int fd);			/* moves fd out of the program's way, CLOEXEC */
+void *nt_map_private(size_t size);
+
+/* ---- fdtable.c ---- */
+void nt_exec_sweep(void);		/* after exec: CLOEXEC entries and stale ones go */
+int nt_fd_install(int fd, uint32_t sock, uint32_t flags);
+uint32_t nt_sock_claim(void);		/* record in state NEW with one reference, 0 = none left */
+void nt_sock_unref(uint32_t sock);	/* last one: FIN, port freed */
+void nt_fd_mark_internal(int fd);
+uint32_t nt_fd_flags(int fd);
+void nt_fd_set_flags(int fd, uint32_t flags);
+/* Locks in shared memory name their holder and are recovered when it is dead. */
+void nt_drop_slot(struct neat_sock *s);	/* CMD_CLOSE; the slot may be claimed again */
+void nt_tid_lock_slow(neat_a32 *l);
+static inline void nt_tid_lock(neat_a32 *l)
+{
+	if (NT_UNLIKELY(!a32_cas(l, 0, nt_tid())))
+		nt_tid_lock_slow(l);
+}
+static inline void nt_tid_unlock(neat_a32 *l) { a32_release(l, 0); }
+
+/* ---- channel.c ---- */
+void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t slot);
+void nt_kick(const struct nt_conn *c);
+void nt_bells(void);			/* doorbells that were put off */
+void nt_batch(bool on);			/* this thread works through a batch: same-core bells may wait */
+unsigned nt_drain(void);		/* takes events, marks and wakes; number taken */
+bool nt_events_pending(void);
+
+/* ---- watch.c ---- */
+void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner);
+void nt_watch_del(struct nt_watch *w);
+void nt_watch_attach(uint32_t sock);	/* the record got its slot(s): subscribe if anybody watches */
+void nt_watch_fire(uint32_t sock);	/* an event came */
+void nt_watch_fire_all(void);
+void nt_watch_forget(uint32_t sock);	/* the record dies */
+void nt_watch_fork_child(void);
+void nt_watch_resubscribe(void);	/* the child's own channels exist */
+void nt_watch_unlink(struct nt_watch *w);	/* under watch_lock */
+/* Our ev_pend bit is cleared: whatever changes after this is posted again. */
+void nt_watch_look(uint32_t sock);
+
+/* ---- wait.c ---- */
+void nt_wake(struct nt_waiter *w);
+bool nt_spin(struct nt_waiter *w, int64_t deadline_ns);	/* true: signaled */
+/* Sleeps until signaled, an event, the deadline or a signal: 0, -ETIMEDOUT, -EINTR. */
+int nt_sleep(struct nt_waiter *w, int64_t deadline_ns);
+/* The same inside a kernel wait, which `enter` performs. Returns its result. */
+int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *), void *arg);
+/* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)
+ * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */
+bool nt_restarts(void);
+/* Waits until ready(arg) holds. 0, -ETIMEDOUT, -EINTR. */
+int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns);
+
+/* ---- io.c ---- */
+bool nt_writable(const struct nt_conn *c);
+uint64_t nt_readable(const struct nt_conn *c);
+
+/* ---- readiness: poll.c ---- */
+unsigned nt_ready(uint32_t sock);	/* EPOLL* bits that hold now */
+
+/* ---- epoll.c ---- */
+void nt_epoll_fire(void *item);		/* under watch_lock */
+void nt_epoll_dead(void *item);		/* under watch_lock: its record is gone */
+void nt_epoll_fd_closed(int fd);	/* fd is the program's, ours or kernel's, or an epoll set */
+void nt_epoll_to_kernel(int fd);		/* the record became the kernel's: entries move there */
+void nt_epoll_fork_child(void);
+
+/* ---- sock.c ---- */
+int nt_linger(uint32_t sock);		/* close(): waits as SO_LINGER asks, 0 */
+bool nt_acceptable(const struct neat_sock *s);
+uint32_t nt_conn_flags(const struct nt_conn *c);	/* of the slot; those of a dead one if it was reused */
+int nt_take_error(const struct nt_conn *c);	/* SO_ERROR, consumed: -errno or 0 */
+bool nt_has_error(const struct nt_conn *c, uint32_t flags);
+
+/* ---- opts.c ---- */
+void nt_opts_publish(uint32_t sock);	/* the record's options become the connection's */
+void nt_opts_to_kernel(const struct neat_sock *s, int fd);
+
+#endif

@@ -1,0 +1,469 @@
+/*
+ * io.c - bytes between the program's buffers and the payload rings (bytering.h). The fast path makes
+ * no system call: look up, copy, publish, exchange cmd_pend.
+ *
+ * Semantics: recv(2), send(2), tcp(7). Data that arrived before a reset is delivered before its
+ * error, as Linux does. Whoever holds rx_lock or tx_lock does not sleep.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <limits.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum {
+	RX_STEP = 16384,	/* the replica hears of consumed bytes at every multiple of this */
+	FILE_STEP = 262144,	/* sendfile(): bytes read into the ring at a time */
+};
+
+/* The program's buffers and how far we are in them. */
+struct cursor {
+	const struct iovec *v;
+	int n;
+	size_t at;		/* in v[0] */
+	size_t left;		/* in all */
+};
+
+static int cursor_init(struct cursor *c, const struct iovec *v, int n)
+{
+	*c = (struct cursor){ .v = v, .n = n };
+	if (n < 0 || n > 1024)
+		return -EINVAL;
+	for (int i = 0; i < n; i++) {
+		if (v[i].iov_len > SSIZE_MAX - c->left)
+			return -EINVAL;
+		c->left += v[i].iov_len;
+	}
+	return 0;
+}
+
+/* Copies between the cursor and ring memory; to_ring: program -> ring. */
+static void cursor_copy(struct cursor *c, uint8_t *ring, size_t len, bool to_ring)
+{
+	c->left -= len;
+	while (len) {
+		size_t n = c->v->iov_len - c->at;
+
+		if (n > len)
+			n = len;
+		if (to_ring)
+			memcpy(ring, (const uint8_t *)c->v->iov_base + c->at, n);
+		else
+			memcpy((uint8_t *)c->v->iov_base + c->at, ring, n);
+		ring += n;
+		len -= n;
+		c->at += n;
+		if (c->at == c->v->iov_len) {
+			c->v++;
+			c->at = 0;
+		}
+	}
+}
+
+static bool nonblocking(const struct neat_sock *s, int flags)
+{
+	return flags & MSG_DONTWAIT || a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK;
+}
+
+/* ---- receive ---- */
+
+static uint64_t readable(const struct nt_conn *c)
+{
+	uint64_t n = a64_acquire(&c->pub->rx_head) - a64_relaxed(&c->app->rx_tail);
+
+	return n <= 1u << NEAT_RING_LOG2_MAX ? n : 0;
+}
+
+/* A window that is nearly closed must hear of every step; an eighth of the smallest buffer is enough. */
+static uint64_t rx_step(const struct neat_sock *s)
+{
+	uint32_t rcvbuf = s->opts.w[NEAT_OPT_RCVBUF];
+
+	return !rcvbuf || rcvbuf / 16 >= RX_STEP ? RX_STEP : rcvbuf < 2304 ? 144 : rcvbuf / 16;
+}
+
+static size_t take(const struct neat_sock *s, const struct nt_conn *c, struct cursor *to, size_t skip, int flags)
+{
+	uint64_t tail, n, word, step;
+	struct neat_span span;
+
+	nt_tid_lock(&c->app->rx_lock);
+	tail = a64_relaxed(&c->app->rx_tail);
+	n = readable(c);
+	n = n > skip ? n - skip : 0;
+	if (n > to->left)
+		n = to->left;
+	if (n) {
+		/* After rx_head (acquire): this ring word holds every byte below that head. */
+		word = a64_acquire(&c->pub->rx_ring);
+		span = neat_ring_span(c->rep->app, c->slot, NEAT_RX, word, tail + skip, (uint32_t)n);
+		if (flags & MSG_TRUNC) {
+			to->left -= n;
+		} else {
+			cursor_copy(to, span.p[0], span.len[0], false);
+			cursor_copy(to, span.p[1], span.len[1], false);
+		}
+	}
+	if (n && !(flags & MSG_PEEK))
+		a64_release(&c->app->rx_tail, tail + n);	/* the copy is done before the space is free */
+	nt_tid_unlock(&c->app->rx_lock);
+	step = rx_step(s);
+	if (n && !(flags & MSG_PEEK) && tail / step != (tail + n) / step)
+		nt_kick(c);
+	return n;
+}
+
+struct rx_wait { struct nt_conn c; uint64_t want; };
+
+static bool rx_over(const struct nt_conn *c)
+{
+	uint32_t flags = nt_conn_flags(c);
+
+	return flags & (NEAT_SLOT_RX_EOF | NEAT_SLOT_HUP) || a32_relaxed(&c->app->shut) & 1 || nt_has_error(c, flags);
+}
+
+static bool rx_ready(void *arg)
+{
+	struct rx_wait *w = arg;
+
+	/* Order: "over" first, then the bytes: the last ones come before the end. */
+	return rx_over(&w->c) || readable(&w->c) >= w->want;
+}
+
+static int rx_end(const struct nt_conn *c)
+{
+	int err = nt_take_error(c);
+
+	if (err)
+		return err;
+	return nt_conn_flags(c) & NEAT_SLOT_CONNECTING ? -ENOTCONN : 0;
+}
+
+static ssize_t receive(uint32_t sock, struct cursor *to, int flags)
+{
+	struct neat_sock *s = nt_sock(sock);
+	size_t all = to->left, got = 0, low = s->rcvlowat ? s->rcvlowat : 1, target;
+	int64_t deadline = INT64_MAX;
+	struct rx_wait w;
+	int err;
+
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return flags & MSG_OOB ? -EINVAL : -ENOTCONN;
+	if (flags & MSG_OOB)
+		return -EINVAL;
+	w.c = nt_conn(s);
+	target = flags & MSG_WAITALL ? all : low < all ? low : all;
+	for (;;) {
+		bool over = rx_over(&w.c);
+
+		got += take(s, &w.c, to, flags & MSG_PEEK ? got : 0, flags);
+		if (got >= target && (got || !all))
+			return (ssize_t)got;
+		if (over || rx_over(&w.c)) {
+			if (!over)
+				continue;	/* it ended after our look: bytes may have come before */
+			return got ? (ssize_t)got : rx_end(&w.c);
+		}
+		if (nonblocking(s, flags))
+			return got ? (ssize_t)got : -EAGAIN;
+		if (s->rcvtimeo_ms && deadline == INT64_MAX)
+			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
+		w.want = flags & MSG_PEEK ? got + 1 : 1;
+		err = nt_wait_sock(sock, rx_ready, &w, deadline);
+		if (err && !rx_ready(&w))
+			return got ? (ssize_t)got : err == -ETIMEDOUT ? -EAGAIN : err;
+	}
+}
+
+ssize_t nt_recv(int fd, void *buf, size_t len, int flags)
+{
+	struct iovec v = { buf, len };
+	struct cursor c = { &v, 1, 0, len };
+	uint32_t sock = nt_lookup(fd);
+
+	return sock ? receive(sock, &c, flags) : NT_KERNEL;
+}
+
+ssize_t nt_readv(int fd, const struct iovec *iov, int n)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct cursor c;
+	int err;
+
+	if (!sock)
+		return NT_KERNEL;
+	err = cursor_init(&c, iov, n);
+	return err ? err : receive(sock, &c, 0);
+}
+
+ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct cursor c;
+	ssize_t got;
+
+	if (!sock)
+		return NT_KERNEL;
+	if (flags & MSG_ERRQUEUE)
+		return -EAGAIN;
+	got = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
+	if (!got)
+		got = receive(sock, &c, flags);
+	if (got >= 0) {
+		msg->msg_namelen = 0;	/* tcp(7): recvmsg reports no source */
+		msg->msg_controllen = 0;
+		msg->msg_flags = 0;
+	}
+	return got;
+}
+
+/* ---- send ---- */
+
+/* Bytes the send buffer takes; 0 while it is full. */
+static uint64_t room(const struct nt_conn *c)
+{
+	uint64_t used = a64_relaxed(&c->app->tx_tail) - a64_acquire(&c->pub->tx_una);
+	uint64_t limit = a32_relaxed(&c->pub->tx_limit);
+
+	if (limit > 1u << NEAT_RING_LOG2_MAX)
+		limit = 1u << NEAT_RING_LOG2_MAX;
+	return used < limit ? limit - used : 0;
+}
+
+/* tcp_poll(): writable when a third of the buffer is free. */
+static bool writable(const struct nt_conn *c)
+{
+	return room(c) > a32_relaxed(&c->pub->tx_limit) / 3;
+}
+
+bool nt_writable(const struct nt_conn *c) { return writable(c); }
+uint64_t nt_readable(const struct nt_conn *c) { return readable(c); }
+
+static int tx_state(const struct nt_conn *c)
+{
+	int err = nt_take_error(c);
+	uint32_t flags = nt_conn_flags(c);
+
+	if (err)
+		return err;
+	if (flags & (NEAT_SLOT_TX_SHUT | NEAT_SLOT_HUP | NEAT_SLOT_DEAD) || a32_relaxed(&c->app->shut) & 2)
+		return -EPIPE;
+	return flags & NEAT_SLOT_CONNECTED ? 0 : -EAGAIN;
+}
+
+static bool tx_ready(void *arg)
+{
+	const struct nt_conn *c = arg;
+	uint32_t flags = nt_conn_flags(c);
+
+	if (flags & (NEAT_SLOT_TX_SHUT | NEAT_SLOT_HUP) || nt_has_error(c, flags) || a32_relaxed(&c->app->shut) & 2)
+		return true;
+	return flags & NEAT_SLOT_CONNECTED && writable(c);
+}
+
+/* MSG_MORE holds for one call: the replica learns of it as an option of the connection. */
+static void note_more(const struct nt_conn *c, int flags)
+{
+	uint32_t *w = &c->app->opts.w[NEAT_OPT_FLAGS], more = flags & MSG_MORE ? NEAT_OPTF_MORE : 0;
+
+	if (NT_LIKELY((*w & NEAT_OPTF_MORE) == more))
+		return;
+	*w = (*w & ~(uint32_t)NEAT_OPTF_MORE) | more;
+	a32_add(&c->app->optgen, 1);
+}
+
+/* Memory for n bytes behind tx_tail, n <= room. Under tx_lock. */
+static struct neat_span tx_reserve(const struct nt_conn *c, uint64_t n)
+{
+	uint64_t tail = a64_relaxed(&c->app->tx_tail), una = a64_acquire(&c->pub->tx_una);
+	uint64_t was = a64_relaxed(&c->app->tx_ring);
+	uint64_t word = neat_ring_reserve(c->rep->app, c->slot, NEAT_TX, was, una, tail, n);
+
+	if (word != was)
+		a64_release(&c->app->tx_ring, word);	/* moved bytes before the word that says where */
+	return neat_ring_span(c->rep->app, c->slot, NEAT_TX, word, tail, (uint32_t)n);
+}
+
+static void tx_commit(const struct nt_conn *c, uint64_t n)
+{
+	a64_release(&c->app->tx_tail, a64_relaxed(&c->app->tx_tail) + n);
+}
+
+static ssize_t put(const struct nt_conn *c, struct cursor *from, int flags)
+{
+	ssize_t n;
+
+	nt_tid_lock(&c->app->tx_lock);
+	n = tx_state(c);
+	if (!n) {
+		uint64_t space = room(c);
+		struct neat_span span;
+
+		n = (ssize_t)(from->left < space ? from->left : space);
+		if (n) {
+			span = tx_reserve(c, (uint64_t)n);
+			cursor_copy(from, span.p[0], span.len[0], true);
+			cursor_copy(from, span.p[1], span.len[1], true);
+			note_more(c, flags);
+			tx_commit(c, (uint64_t)n);
+		}
+	}
+	nt_tid_unlock(&c->app->tx_lock);
+	if (n > 0)
+		nt_kick(c);
+	return n;
+}
+
+static ssize_t broken_pipe(int flags)
+{
+	if (!(flags & MSG_NOSIGNAL))
+		syscall(SYS_tgkill, getpid(), nt_tid(), SIGPIPE);
+	return -EPIPE;
+}
+
+/* Waits for room; -EAGAIN if the caller may not wait. */
+static int tx_wait(uint32_t sock, struct nt_conn *c, int flags, int64_t *deadline)
+{
+	const struct neat_sock *s = nt_sock(sock);
+	int err;
+
+	if (nonblocking(s, flags))
+		return -EAGAIN;
+	if (s->sndtimeo_ms && *deadline == INT64_MAX)
+		*deadline = nt_deadline(s->sndtimeo_ms * 1000000ll);
+	err = nt_wait_sock(sock, tx_ready, c, *deadline);
+	return err == -ETIMEDOUT ? -EAGAIN : err;
+}
+
+static ssize_t transmit(uint32_t sock, struct cursor *from, int flags)
+{
+	struct neat_sock *s = nt_sock(sock);
+	size_t all = from->left;
+	int64_t deadline = INT64_MAX;
+	struct nt_conn c;
+	ssize_t n;
+
+	if (flags & (MSG_OOB | MSG_FASTOPEN))
+		return -EOPNOTSUPP;
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return broken_pipe(flags);
+	c = nt_conn(s);
+	for (;;) {
+		n = put(&c, from, flags);
+		if (n < 0 && n != -EAGAIN)
+			break;
+		if (from->left == 0)
+			return (ssize_t)all;
+		if (n > 0 && !nonblocking(s, flags))
+			continue;
+		n = tx_wait(sock, &c, flags, &deadline);
+		if (n)
+			break;
+	}
+	if (from->left < all)
+		return (ssize_t)(all - from->left);
+	return n == -EPIPE ? broken_pipe(flags) : n;
+}
+
+ssize_t nt_send(int fd, const void *buf, size_t len, int flags)
+{
+	struct iovec v = { (void *)(uintptr_t)buf, len };
+	struct cursor c = { &v, 1, 0, len };
+	uint32_t sock = nt_lookup(fd);
+
+	return sock ? transmit(sock, &c, flags) : NT_KERNEL;
+}
+
+ssize_t nt_writev(int fd, const struct iovec *iov, int n)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct cursor c;
+	int err;
+
+	if (!sock)
+		return NT_KERNEL;
+	err = cursor_init(&c, iov, n);
+	return err ? err : transmit(sock, &c, 0);
+}
+
+ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct cursor c;
+	int err;
+
+	if (!sock)
+		return NT_KERNEL;
+	err = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
+	return err ? err : transmit(sock, &c, flags);
+}
+
+/* ---- sendfile ---- */
+
+/* One stretch of the file straight into the ring. 0: end of file; -EAGAIN: no room. */
+static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_t count)
+{
+	ssize_t n;
+
+	nt_tid_lock(&c->app->tx_lock);
+	n = tx_state(c);
+	if (!n) {
+		uint64_t space = room(c);
+
+		space = space > FILE_STEP ? FILE_STEP : space;
+		space = space > count ? count : space;
+		if (!space) {
+			n = -EAGAIN;
+		} else {
+			struct neat_span span = tx_reserve(c, space);
+			struct iovec v[2] = { { span.p[0], span.len[0] }, { span.p[1], span.len[1] } };
+
+			n = offset ? preadv(in_fd, v, 2, *offset) : nt_real.readv(in_fd, v, 2);
+			if (n < 0)
+				n = -errno;
+			if (n > 0) {
+				note_more(c, 0);
+				tx_commit(c, (uint64_t)n);
+			}
+		}
+	}
+	nt_tid_unlock(&c->app->tx_lock);
+	if (n > 0)
+		nt_kick(c);
+	return n;
+}
+
+ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
+{
+	uint32_t sock = nt_lookup(out_fd);
+	struct neat_sock *s = nt_sock(sock);
+	int64_t deadline = INT64_MAX;
+	struct nt_conn c;
+	size_t sent = 0;
+	ssize_t n = 0;
+
+	if (!sock)
+		return nt_lookup(in_fd) ? -EINVAL : NT_KERNEL;
+	if (nt_lookup(in_fd))
+		return -EINVAL;
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return broken_pipe(0);
+	c = nt_conn(s);
+	while (sent < count) {
+		n = put_file(&c, in_fd, offset, count - sent);
+		if (n == -EAGAIN) {
+			n = tx_wait(sock, &c, 0, &deadline);
+			if (n)
+				break;
+			continue;
+		}
+		if (n <= 0)
+			break;
+		sent += (size_t)n;
+		if (offset)
+			*offset += n;
+	}
+	if (sent || n >= 0)
+		return (ssize_t)sent;
+	return n == -EPIPE ? broken_pipe(0) : n;
+}

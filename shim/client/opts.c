@@ -1,0 +1,501 @@
+/*
+ * opts.c - getsockopt, setsockopt, fcntl and ioctl (socket(7), tcp(7), ip(7), fcntl(2), ioctl_*).
+ *
+ * Options live in the record; while a connection exists they are copied to its slot and the replica
+ * is told. What is not in the tables below is refused with the errno Linux has for an unknown
+ * option: never accepted and ignored.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/time.h>
+
+/* One integer option: where its value lives and what Linux accepts. */
+struct int_option {
+	int level, name;
+	enum neat_opt word;
+	uint32_t flag;		/* bit of NEAT_OPT_FLAGS instead of a word */
+	int min, max;
+	int dflt;		/* what Linux reports while the word is 0 */
+};
+
+static const struct int_option OPTIONS[] = {
+	{ SOL_SOCKET, SO_KEEPALIVE, NEAT_OPT_FLAGS, NEAT_OPTF_KEEPALIVE, 0, 0, 0 },
+	{ SOL_SOCKET, SO_OOBINLINE, NEAT_OPT_FLAGS, NEAT_OPTF_OOBINLINE, 0, 0, 0 },
+	{ SOL_SOCKET, SO_PRIORITY, NEAT_OPT_PRIORITY, 0, 0, 6, 0 },
+	{ IPPROTO_TCP, TCP_NODELAY, NEAT_OPT_FLAGS, NEAT_OPTF_NODELAY, 0, 0, 0 },
+	{ IPPROTO_TCP, TCP_CORK, NEAT_OPT_FLAGS, NEAT_OPTF_CORK, 0, 0, 0 },
+	{ IPPROTO_TCP, TCP_KEEPIDLE, NEAT_OPT_KEEPIDLE_S, 0, 1, 32767, 7200 },
+	{ IPPROTO_TCP, TCP_KEEPINTVL, NEAT_OPT_KEEPINTVL_S, 0, 1, 32767, 75 },
+	{ IPPROTO_TCP, TCP_KEEPCNT, NEAT_OPT_KEEPCNT, 0, 1, 127, 9 },
+	{ IPPROTO_TCP, TCP_SYNCNT, NEAT_OPT_SYNCNT, 0, 1, 127, 6 },
+	{ IPPROTO_TCP, TCP_USER_TIMEOUT, NEAT_OPT_USER_TIMEOUT_MS, 0, 0, INT32_MAX, 0 },
+	{ IPPROTO_IP, IP_TOS, NEAT_OPT_TOS, 0, 0, 255, 0 },
+	{ IPPROTO_IP, IP_TTL, NEAT_OPT_TTL, 0, 1, 255, 64 },
+};
+
+static const struct int_option *find_option(int level, int name)
+{
+	for (size_t i = 0; i < sizeof(OPTIONS) / sizeof(OPTIONS[0]); i++)
+		if (OPTIONS[i].level == level && OPTIONS[i].name == name)
+			return &OPTIONS[i];
+	return NULL;
+}
+
+/* The record's options become the connection's. */
+void nt_opts_publish(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct nt_conn c;
+
+	if (a32_acquire(&s->state) == NEAT_SOCK_LISTEN)
+		a32_or(&s->flags, NEAT_SOCKF_OPTS_LATE);
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return;
+	c = nt_conn(s);
+	c.app->opts = s->opts;
+	a32_add(&c.app->optgen, 1);	/* orders the words before the number */
+	nt_kick(&c);
+}
+
+static void set_flag(struct neat_sock *s, uint32_t flag, bool on)
+{
+	uint32_t *w = &s->opts.w[NEAT_OPT_FLAGS];
+
+	*w = on ? *w | flag : *w & ~flag;
+}
+
+static int set_int(uint32_t sock, const struct int_option *o, int v)
+{
+	struct neat_sock *s = nt_sock(sock);
+
+	if (o->flag) {
+		set_flag(s, o->flag, v != 0);
+	} else {
+		if (v < o->min || v > o->max)
+			return -EINVAL;
+		s->opts.w[o->word] = (uint32_t)v;
+	}
+	nt_opts_publish(sock);
+	return 0;
+}
+
+static int set_timeout(uint32_t *ms, const void *value, socklen_t len)
+{
+	struct timeval tv;
+
+	if (len < sizeof(tv))
+		return -EINVAL;
+	memcpy(&tv, value, sizeof(tv));
+	if (tv.tv_usec < 0 || tv.tv_usec >= 1000000)
+		return -EDOM;
+	if (tv.tv_sec < 0)
+		*ms = 1;	/* Linux: a negative timeout expires at once */
+	else if (tv.tv_sec > UINT32_MAX / 1000 - 1)
+		*ms = 0;
+	else
+		*ms = (uint32_t)(tv.tv_sec * 1000 + (tv.tv_usec + 999) / 1000);
+	return 0;
+}
+
+static int set_linger(uint32_t sock, const void *value, socklen_t len)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct linger l;
+
+	if (len < sizeof(l))
+		return -EINVAL;
+	memcpy(&l, value, sizeof(l));
+	set_flag(s, NEAT_OPTF_LINGER, l.l_onoff != 0);
+	s->opts.w[NEAT_OPT_LINGER_S] = (uint32_t)l.l_linger;
+	nt_opts_publish(sock);
+	return 0;
+}
+
+/* socket(7): the kernel doubles the value; bounded below, and above by {r,w}mem_max. */
+static int set_buffer(uint32_t sock, enum neat_opt word, int v)
+{
+	const int max = 1 << NEAT_RING_LOG2_MAX, min = word == NEAT_OPT_RCVBUF ? 2304 : 4608;
+
+	v = v < 0 || v > max ? max : v;
+	nt_sock(sock)->opts.w[word] = (uint32_t)(2 * v < min ? min : 2 * v);
+	nt_opts_publish(sock);
+	return 0;
+}
+
+static int set_sockflag(struct neat_sock *s, uint32_t flag, bool on)
+{
+	if (on)
+		a32_or(&s->flags, flag);
+	else
+		a32_and(&s->flags, ~flag);
+	return 0;
+}
+
+static int set_socket_level(uint32_t sock, int name, int v, const void *value, socklen_t len)
+{
+	struct neat_sock *s = nt_sock(sock);
+
+	switch (name) {
+	case SO_REUSEADDR:
+		return set_sockflag(s, NEAT_SOCKF_REUSEADDR, v);
+	case SO_REUSEPORT:
+		return set_sockflag(s, NEAT_SOCKF_REUSEPORT, v);
+	case SO_BROADCAST:	/* no meaning on a stream socket, and Linux says nothing */
+		return 0;
+	case SO_RCVBUF:
+		return set_buffer(sock, NEAT_OPT_RCVBUF, v);
+	case SO_SNDBUF:
+		return set_buffer(sock, NEAT_OPT_SNDBUF, v);
+	case SO_RCVLOWAT:
+		s->rcvlowat = v < 0 ? INT32_MAX : v ? (uint32_t)v : 1;
+		return 0;
+	case SO_RCVTIMEO:
+		return set_timeout(&s->rcvtimeo_ms, value, len);
+	case SO_SNDTIMEO:
+		return set_timeout(&s->sndtimeo_ms, value, len);
+	case SO_LINGER:
+		return set_linger(sock, value, len);
+	}
+	return -ENOPROTOOPT;
+}
+
+static int set_congestion(uint32_t sock, const char *name, socklen_t len)
+{
+	static const char *const NAMES[] = { "", "reno", "cubic" };
+	char want[16] = { 0 };
+
+	memcpy(want, name, len < sizeof(want) - 1 ? len : sizeof(want) - 1);
+	for (uint32_t i = 1; i < sizeof(NAMES) / sizeof(NAMES[0]); i++)
+		if (strcmp(NAMES[i], want) == 0) {
+			nt_sock(sock)->opts.w[NEAT_OPT_CONGESTION] = i;
+			nt_opts_publish(sock);
+			return 0;
+		}
+	return -ENOENT;
+}
+
+static int set_tcp_level(uint32_t sock, int name, int v)
+{
+	struct neat_sock *s = nt_sock(sock);
+
+	switch (name) {
+	case TCP_MAXSEG:
+		if (v && (v < 88 || v > 32767))
+			return -EINVAL;
+		s->opts.w[NEAT_OPT_MAXSEG] = (uint32_t)v;
+		break;
+	case TCP_QUICKACK:
+		set_flag(s, NEAT_OPTF_QUICKACK_OFF, v == 0);
+		break;
+	case TCP_LINGER2:
+		s->opts.w[NEAT_OPT_LINGER2_S] = v < 0 ? 0 : (uint32_t)v + 1;
+		break;
+	case TCP_DEFER_ACCEPT:
+		/* Taken over by listen(). Set later it does not delay the wake-up, which tcp(7)'s
+		 * time-out always allowed: docs/differences.md. */
+		s->opts.w[NEAT_OPT_DEFER_ACCEPT_S] = v < 0 ? 0 : (uint32_t)v;
+		return 0;
+	default:
+		return -ENOPROTOOPT;
+	}
+	nt_opts_publish(sock);
+	return 0;
+}
+
+int nt_setsockopt(int fd, int level, int name, const void *value, socklen_t len)
+{
+	uint32_t sock = nt_lookup(fd);
+	const struct int_option *o = find_option(level, name);
+	int v = 0;
+
+	if (!sock)
+		return NT_KERNEL;
+	if (level == IPPROTO_TCP && name == TCP_CONGESTION)
+		return set_congestion(sock, value, len);
+	/* ip(7): IP level options take a byte too. */
+	if (level == IPPROTO_IP && len >= 1 && len < sizeof(v))
+		v = *(const unsigned char *)value;
+	else if (len < sizeof(v))
+		return -EINVAL;
+	else if (!value)
+		return -EFAULT;
+	else
+		memcpy(&v, value, sizeof(v));
+	if (o)
+		return set_int(sock, o, v);
+	if (level == SOL_SOCKET)
+		return set_socket_level(sock, name, v, value, len);
+	if (level == IPPROTO_TCP)
+		return set_tcp_level(sock, name, v);
+	return -ENOPROTOOPT;
+}
+
+/* ---- getsockopt ---- */
+
+static int give(void *out, socklen_t *len, const void *from, size_t size)
+{
+	if ((int)*len < 0)
+		return -EINVAL;
+	if (*len > size)
+		*len = (socklen_t)size;
+	memcpy(out, from, *len);
+	return 0;
+}
+
+static int give_int(void *out, socklen_t *len, int v) { return give(out, len, &v, sizeof(v)); }
+
+static int give_timeout(void *out, socklen_t *len, uint32_t ms)
+{
+	struct timeval tv = { ms / 1000, (suseconds_t)(ms % 1000) * 1000 };
+
+	return give(out, len, &tv, sizeof(tv));
+}
+
+static int socket_error(struct neat_sock *s)
+{
+	struct nt_conn c;
+
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return 0;
+	c = nt_conn(s);
+	return -nt_take_error(&c);
+}
+
+static int get_socket_level(struct neat_sock *s, int name, void *out, socklen_t *len)
+{
+	const uint32_t *w = s->opts.w;
+	struct linger l = { w[NEAT_OPT_FLAGS] & NEAT_OPTF_LINGER ? 1 : 0, (int)w[NEAT_OPT_LINGER_S] };
+
+	switch (name) {
+	case SO_ERROR:
+		return give_int(out, len, socket_error(s));
+	case SO_TYPE:
+		return give_int(out, len, SOCK_STREAM);
+	case SO_DOMAIN:
+		return give_int(out, len, AF_INET);
+	case SO_PROTOCOL:
+		return give_int(out, len, IPPROTO_TCP);
+	case SO_ACCEPTCONN:
+		return give_int(out, len, a32_relaxed(&s->state) == NEAT_SOCK_LISTEN);
+	case SO_REUSEADDR:
+		return give_int(out, len, (a32_relaxed(&s->flags) & NEAT_SOCKF_REUSEADDR) != 0);
+	case SO_REUSEPORT:
+		return give_int(out, len, (a32_relaxed(&s->flags) & NEAT_SOCKF_REUSEPORT) != 0);
+	case SO_BROADCAST:
+		return give_int(out, len, 0);
+	case SO_RCVBUF:
+		return give_int(out, len, w[NEAT_OPT_RCVBUF] ? (int)w[NEAT_OPT_RCVBUF] : 131072);
+	case SO_SNDBUF:
+		return give_int(out, len, w[NEAT_OPT_SNDBUF] ? (int)w[NEAT_OPT_SNDBUF] : 16384);
+	case SO_RCVLOWAT:
+		return give_int(out, len, s->rcvlowat ? (int)s->rcvlowat : 1);
+	case SO_SNDLOWAT:
+		return give_int(out, len, 1);
+	case SO_RCVTIMEO:
+		return give_timeout(out, len, s->rcvtimeo_ms);
+	case SO_SNDTIMEO:
+		return give_timeout(out, len, s->sndtimeo_ms);
+	case SO_LINGER:
+		return give(out, len, &l, sizeof(l));
+	}
+	return -ENOPROTOOPT;
+}
+
+static int get_info(struct neat_sock *s, void *out, socklen_t *len)
+{
+	const struct neat_slot_pub *p;
+	struct tcp_info i;
+
+	memset(&i, 0, sizeof(i));
+	i.tcpi_state = a32_relaxed(&s->state) == NEAT_SOCK_LISTEN ? TCP_LISTEN : TCP_CLOSE;
+	if (a32_acquire(&s->state) == NEAT_SOCK_CONNECT) {
+		p = nt_conn(s).pub;
+		i.tcpi_state = p->tcp_state;
+		i.tcpi_options = p->options;
+		i.tcpi_snd_wscale = (uint8_t)(p->snd_wscale & 15u) & 15u;
+		i.tcpi_rcv_wscale = (uint8_t)(p->rcv_wscale & 15u) & 15u;
+		i.tcpi_rto = p->rto_us;
+		i.tcpi_snd_mss = p->snd_mss;
+		i.tcpi_rcv_mss = p->rcv_mss;
+		i.tcpi_unacked = p->unacked;
+		i.tcpi_sacked = p->sacked;
+		i.tcpi_lost = p->lost;
+		i.tcpi_retrans = p->retrans;
+		i.tcpi_pmtu = p->pmtu;
+		i.tcpi_rtt = p->rtt_us;
+		i.tcpi_rttvar = p->rttvar_us;
+		i.tcpi_snd_ssthresh = p->snd_ssthresh;
+		i.tcpi_snd_cwnd = p->snd_cwnd;
+		i.tcpi_advmss = p->advmss;
+		i.tcpi_total_retrans = p->total_retrans;
+	}
+	return give(out, len, &i, sizeof(i));
+}
+
+static int get_tcp_level(struct neat_sock *s, int name, void *out, socklen_t *len)
+{
+	const uint32_t *w = s->opts.w;
+	char cc[16] = "cubic";
+
+	switch (name) {
+	case TCP_MAXSEG:
+		if (a32_acquire(&s->state) == NEAT_SOCK_CONNECT && nt_conn(s).pub->snd_mss)
+			return give_int(out, len, (int)nt_conn(s).pub->snd_mss);
+		return give_int(out, len, w[NEAT_OPT_MAXSEG] ? (int)w[NEAT_OPT_MAXSEG] : 536);
+	case TCP_QUICKACK:
+		return give_int(out, len, !(w[NEAT_OPT_FLAGS] & NEAT_OPTF_QUICKACK_OFF));
+	case TCP_LINGER2:
+		return give_int(out, len, w[NEAT_OPT_LINGER2_S] ? (int)w[NEAT_OPT_LINGER2_S] - 1 : 60);
+	case TCP_DEFER_ACCEPT:
+		return give_int(out, len, (int)w[NEAT_OPT_DEFER_ACCEPT_S]);
+	case TCP_CONGESTION:
+		if (w[NEAT_OPT_CONGESTION] == 1)
+			strcpy(cc, "reno");
+		return give(out, len, cc, sizeof(cc));
+	case TCP_INFO:
+		return get_info(s, out, len);
+	}
+	return -ENOPROTOOPT;
+}
+
+int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct neat_sock *s = nt_sock(sock);
+	const struct int_option *o = find_option(level, name);
+
+	if (!sock)
+		return NT_KERNEL;
+	if (!value || !len)
+		return -EFAULT;
+	if (o && o->flag)
+		return give_int(value, len, (s->opts.w[NEAT_OPT_FLAGS] & o->flag) != 0);
+	if (o)
+		return give_int(value, len, s->opts.w[o->word] ? (int)s->opts.w[o->word] : o->dflt);
+	if (level == SOL_SOCKET)
+		return get_socket_level(s, name, value, len);
+	if (level == IPPROTO_TCP)
+		return get_tcp_level(s, name, value, len);
+	return level == IPPROTO_IP ? -ENOPROTOOPT : -EOPNOTSUPP;
+}
+
+/* Takeover (L10): what was set so far is set on the kernel's socket. */
+void nt_opts_to_kernel(const struct neat_sock *s, int fd)
+{
+	int on = 1;
+
+	for (size_t i = 0; i < sizeof(OPTIONS) / sizeof(OPTIONS[0]); i++) {
+		const struct int_option *o = &OPTIONS[i];
+		int v = o->flag ? (s->opts.w[NEAT_OPT_FLAGS] & o->flag) != 0 : (int)s->opts.w[o->word];
+
+		if (v)
+			nt_real.setsockopt(fd, o->level, o->name, &v, sizeof(v));
+	}
+	if (a32_relaxed(&s->flags) & NEAT_SOCKF_REUSEADDR)
+		nt_real.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	if (a32_relaxed(&s->flags) & NEAT_SOCKF_REUSEPORT)
+		nt_real.setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on));
+	for (int rcv = 0; rcv < 2; rcv++) {
+		int v = (int)s->opts.w[rcv ? NEAT_OPT_RCVBUF : NEAT_OPT_SNDBUF] / 2;
+		struct timeval tv = { (rcv ? s->rcvtimeo_ms : s->sndtimeo_ms) / 1000,
+				      (suseconds_t)((rcv ? s->rcvtimeo_ms : s->sndtimeo_ms) % 1000) * 1000 };
+
+		if (v)
+			nt_real.setsockopt(fd, SOL_SOCKET, rcv ? SO_RCVBUF : SO_SNDBUF, &v, sizeof(v));
+		if (tv.tv_sec || tv.tv_usec)
+			nt_real.setsockopt(fd, SOL_SOCKET, rcv ? SO_RCVTIMEO : SO_SNDTIMEO, &tv, sizeof(tv));
+	}
+	if (s->opts.w[NEAT_OPT_FLAGS] & NEAT_OPTF_LINGER) {
+		struct linger l = { 1, (int)s->opts.w[NEAT_OPT_LINGER_S] };
+
+		nt_real.setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l));
+	}
+}
+
+/* ---- fcntl and ioctl ---- */
+
+static int set_status_flags(struct neat_sock *s, long flags)
+{
+	if (flags & O_ASYNC)
+		return -EINVAL;		/* no SIGIO from our sockets: docs/differences.md */
+	return set_sockflag(s, NEAT_SOCKF_NONBLOCK, flags & O_NONBLOCK);
+}
+
+static int set_cloexec(int fd, bool on)
+{
+	if (nt_real.fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0))
+		return -errno;
+	nt_fd_set_flags(fd, on ? NEAT_FD_CLOEXEC : 0);
+	return 0;
+}
+
+int nt_fcntl(int fd, int cmd, long arg)
+{
+	uint32_t sock = nt_lookup(fd);
+
+	if (!sock)
+		return NT_KERNEL;
+	switch (cmd) {
+	case F_GETFL:
+		return O_RDWR | (a32_relaxed(&nt_sock(sock)->flags) & NEAT_SOCKF_NONBLOCK ? O_NONBLOCK : 0);
+	case F_SETFL:
+		return set_status_flags(nt_sock(sock), arg);
+	case F_SETFD:
+		return set_cloexec(fd, arg & FD_CLOEXEC);
+	case F_DUPFD:
+		return nt_dup(fd, -1, (int)arg, 0);
+	case F_DUPFD_CLOEXEC:
+		return nt_dup(fd, -1, (int)arg, O_CLOEXEC);
+	}
+	return NT_KERNEL;
+}
+
+static int queue_bytes(struct neat_sock *s, bool in)
+{
+	struct nt_conn c;
+
+	if (a32_acquire(&s->state) == NEAT_SOCK_LISTEN)
+		return -EINVAL;
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return 0;
+	c = nt_conn(s);
+	if (in)
+		return (int)(a64_acquire(&c.pub->rx_head) - a64_relaxed(&c.app->rx_tail));
+	return (int)(a64_relaxed(&c.app->tx_tail) - a64_acquire(&c.pub->tx_una));
+}
+
+int nt_ioctl(int fd, unsigned long request, void *arg)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct neat_sock *s = nt_sock(sock);
+	int n;
+
+	if (!sock)
+		return NT_KERNEL;
+	switch (request) {
+	case FIONBIO:
+		return set_sockflag(s, NEAT_SOCKF_NONBLOCK, *(int *)arg);
+	case FIOASYNC:
+		return *(int *)arg ? -EINVAL : 0;
+	case FIOCLEX:
+		return set_cloexec(fd, true);
+	case FIONCLEX:
+		return set_cloexec(fd, false);
+	case SIOCINQ:
+	case SIOCOUTQ:
+		n = queue_bytes(s, request == SIOCINQ);
+		if (n < 0)
+			return n;
+		*(int *)arg = n;
+		return 0;
+	case SIOCATMARK:
+		*(int *)arg = 0;	/* no urgent data: docs/differences.md */
+		return 0;
+	}
+	return NT_KERNEL;
+}

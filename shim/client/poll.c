@@ -1,0 +1,315 @@
+/*
+ * poll.c - readiness of our sockets as tcp_poll() in Linux reports it; poll(2) and select(2) over ours
+ * and the kernel's together.
+ *
+ * Our sockets are looked at in shared memory; the kernel is asked about the rest when we would
+ * sleep anyway, and otherwise at most every KERNEL_LOOK_NS.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { KERNEL_LOOK_NS = 50000, WATCHES_ON_STACK = 64 };
+
+static unsigned connection_ready(const struct neat_sock *s)
+{
+	struct nt_conn c = nt_conn(s);
+	uint32_t flags = nt_conn_flags(&c), shut = a32_relaxed(&c.app->shut);
+	bool rx_over = flags & NEAT_SLOT_RX_EOF || shut & 1, tx_over = flags & NEAT_SLOT_TX_SHUT || shut & 2;
+	uint64_t low = s->rcvlowat ? s->rcvlowat : 1;
+	unsigned bits = 0;
+
+	if (nt_has_error(&c, flags))
+		bits |= EPOLLERR;
+	if (flags & NEAT_SLOT_HUP || (rx_over && tx_over))
+		bits |= EPOLLHUP;
+	if (rx_over)
+		bits |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+	if (!(flags & (NEAT_SLOT_CONNECTED | NEAT_SLOT_HUP)))
+		return bits;	/* connecting */
+	if (nt_readable(&c) >= low)
+		bits |= EPOLLIN | EPOLLRDNORM;
+	if (tx_over || nt_writable(&c))
+		bits |= EPOLLOUT | EPOLLWRNORM;
+	return bits;
+}
+
+unsigned nt_ready(uint32_t sock)
+{
+	const struct neat_sock *s = nt_sock(sock);
+
+	switch (a32_acquire(&s->state)) {
+	case NEAT_SOCK_CONNECT:
+		return connection_ready(s);
+	case NEAT_SOCK_LISTEN:
+		return nt_acceptable(s) ? EPOLLIN | EPOLLRDNORM : 0;
+	}
+	return EPOLLOUT | EPOLLWRNORM | EPOLLHUP;	/* like TCP_CLOSE */
+}
+
+/* ---- poll ---- */
+
+/* One call: `kernel` is a copy of the set in which our fds are -1, plus the process's eventfd. */
+struct poll_call {
+	struct pollfd *fds;
+	nfds_t n;
+	struct pollfd *kernel;
+	nfds_t nkernel;		/* the kernel's fds in the set */
+	struct nt_watch *watch;
+	int64_t deadline;
+	const sigset_t *mask;
+	int result;		/* of the last ppoll() */
+};
+
+static int scan_ours(struct poll_call *p, bool look)
+{
+	int ready = 0;
+
+	for (nfds_t i = 0; i < p->n; i++) {
+		uint32_t sock = nt_lookup(p->fds[i].fd);
+		unsigned want = (unsigned)(unsigned short)p->fds[i].events | EPOLLERR | EPOLLHUP;
+
+		if (!sock)
+			continue;
+		if (look)
+			nt_watch_look(sock);
+		p->fds[i].revents = (short)(nt_ready(sock) & want);
+		ready += p->fds[i].revents != 0;
+	}
+	return ready;
+}
+
+static int kernel_results(struct poll_call *p)
+{
+	int ready = 0;
+
+	for (nfds_t i = 0; i < p->n; i++)
+		if (p->kernel[i].fd >= 0) {
+			p->fds[i].revents = p->kernel[i].revents;
+			ready += p->fds[i].revents != 0;
+		}
+	return ready;
+}
+
+static int kernel_look(struct poll_call *p)
+{
+	static const struct timespec zero;
+
+	if (!p->nkernel || nt_real.ppoll(p->kernel, p->n, &zero, NULL) <= 0)
+		return 0;
+	return kernel_results(p);
+}
+
+static int enter_ppoll(void *arg)
+{
+	struct poll_call *p = arg;
+	struct timespec t, *tp = NULL;
+
+	if (p->deadline != INT64_MAX) {
+		int64_t left = p->deadline - nt_now_ns();
+
+		left = left < 0 ? 0 : left;
+		t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
+		tp = &t;
+	}
+	p->result = nt_real.ppoll(p->kernel, p->n + 1, tp, p->mask);
+	return p->result;
+}
+
+/* Sleeps once. > 0: kernel fds are ready; 0: look again; -errno. */
+static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
+{
+	uint64_t drop;
+	int rc;
+
+	if (!p->nkernel && !p->mask && !nt_restarts())
+		return nt_sleep(w, p->deadline);
+	w->efd = nt_process_eventfd();
+	if (w->efd < 0)
+		return w->efd;
+	/* What it counted so far is history: everything is looked at after arming. */
+	if (nt_real.read(w->efd, &drop, sizeof(drop)) < 0 && errno != EAGAIN)
+		return -errno;
+	p->kernel[p->n] = (struct pollfd){ .fd = w->efd, .events = POLLIN };
+	p->result = 0;
+	rc = nt_sleep_kernel(w, enter_ppoll, p);
+	if (rc < 0)
+		return -errno;
+	return rc > 0 ? kernel_results(p) : 0;
+}
+
+static int poll_wait(struct poll_call *p)
+{
+	struct nt_waiter w = { .efd = -1 };
+	bool looked = false;
+
+	for (;;) {
+		int ready, kernel = 0;
+
+		a32_store(&w.signaled, 0);
+		ready = scan_ours(p, true);
+		if (ready || (p->deadline != INT64_MAX && nt_now_ns() >= p->deadline && looked))
+			return ready + kernel_look(p);
+		if (!looked) {
+			looked = true;
+			for (nfds_t i = 0; i < p->n; i++)
+				if (nt_lookup(p->fds[i].fd))
+					nt_watch_add(&p->watch[i], nt_lookup(p->fds[i].fd), WATCH_WAITER, &w);
+			continue;
+		}
+		if (nt_spin(&w, p->deadline))
+			continue;
+		kernel = poll_sleep(p, &w);
+		if (kernel > 0)
+			return kernel + scan_ours(p, true);
+		if (kernel < 0 && kernel != -ETIMEDOUT)
+			return kernel;
+	}
+}
+
+static int poll_blocking(struct poll_call *p)
+{
+	int rc = poll_wait(p);
+
+	for (nfds_t i = 0; i < p->n; i++)
+		nt_watch_del(&p->watch[i]);
+	return rc;
+}
+
+static void split(struct poll_call *p)
+{
+	p->nkernel = 0;
+	for (nfds_t i = 0; i < p->n; i++) {
+		p->kernel[i] = p->fds[i];
+		p->kernel[i].revents = 0;
+		if (nt_lookup(p->fds[i].fd))
+			p->kernel[i].fd = -1;
+		else if (p->fds[i].fd >= 0)
+			p->nkernel++;
+		p->fds[i].revents = 0;
+	}
+}
+
+static bool kernel_due(void)
+{
+	static __thread int64_t last __attribute__((tls_model("initial-exec")));
+	int64_t now = nt_now_ns();
+
+	if (now - last < KERNEL_LOOK_NS)
+		return false;
+	last = now;
+	return true;
+}
+
+static int poll_run(struct poll_call *p, int64_t timeout_ns)
+{
+	int ready, kernel = 0;
+
+	split(p);
+	ready = scan_ours(p, false);
+	if (p->nkernel && (ready || timeout_ns == 0) && kernel_due())
+		kernel = kernel_look(p);
+	if (ready + kernel || timeout_ns == 0) {
+		nt_batch(ready > 0);
+		return ready + kernel;
+	}
+	p->deadline = nt_deadline(timeout_ns);
+	ready = poll_blocking(p);
+	nt_batch(ready > 0);
+	return ready;
+}
+
+int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *mask)
+{
+	struct pollfd kernel[WATCHES_ON_STACK + 1];
+	struct nt_watch watch[WATCHES_ON_STACK];
+	struct poll_call p = { .fds = fds, .n = n, .kernel = kernel, .watch = watch, .mask = mask };
+	size_t each = sizeof(*kernel) + sizeof(*watch), size = (n + 1) * each;
+	uint8_t *memory = NULL;
+	bool ours = false;
+	int rc;
+
+	for (nfds_t i = 0; i < n && !ours && nt_on(); i++)
+		ours = nt_lookup(fds[i].fd) != 0;
+	if (!ours)
+		return NT_KERNEL;
+	nt_bells();
+	if (n > WATCHES_ON_STACK) {
+		memory = n > NEAT_FDS_MAX * 16u ? NULL : nt_map_private(size);
+		if (!memory)
+			return -ENOMEM;
+		p.watch = (struct nt_watch *)memory;
+		p.kernel = (struct pollfd *)(memory + n * sizeof(*watch));
+	} else {
+		memset(watch, 0, n * sizeof(*watch));
+	}
+	rc = poll_run(&p, timeout_ns);
+	if (memory)
+		munmap(memory, size);
+	return rc;
+}
+
+/* ---- select ---- */
+
+/* The kernel's own classification (fs/select.c: POLLIN_SET, POLLOUT_SET, POLLEX_SET). */
+enum {
+	IN_SET = POLLRDNORM | POLLRDBAND | POLLIN | POLLHUP | POLLERR,
+	OUT_SET = POLLWRBAND | POLLWRNORM | POLLOUT | POLLERR,
+	EX_SET = POLLPRI,
+};
+
+static nfds_t select_gather(int n, const fd_set *r, const fd_set *w, const fd_set *e, struct pollfd *out)
+{
+	nfds_t k = 0;
+
+	for (int fd = 0; fd < n; fd++) {
+		int events = 0;
+
+		if (r && FD_ISSET(fd, r))
+			events |= POLLIN | POLLRDNORM;
+		if (w && FD_ISSET(fd, w))
+			events |= POLLOUT | POLLWRNORM;
+		if (e && FD_ISSET(fd, e))
+			events |= POLLPRI;
+		if (events)
+			out[k++] = (struct pollfd){ .fd = fd, .events = (short)events };
+	}
+	return k;
+}
+
+static int keep(fd_set *set, const struct pollfd *p, int bits)
+{
+	if (!set || !FD_ISSET(p->fd, set))
+		return 0;
+	if (p->revents & bits)
+		return 1;
+	FD_CLR(p->fd, set);
+	return 0;
+}
+
+int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_t *left_ns, const sigset_t *mask)
+{
+	struct pollfd fds[FD_SETSIZE];
+	int64_t start;
+	nfds_t k;
+	int rc, bits = 0;
+
+	if (n < 0 || n > FD_SETSIZE || !nt_on())
+		return NT_KERNEL;
+	k = select_gather(n, r, w, e, fds);
+	start = left_ns ? nt_now_ns() : 0;
+	rc = nt_poll(fds, k, timeout_ns, mask);
+	if (rc < 0)
+		return rc;
+	for (nfds_t i = 0; i < k; i++)
+		if (fds[i].revents & POLLNVAL)
+			return -EBADF;
+	for (nfds_t i = 0; i < k; i++)
+		bits += keep(r, &fds[i], IN_SET) + keep(w, &fds[i], OUT_SET) + keep(e, &fds[i], EX_SET);
+	if (left_ns) {
+		*left_ns = timeout_ns - (nt_now_ns() - start);
+		*left_ns = *left_ns < 0 ? 0 : *left_ns;
+	}
+	return bits;
+}

@@ -1,0 +1,201 @@
+/*
+ * process.c - fork, exec, exit, and the locks of this process.
+ *
+ * fork copies our row and raises every reference before the child exists, so a descriptor is never
+ * without a reference, whichever of the two runs or dies first (L2).
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <linux/futex.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* ---- locks ---- */
+
+bool nt_trylock(struct nt_lock *l) { return a32_relaxed(&l->v) == 0 && a32_cas(&l->v, 0, 1); }
+
+void nt_lock(struct nt_lock *l)
+{
+	if (NT_LIKELY(a32_cas(&l->v, 0, 1)))
+		return;
+	for (int i = 0; i < 100; i++) {
+		neat_pause();
+		if (nt_trylock(l))
+			return;
+	}
+	while (a32_xchg(&l->v, 2) != 0)
+		syscall(SYS_futex, &l->v.v, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0);
+}
+
+void nt_unlock(struct nt_lock *l)
+{
+	if (NT_UNLIKELY(a32_xchg(&l->v, 0) == 2))
+		syscall(SYS_futex, &l->v.v, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* ---- small per-thread things ---- */
+
+static __thread uint32_t tid __attribute__((tls_model("initial-exec")));
+static __thread uint64_t seed __attribute__((tls_model("initial-exec")));
+
+uint32_t nt_tid(void)
+{
+	if (NT_UNLIKELY(!tid))
+		tid = (uint32_t)syscall(SYS_gettid);
+	return tid;
+}
+
+/* xorshift64*: which replica a connection goes to; not a secret. */
+uint32_t nt_random32(void)
+{
+	if (!seed && syscall(SYS_getrandom, &seed, sizeof(seed), 0) != (long)sizeof(seed))
+		seed = (uint64_t)nt_now_ns();
+	seed |= 1;
+	seed ^= seed >> 12;
+	seed ^= seed << 25;
+	seed ^= seed >> 27;
+	return (uint32_t)(seed * 0x2545f4914f6cdd1dull >> 32);
+}
+
+/* ---- fork ---- */
+
+enum { NO_PROC = NEAT_PROCS_MAX };
+static uint32_t fork_proc = NO_PROC;	/* entry made for the child; guarded by table_lock */
+
+static neat_a64 *row_of(uint32_t proc)
+{
+	return (neat_a64 *)((uint8_t *)nt.app + NEAT_APP_FDS) + (size_t)proc * NEAT_FDS_MAX;
+}
+
+static uint32_t proc_claim(void)
+{
+	for (uint32_t i = 0; i < NEAT_PROCS_MAX; i++) {
+		struct neat_proc *p = &nt.app->procs[i];
+
+		if (a32_relaxed(&p->state) == NEAT_PROC_FREE &&
+		    a32_cas(&p->state, NEAT_PROC_FREE, NEAT_PROC_CLAIMED)) {
+			a32_store(&p->parent, nt.proc);
+			a32_store(&p->pid, nt.pid);	/* until the child says its own */
+			return i;
+		}
+	}
+	return NO_PROC;
+}
+
+static void copy_row(uint32_t to)
+{
+	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
+	neat_a64 *row = row_of(to);
+
+	a32_store(&nt.app->procs[to].fd_high, high);
+	for (uint32_t fd = 0; fd < high; fd++) {
+		uint64_t w = a64_relaxed(&nt.row[fd]);
+
+		if (nt_fdword_sock(w))
+			a32_add(&nt_sock(nt_fdword_sock(w))->refs, 1);
+		else
+			w = 0;
+		if (w != a64_relaxed(&row[fd]))
+			a64_store(&row[fd], w);
+	}
+}
+
+static void locks(void (*act)(struct nt_lock *))
+{
+	act(&nt.control_lock);
+	act(&nt.table_lock);
+	act(&nt.arm_lock);
+	act(&nt.watch_lock);
+	for (uint32_t r = 0; r < nt.nreplicas; r++) {
+		act(&nt.rep[r].cmd_lock);
+		act(&nt.rep[r].ev_lock);
+	}
+}
+
+void nt_fork_prepare(void)
+{
+	if (!nt_attached())
+		return;
+	if (nt.child_pending && nt_session_child())
+		return;
+	locks(nt_lock);
+	fork_proc = proc_claim();
+	if (fork_proc == NO_PROC)
+		nt_say("more than %d processes share sockets; the new child's sockets stop working", NEAT_PROCS_MAX);
+	else
+		copy_row(fork_proc);
+}
+
+static void undo_row(uint32_t proc)
+{
+	neat_a64 *row = row_of(proc);
+
+	for (uint32_t fd = 0; fd < a32_relaxed(&nt.app->procs[proc].fd_high); fd++) {
+		uint32_t sock = nt_fdword_sock(a64_relaxed(&row[fd]));
+
+		a64_store(&row[fd], 0);
+		if (sock)
+			nt_sock_unref(sock);
+	}
+	a32_release(&nt.app->procs[proc].state, NEAT_PROC_FREE);
+}
+
+void nt_fork_parent(pid_t child)
+{
+	uint32_t proc;
+
+	if (!nt_attached())
+		return;
+	proc = fork_proc;
+	fork_proc = NO_PROC;
+	locks(nt_unlock);
+	if (child < 0 && proc != NO_PROC)
+		undo_row(proc);
+}
+
+static void child_own_state(void)
+{
+	memset(&nt.count, 0, sizeof(nt.count));
+	nt.sleepers = nt.kernel_sleepers = 0;
+	nt.sub_epoch++;
+	if (a32_relaxed(&nt.eventfd)) {
+		nt_real.close((int)a32_relaxed(&nt.eventfd) - 1);
+		a32_store(&nt.eventfd, 0);
+	}
+	for (uint32_t r = 0; r < nt.nreplicas; r++)
+		a32_store(&nt.rep[r].bell_owed, 0);
+}
+
+void nt_fork_child(void)
+{
+	tid = 0;
+	seed = 0;
+	nt_watch_fork_child();
+	if (!nt_attached())
+		return;
+	locks(nt_unlock);
+	if (fork_proc == NO_PROC) {
+		nt.row = NULL;
+		nt_real.close(nt.control_fd);
+		a32_store(&nt.phase, NT_FAILED);
+		return;
+	}
+	nt.proc = fork_proc;
+	fork_proc = NO_PROC;
+	nt.row = row_of(nt.proc);
+	child_own_state();
+	nt_session_fork();
+	nt_fd_mark_internal(nt.control_fd);
+	a32_store(&nt.app->procs[nt.proc].pid, nt.pid);
+	a32_release(&nt.app->procs[nt.proc].state, NEAT_PROC_LIVE);
+	nt_epoll_fork_child();
+}
+
+void nt_exit(void)
+{
+	/* Doorbells that were put off: nobody would ring them after us. Sockets are closed by the
+	 * death of the process, which neatd sees, as the kernel would close descriptors. */
+	if (nt_attached())
+		nt_bells();
+}

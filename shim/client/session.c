@@ -1,0 +1,474 @@
+/*
+ * session.c - attachment to an instance: the control socket, and the maps that come over it.
+ *
+ * Requests block until neatd answers (a stopped neatd delays attach, bind and listen, nothing else).
+ * Descriptors of the library sit above the program's usual range and are CLOEXEC.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+struct nt_process nt = { .control_fd = -1 };
+
+enum { FDS_ABOVE = 40 };	/* room that is kept for our descriptors below RLIMIT_NOFILE */
+
+struct received {
+	union {
+		struct neat_msg_header h;
+		struct neat_msg_error error;
+		uint8_t bytes[NEAT_MSG_MAX];
+	} u;
+	int fds[NEAT_MSG_FDS_MAX];
+	int nfds;
+};
+
+static void close_fds(struct received *m)
+{
+	for (int i = 0; i < m->nfds; i++)
+		nt_real.close(m->fds[i]);
+	m->nfds = 0;
+}
+
+int nt_high_fd(int fd)
+{
+	struct rlimit lim;
+	long base = 1024 - FDS_ABOVE;
+	int high;
+
+	if (fd < 0)
+		return -errno;
+	if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && (long)lim.rlim_cur - FDS_ABOVE < base)
+		base = (long)lim.rlim_cur - FDS_ABOVE;
+	high = nt_real.fcntl(fd, F_DUPFD_CLOEXEC, base > 0 ? base : 0);
+	if (high < 0)
+		return fd;
+	nt_real.close(fd);
+	return high;
+}
+
+void *nt_map_private(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* ---- messages ---- */
+
+static int send_message(int sock, void *msg, size_t len, int fd)
+{
+	char space[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec iov = { msg, len };
+	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (fd >= 0) {
+		struct cmsghdr *c;
+
+		mh.msg_control = space;
+		mh.msg_controllen = sizeof(space);
+		c = CMSG_FIRSTHDR(&mh);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+	}
+	do
+		n = nt_real.sendmsg(sock, &mh, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
+}
+
+static int receive_message(int sock, struct received *m)
+{
+	char space[CMSG_SPACE(sizeof(int) * NEAT_MSG_FDS_MAX)];
+	struct iovec iov = { m->u.bytes, sizeof(m->u.bytes) };
+	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space) };
+	ssize_t n;
+
+	m->nfds = 0;
+	do
+		n = nt_real.recvmsg(sock, &mh, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c))
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+			m->nfds = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+			memcpy(m->fds, CMSG_DATA(c), (size_t)m->nfds * sizeof(int));
+		}
+	if ((size_t)n < sizeof(m->u.h) || m->u.h.magic != NEAT_ABI_MAGIC || m->u.h.len != (size_t)n) {
+		close_fds(m);
+		return n == 0 ? -ECONNRESET : -EPROTO;
+	}
+	return 0;
+}
+
+static int expect(int sock, struct received *m, uint16_t type, size_t len, int nfds)
+{
+	int err = receive_message(sock, m);
+
+	if (err)
+		return err;
+	if (m->u.h.type == NEAT_MSG_ERROR && m->u.h.len == sizeof(m->u.error)) {
+		err = m->u.error.status < 0 && m->u.error.status > NT_KERNEL ? m->u.error.status : -EPROTO;
+		m->u.error.text[sizeof(m->u.error.text) - 1] = 0;
+		nt_say("%s", m->u.error.text);
+	} else if (m->u.h.version != NEAT_ABI_VERSION || m->u.h.type != type || m->u.h.len != len || m->nfds < nfds) {
+		nt_say("the daemon speaks another version of the protocol; stop it with 'neatsock down' and start it again");
+		err = -EPROTO;
+	}
+	if (err)
+		close_fds(m);
+	return err;
+}
+
+static void header(void *msg, uint16_t type, size_t len)
+{
+	*(struct neat_msg_header *)msg =
+		(struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, 0 };
+}
+
+int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uint16_t want)
+{
+	struct received m;
+	int err;
+
+	header(msg, ((struct neat_msg_header *)msg)->type, len);
+	if (nt.child_pending && (err = nt_session_child()) != 0)
+		return err;
+	nt_lock(&nt.control_lock);
+	err = nt.control_fd < 0 ? -ENOTCONN : send_message(nt.control_fd, msg, len, fd);
+	if (!err)
+		err = expect(nt.control_fd, &m, want, reply_len, 0);
+	if (!err) {
+		memcpy(reply, m.u.bytes, reply_len);
+		close_fds(&m);
+	}
+	nt_unlock(&nt.control_lock);
+	return err;
+}
+
+void nt_notify_neatd(void *msg, size_t len, int fd)
+{
+	header(msg, ((struct neat_msg_header *)msg)->type, len);
+	if (nt.child_pending && nt_session_child())
+		return;
+	nt_lock(&nt.control_lock);
+	if (nt.control_fd >= 0)
+		send_message(nt.control_fd, msg, len, fd);
+	nt_unlock(&nt.control_lock);
+}
+
+/* ---- maps ---- */
+
+static void *map_object(int fd, uint32_t object, size_t size, int prot)
+{
+	struct stat st;
+	void *p;
+
+	if (fstat(fd, &st) || (uint64_t)st.st_size < size)
+		return NULL;
+	p = mmap(NULL, size, prot, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (p == MAP_FAILED)
+		return NULL;
+	if (neat_header_ok(p, object, size))
+		return p;
+	munmap(p, size);
+	return NULL;
+}
+
+/* fds: seg_pub, seg_app, channel, status. A forked child has all but the channel already. */
+static int map_segment(const struct neat_msg_segment *m, const int *fds)
+{
+	struct nt_replica *r;
+
+	if (m->replica >= NEAT_REPLICAS_MAX)
+		return -EPROTO;
+	r = &nt.rep[m->replica];
+	if (!r->pub)
+		r->pub = map_object(fds[0], NEAT_OBJ_SEG_PUB, sizeof(*r->pub), PROT_READ);
+	if (!r->app)
+		r->app = map_object(fds[1], NEAT_OBJ_SEG_APP, NEAT_SEG_APP_SIZE, PROT_READ | PROT_WRITE);
+	if (!r->status)
+		r->status = map_object(fds[3], NEAT_OBJ_STATUS, sizeof(*r->status), PROT_READ);
+	r->ch = map_object(fds[2], NEAT_OBJ_CHANNEL, sizeof(*r->ch), PROT_READ | PROT_WRITE);
+	if (!r->sock_of)
+		r->sock_of = nt_map_private(NEAT_SLOTS * sizeof(uint32_t));
+	if (!r->pub || !r->app || !r->ch || !r->status || !r->sock_of)
+		return -ENOMEM;
+	r->bit = neat_channel_bit(m->channel);
+	r->ev_head = a64_relaxed(&r->ch->ev_head);
+	r->overflow_seen = a32_relaxed(&r->ch->overflow);
+	return 0;
+}
+
+static int receive_segments(int sock, uint32_t n)
+{
+	struct received m;
+	int err = 0;
+
+	for (uint32_t i = 0; i < n && !err; i++) {
+		err = expect(sock, &m, NEAT_MSG_SEGMENT, sizeof(struct neat_msg_segment), 4);
+		if (err)
+			break;
+		err = map_segment((void *)m.u.bytes, m.fds);
+		close_fds(&m);
+	}
+	return err;
+}
+
+static int attached(int sock, struct neat_msg_attached *a)
+{
+	struct received m;
+	int err = expect(sock, &m, NEAT_MSG_ATTACHED, sizeof(*a), 2);
+
+	if (err)
+		return err;
+	memcpy(a, m.u.bytes, sizeof(*a));
+	if (!nt.registry)
+		nt.registry = map_object(m.fds[0], NEAT_OBJ_REGISTRY, sizeof(*nt.registry), PROT_READ);
+	if (!nt.app)
+		nt.app = map_object(m.fds[1], NEAT_OBJ_APP, NEAT_APP_SIZE, PROT_READ | PROT_WRITE);
+	close_fds(&m);
+	if (a->replicas == 0 || a->replicas > NEAT_REPLICAS_MAX || a->proc >= NEAT_PROCS_MAX)
+		return -EPROTO;
+	return nt.registry && nt.app ? 0 : -ENOMEM;
+}
+
+/* ---- attach ---- */
+
+static int connect_daemon(const char *path)
+{
+	struct sockaddr_un sun = { .sun_family = AF_UNIX };
+	int fd;
+
+	if (strlen(path) >= sizeof(sun.sun_path))
+		return -ENAMETOOLONG;
+	strcpy(sun.sun_path, path);
+	fd = nt_real.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	if (nt_real.connect(fd, (struct sockaddr *)&sun, sizeof(sun))) {
+		int err = -errno;
+
+		nt_real.close(fd);
+		return err;
+	}
+	return nt_high_fd(fd);
+}
+
+static void attach_request(struct neat_msg_attach *m, uint16_t type)
+{
+	memset(m, 0, sizeof(*m));
+	header(m, type, sizeof(*m));
+	m->pid = (uint32_t)getpid();
+	m->abi_size = neat_abi_fingerprint();
+	strncpy(m->comm, program_invocation_short_name, sizeof(m->comm) - 1);
+}
+
+static int attach_with(int sock, struct neat_msg_attach *m)
+{
+	struct neat_msg_attached a;
+	int err = send_message(sock, m, sizeof(*m), -1);
+
+	if (!err)
+		err = attached(sock, &a);
+	if (!err)
+		err = receive_segments(sock, a.replicas);
+	if (!err && !nt.local)
+		nt.local = nt_map_private(sizeof(*nt.local) * NEAT_SOCKS_MAX);
+	if (!err && !nt.epoll_of)
+		nt.epoll_of = nt_map_private(sizeof(*nt.epoll_of) * NEAT_FDS_MAX);
+	if (err || !nt.local || !nt.epoll_of)
+		return err ? err : -ENOMEM;
+	nt.app_id = a.app_id;
+	nt.proc = a.proc;
+	nt.nreplicas = a.replicas;
+	nt.spin_us = a.spin_us;
+	nt.instance = a.instance;
+	nt.pid = m->pid;
+	nt.ncpu_one = sysconf(_SC_NPROCESSORS_ONLN) == 1;
+	nt.control_fd = sock;
+	a32_store(&nt.app->procs[a.proc].pid, m->pid);
+	nt.row = (neat_a64 *)((uint8_t *)nt.app + NEAT_APP_FDS) + (size_t)a.proc * NEAT_FDS_MAX;
+	nt_fd_mark_internal(sock);
+	return 0;
+}
+
+static int attach_locked(struct neat_msg_attach *m)
+{
+	const char *path = nt.socket_path;
+	int sock, err;
+
+	if (!*path) {
+		nt_say("no instance is named (NEATSOCK_SOCKET is not set); start programs with 'neatsock run'");
+		return -ENOENT;
+	}
+	sock = connect_daemon(path);
+	if (sock < 0) {
+		nt_say("no daemon answers at %s (%s); sockets of this program stay with the kernel. Start it with 'neatsock up'",
+		       path, strerror(-sock));
+		return sock;
+	}
+	err = attach_with(sock, m);
+	if (err) {
+		nt_say("cannot attach to %s: %s; sockets of this program stay with the kernel", path, strerror(-err));
+		nt.row = NULL;
+		nt_real.close(sock);
+	}
+	return err;
+}
+
+int nt_attach(void)
+{
+	struct neat_msg_attach m;
+	int err = 0;
+
+	if (a32_acquire(&nt.phase) == NT_ATTACHED)
+		return 0;
+	nt_lock(&nt.control_lock);
+	if (a32_relaxed(&nt.phase) == NT_FAILED) {
+		err = -ENOTCONN;
+	} else if (a32_relaxed(&nt.phase) == NT_DETACHED) {
+		attach_request(&m, NEAT_MSG_ATTACH);
+		err = attach_locked(&m);
+		a32_release(&nt.phase, err ? NT_FAILED : NT_ATTACHED);
+	}
+	nt_unlock(&nt.control_lock);
+	return err;
+}
+
+bool nt_attached(void) { return a32_acquire(&nt.phase) == NT_ATTACHED; }
+
+/* ---- exec and fork ---- */
+
+/* Entries that survive exec, with the identity of their placeholder noted for the new image (L3). */
+static uint32_t note_survivors(void)
+{
+	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high), n = 0;
+
+	for (uint32_t fd = 0; fd < high; fd++) {
+		uint32_t sock = nt_lookup((int)fd);
+		struct stat st;
+
+		if (!sock || nt_fd_flags((int)fd) & NEAT_FD_CLOEXEC || fstat((int)fd, &st))
+			continue;
+		nt_sock(sock)->inode_lo = (uint32_t)st.st_ino;
+		n++;
+	}
+	return n;
+}
+
+int nt_exec_env(char *out, size_t size)
+{
+	out[0] = 0;
+	if (!nt_attached() || !nt.row || note_survivors() == 0)
+		return 0;
+	return snprintf(out, size, "NEATSOCK_JOIN=%u:%u:%llx:%u", nt.app_id, nt.proc, (unsigned long long)nt.instance,
+			(unsigned)getpid());
+}
+
+/* We were exec'ed by an attached image of the same process: take its row over. */
+static void rejoin(const char *join)
+{
+	struct neat_msg_attach m;
+	unsigned app_id, proc, pid;
+	unsigned long long instance;
+
+	if (sscanf(join, "%u:%u:%llx:%u", &app_id, &proc, &instance, &pid) != 4 || pid != (unsigned)getpid() ||
+	    proc >= NEAT_PROCS_MAX)
+		return;
+	attach_request(&m, NEAT_MSG_ATTACH);
+	m.app_id = app_id;
+	m.proc = proc;
+	m.instance = instance;
+	if (attach_locked(&m)) {
+		a32_release(&nt.phase, NT_FAILED);
+		return;
+	}
+	a32_release(&nt.phase, NT_ATTACHED);
+	nt_exec_sweep();
+}
+
+void nt_set_socket(const char *path) { snprintf(nt.socket_path, sizeof(nt.socket_path), "%s", path); }
+
+void nt_init(const char *join)
+{
+	nt_real_init();
+	if (join)
+		rejoin(join);
+}
+
+/* In the child: ask for channels of our own over the connection we inherited. */
+void nt_session_fork(void)
+{
+	struct neat_msg_attach m;
+	int sv[2];
+
+	attach_request(&m, NEAT_MSG_CHILD);
+	m.app_id = nt.app_id;
+	m.proc = nt.proc;
+	m.instance = nt.instance;
+	nt.pid = m.pid;
+	if (nt_real.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv)) {
+		sv[0] = -1;
+	} else {
+		sv[0] = nt_high_fd(sv[0]);
+		send_message(nt.control_fd, &m, sizeof(m), sv[1]);
+		nt_real.close(sv[1]);
+	}
+	nt_real.close(nt.control_fd);
+	nt.control_fd = sv[0];
+	nt.child_pending = true;
+}
+
+int nt_session_child(void)
+{
+	struct neat_msg_attached a;
+	bool resubscribe = false;
+	int err = 0;
+
+	nt_lock(&nt.control_lock);
+	if (nt.child_pending) {
+		err = nt.control_fd < 0 ? -ENOTCONN : attached(nt.control_fd, &a);
+		if (!err)
+			err = receive_segments(nt.control_fd, a.replicas);
+		if (err)
+			nt_say("process %u lost the daemon after fork (%s)", nt.pid, strerror(-err));
+		nt.child_pending = false;
+		resubscribe = !err;
+	}
+	nt_unlock(&nt.control_lock);
+	if (resubscribe)
+		nt_watch_resubscribe();
+	return err;
+}
+
+int nt_process_eventfd(void)
+{
+	struct neat_msg_header m = { .type = NEAT_MSG_EVENTFD };
+	int fd = (int)a32_acquire(&nt.eventfd) - 1;
+
+	if (fd >= 0)
+		return fd;
+	fd = nt_high_fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+	if (fd < 0)
+		return fd;
+	nt_fd_mark_internal(fd);
+	if (!a32_cas(&nt.eventfd, 0, (uint32_t)fd + 1)) {
+		nt_real.close(fd);
+		return (int)a32_acquire(&nt.eventfd) - 1;
+	}
+	nt_notify_neatd(&m, sizeof(m), fd);
+	return fd;
+}

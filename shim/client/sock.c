@@ -1,0 +1,690 @@
+/*
+ * sock.c - life of a socket: socket, bind, listen, accept, connect, shutdown, names.
+ *
+ * Results and errno as in socket(7), ip(7), tcp(7) and the pages of each call. Only listen() makes
+ * subsockets, one in each replica (paper 6.3.2); accept takes from its home first, then steals.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <unistd.h>
+
+int nt_socket(int domain, int type, int protocol)
+{
+	uint32_t sock;
+	int fd, err;
+
+	if (domain != AF_INET || (type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) || nt_attach())
+		return NT_KERNEL;
+	sock = nt_sock_claim();
+	if (!sock)
+		return -ENFILE;
+	if (type & SOCK_NONBLOCK)
+		a32_store(&nt_sock(sock)->flags, NEAT_SOCKF_NONBLOCK);
+	fd = nt_real.socket(AF_UNIX, SOCK_STREAM | (type & SOCK_CLOEXEC), 0);
+	err = fd < 0 ? -errno : nt_fd_install(fd, sock, type & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0);
+	if (err) {
+		if (fd >= 0)
+			nt_real.close(fd);
+		nt_sock_unref(sock);
+		return err;
+	}
+	return fd;
+}
+
+/* ---- addresses ---- */
+
+static int parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, uint16_t *port)
+{
+	struct sockaddr_in in;
+
+	if (len < sizeof(in))
+		return -EINVAL;
+	memcpy(&in, sa, sizeof(in));
+	if (in.sin_family != AF_INET && !(in.sin_family == AF_UNSPEC && in.sin_addr.s_addr == INADDR_ANY))
+		return -EAFNOSUPPORT;
+	*addr = ntohl(in.sin_addr.s_addr);
+	*port = ntohs(in.sin_port);
+	return 0;
+}
+
+static void store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port)
+{
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(addr) };
+
+	if (!out || !len)
+		return;
+	memcpy(out, &in, *len < sizeof(in) ? *len : sizeof(in));
+	*len = sizeof(in);
+}
+
+/* ---- to the kernel (L10) ---- */
+
+/* A socket whose business is the kernel's: same number, options replayed. Only this process's fds. */
+static int to_kernel(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high), bound = a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND;
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(s->lport), .sin_addr.s_addr = htonl(s->laddr) };
+	int nonblock = a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK ? SOCK_NONBLOCK : 0;
+	int fd = nt_real.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | nonblock, 0);
+
+	if (fd < 0)
+		return -errno;
+	nt_opts_to_kernel(s, fd);
+	if (bound) {
+		struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
+					   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
+
+		a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
+		nt_notify_neatd(&m, sizeof(m), -1);
+		nt_real.bind(fd, (struct sockaddr *)&in, sizeof(in));
+	}
+	a32_release(&s->state, NEAT_SOCK_KERNEL);
+	for (uint32_t i = 0; i < high; i++) {
+		uint32_t flags;
+
+		if (nt_lookup((int)i) != sock)
+			continue;
+		flags = nt_fd_flags((int)i);
+		nt_real.dup3(fd, (int)i, flags & NEAT_FD_CLOEXEC ? O_CLOEXEC : 0);
+		nt_epoll_to_kernel((int)i);
+		a64_release(&nt.row[i], 0);
+		nt_sock_unref(sock);
+	}
+	nt_real.close(fd);
+	return NT_KERNEL;
+}
+
+/* ---- bind and listen ---- */
+
+static int bind_request(uint32_t sock, uint32_t addr, uint16_t port)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct neat_msg_bind m = { .h.type = NEAT_MSG_BIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen), .addr = addr,
+				   .port = port, .proto = IPPROTO_TCP,
+				   .flags = a32_relaxed(&s->flags) & (NEAT_SOCKF_REUSEADDR | NEAT_SOCKF_REUSEPORT) };
+	struct neat_msg_result r;
+	int err = nt_request(&m, sizeof(m), -1, &r, sizeof(r), NEAT_MSG_RESULT);
+
+	if (err || r.status)
+		return err ? err : r.status;
+	s->laddr = addr;
+	s->lport = (uint16_t)r.value;
+	a32_or(&s->flags, NEAT_SOCKF_BOUND);
+	return 0;
+}
+
+int nt_bind(int fd, const struct sockaddr *sa, socklen_t len)
+{
+	uint32_t sock = nt_lookup(fd), addr;
+	struct neat_sock *s = nt_sock(sock);
+	uint16_t port;
+	int err;
+
+	if (!sock)
+		return NT_KERNEL;
+	err = parse_address(sa, len, &addr, &port);
+	if (err)
+		return err;
+	nt_tid_lock(&s->lock);
+	if (a32_relaxed(&s->state) != NEAT_SOCK_NEW || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
+		err = -EINVAL;
+	else
+		err = bind_request(sock, addr, port);
+	/* An address of the kernel's, not of ours: the socket is the kernel's business. */
+	if (err == -EADDRNOTAVAIL && a32_relaxed(&s->state) == NEAT_SOCK_NEW)
+		err = to_kernel(sock);
+	nt_tid_unlock(&s->lock);
+	return err;
+}
+
+int nt_listen(int fd, int backlog)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct neat_sock *s = nt_sock(sock);
+	struct neat_msg_listen m = { .h.type = NEAT_MSG_LISTEN, .sock = sock };
+	struct neat_msg_listening r;
+	uint32_t state;
+	int err;
+
+	if (!sock)
+		return NT_KERNEL;
+	nt_tid_lock(&s->lock);
+	state = a32_relaxed(&s->state);
+	m.sock_gen = a32_relaxed(&s->gen);
+	m.addr = s->laddr;
+	m.port = s->lport;
+	/* A negative backlog is a very large one: listen(2) compares as unsigned. */
+	m.backlog = (uint32_t)backlog > NEAT_ACCEPT_ENTRIES ? NEAT_ACCEPT_ENTRIES : (uint32_t)backlog;
+	m.flags = a32_relaxed(&s->flags) & (NEAT_SOCKF_REUSEADDR | NEAT_SOCKF_REUSEPORT);
+	m.opts = s->opts;
+	err = state != NEAT_SOCK_NEW && state != NEAT_SOCK_LISTEN ? -EINVAL :
+	      nt_request(&m, sizeof(m), -1, &r, sizeof(r), NEAT_MSG_LISTENING);
+	if (!err)
+		err = r.status;
+	if (!err) {
+		s->lport = (uint16_t)r.port;
+		s->backlog = m.backlog;
+		for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
+			s->sub[i].slot = r.sub[i].slot & (NEAT_SLOTS - 1);
+			s->sub[i].gen = r.sub[i].gen;
+		}
+		a32_or(&s->flags, NEAT_SOCKF_BOUND);
+		a32_release(&s->state, NEAT_SOCK_LISTEN);
+	}
+	nt_tid_unlock(&s->lock);
+	if (!err)
+		nt_watch_attach(sock);
+	return err;
+}
+
+/* ---- accept ---- */
+
+/* One entry of one subsocket, by one CAS: safe at any kill. False: none there. */
+static bool take_entry(struct neat_sock *s, uint32_t replica, uint32_t *slot, uint32_t *gen)
+{
+	struct nt_conn l = nt_conn_at(replica, s->sub[replica].slot, s->sub[replica].gen);
+	const struct neat_accept_ring *ring = &l.rep->pub->accept[l.pub->accept_ring & (NEAT_LISTENERS_MAX - 1)];
+
+	for (;;) {
+		uint64_t head = a64_acquire(&l.app->accept_head);
+		uint64_t tail = a64_acquire(&l.pub->accept_tail), e;
+
+		if (tail == head || tail - head > NEAT_ACCEPT_ENTRIES)
+			return false;
+		e = a64_relaxed(&ring->entry[head & (NEAT_ACCEPT_ENTRIES - 1)]);
+		if (!a64_cas(&l.app->accept_head, head, head + 1))
+			continue;
+		*slot = neat_entry_slot(e) & (NEAT_SLOTS - 1);
+		*gen = (uint32_t)(e >> 32) & 0xffff;
+		if (*slot && neat_status_gen(a64_acquire(&l.rep->pub->slots[*slot].status)) == *gen)
+			return true;
+	}
+}
+
+static bool acceptable(const struct neat_sock *s)
+{
+	for (uint32_t r = 0; r < nt.nreplicas; r++) {
+		struct nt_conn l = nt_conn_at(r, s->sub[r].slot, 0);
+
+		if (l.slot && a64_acquire(&l.pub->accept_tail) != a64_acquire(&l.app->accept_head))
+			return true;
+	}
+	return false;
+}
+
+bool nt_acceptable(const struct neat_sock *s) { return acceptable(s); }
+
+struct accept_wait { uint32_t sock, gen; };
+
+static bool accept_ready(void *arg)
+{
+	struct accept_wait *w = arg;
+	struct neat_sock *s = nt_sock(w->sock);
+
+	return a32_acquire(&s->state) != NEAT_SOCK_LISTEN || a32_relaxed(&s->gen) != w->gen || acceptable(s);
+}
+
+static void adopt(uint32_t sock, const struct neat_sock *listener, uint32_t replica, uint32_t slot, uint32_t gen, int flags)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct nt_conn c = nt_conn_at(replica, slot, gen);
+
+	s->replica = replica;
+	s->slot = slot;
+	s->slot_gen = gen;
+	s->opts = listener->opts;
+	s->rcvtimeo_ms = listener->rcvtimeo_ms;
+	s->sndtimeo_ms = listener->sndtimeo_ms;
+	s->rcvlowat = listener->rcvlowat;
+	a32_store(&s->flags, NEAT_SOCKF_CONNECT_SEEN | (flags & SOCK_NONBLOCK ? NEAT_SOCKF_NONBLOCK : 0) |
+			     (a32_relaxed(&listener->flags) & NEAT_SOCKF_REUSEADDR));
+	nt.rep[replica].sock_of[slot] = sock;
+	a32_release(&s->state, NEAT_SOCK_CONNECT);
+	a32_release(&c.app->accepted, sock);
+	/* Options changed after listen() are not in the replica's listener. */
+	if (a32_relaxed(&listener->flags) & NEAT_SOCKF_OPTS_LATE)
+		nt_opts_publish(sock);
+}
+
+/* fd with record `sock` behind it if a connection could be taken, -EAGAIN if not. */
+static int accept_one(struct neat_sock *listener, int fd, uint32_t sock, int flags)
+{
+	uint32_t home = nt_tid() % nt.nreplicas, slot, gen;
+
+	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+		uint32_t r = (home + i) % nt.nreplicas;
+
+		if (listener->sub[r].slot && take_entry(listener, r, &slot, &gen)) {
+			adopt(sock, listener, r, slot, gen, flags);
+			return fd;
+		}
+	}
+	return -EAGAIN;
+}
+
+/* Number and record first: when they are not to be had, the connection stays in the queue. */
+static int accept_try(struct neat_sock *listener, int flags)
+{
+	uint32_t sock;
+	int fd, err;
+
+	if (!acceptable(listener))
+		return -EAGAIN;
+	sock = nt_sock_claim();
+	if (!sock)
+		return -ENFILE;
+	fd = nt_real.socket(AF_UNIX, SOCK_STREAM | (flags & SOCK_CLOEXEC), 0);
+	err = fd < 0 ? -errno : nt_fd_install(fd, sock, flags & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0);
+	if (!err)
+		err = accept_one(listener, fd, sock, flags);
+	else
+		nt_sock_unref(sock);
+	if (err == -EAGAIN)
+		nt_close(fd);
+	return err;
+}
+
+int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct neat_sock *s = nt_sock(sock);
+	struct accept_wait w = { sock, a32_relaxed(&s->gen) };
+	int64_t deadline = INT64_MAX;
+	int got;
+
+	if (!sock)
+		return NT_KERNEL;
+	if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
+		return -EINVAL;
+	if (s->rcvtimeo_ms)
+		deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
+	for (;;) {
+		if (a32_acquire(&s->state) != NEAT_SOCK_LISTEN)
+			return -EINVAL;
+		got = accept_try(s, flags);
+		if (got != -EAGAIN)
+			break;
+		if (a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK)
+			return -EAGAIN;
+		got = nt_wait_sock(sock, accept_ready, &w, deadline);
+		if (got)
+			return got == -ETIMEDOUT ? -EAGAIN : got;
+	}
+	if (got >= 0) {
+		struct nt_conn c = nt_conn(nt_sock(nt_lookup(got)));
+
+		store_address(addr, len, c.pub->raddr, c.pub->rport);
+	}
+	return got;
+}
+
+/* ---- connect ---- */
+
+static bool address_is_ours(uint32_t addr, bool *on_link)
+{
+	const struct neat_registry *g = nt.registry;
+	uint32_t n = a32_relaxed(&g->naddrs);
+
+	*on_link = false;
+	if (addr >> 24 == 127)
+		return true;
+	for (uint32_t i = 0; i < n && i < NEAT_ADDRS_MAX; i++) {
+		uint32_t prefix = g->addrs[i].prefix & 31;
+
+		if (g->addrs[i].addr == addr)
+			return true;
+		if (prefix && (g->addrs[i].addr ^ addr) >> (32 - prefix) == 0)
+			*on_link = true;
+	}
+	return false;
+}
+
+/* Replicas whose subsocket for addr:port is acknowledged. */
+static uint32_t listeners_at(uint32_t addr, uint16_t port)
+{
+	const struct neat_registry *g = nt.registry;
+	uint32_t at = neat_port_hash(port, IPPROTO_TCP);
+
+	for (uint32_t i = 0; i < NEAT_REGISTRY_PORTS; i++, at = (at + 1) & (NEAT_REGISTRY_PORTS - 1)) {
+		const struct neat_port_entry *e = &g->ports[at];
+		uint32_t state = a32_acquire(&e->state);
+
+		if (state == NEAT_PORT_FREE)
+			return 0;
+		if (state == NEAT_PORT_LISTENING && e->port == port && e->proto == IPPROTO_TCP &&
+		    (e->addr == 0 || e->addr == addr) && a32_relaxed(&e->mask))
+			return a32_relaxed(&e->mask);
+	}
+	return 0;
+}
+
+/* Replica for a new connection; -1: the kernel's. */
+static int choose_replica(uint32_t addr, uint16_t port)
+{
+	uint32_t active = a32_acquire(&nt.registry->active), mask, pick;
+	bool on_link;
+
+	if (address_is_ours(addr, &on_link))
+		mask = listeners_at(addr, port) & active;
+	else
+		mask = on_link ? active : 0;
+	if (nt.nreplicas < 32)
+		mask &= (1u << nt.nreplicas) - 1;
+	if (!mask)
+		return -1;
+	pick = nt_random32() % (uint32_t)__builtin_popcount(mask);
+	while (pick--)
+		mask &= mask - 1;
+	return __builtin_ctz(mask);
+}
+
+/* A free slot of the application's half; its words reset. 0: none. */
+static uint32_t claim_slot(uint32_t r, uint32_t *gen)
+{
+	enum { WORDS = (NEAT_SLOTS - NEAT_SLOT_APP_FIRST) / 64 };
+	uint64_t start = a64_relaxed(&nt.app->slot_hint[r]);
+
+	for (uint32_t i = 0; i < WORDS; i++) {
+		uint32_t at = (uint32_t)(start + i) % WORDS;
+		neat_a64 *word = &nt.app->slot_bits[r][at];
+		uint64_t tried = a64_relaxed(word);
+
+		while (~tried) {
+			uint64_t bit = 1ull << __builtin_ctzll(~tried);
+			uint32_t slot = NEAT_SLOT_APP_FIRST + at * 64 + (uint32_t)__builtin_ctzll(bit);
+			uint64_t status;
+
+			tried |= bit;
+			if (a64_or(word, bit) & bit)
+				continue;
+			status = a64_acquire(&nt.rep[r].pub->slots[slot].status);
+			if (neat_status_flags(status) == 0) {
+				*gen = neat_status_gen(status);
+				a64_store(&nt.app->slot_hint[r], at);
+				return slot;
+			}
+			a64_and(word, ~bit);	/* still closing: the replica holds it */
+		}
+	}
+	return 0;
+}
+
+static void reset_words(struct neat_slot_app *w)
+{
+	a64_store(&w->tx_tail, 0);
+	a64_store(&w->rx_tail, 0);
+	a64_store(&w->tx_ring, 0);
+	a64_store(&w->accept_head, 0);
+	a64_store(&w->sub, 0);
+	a64_store(&w->ev_pend, 0);
+	a32_store(&w->cmd_pend, 0);
+	a32_store(&w->shut, 0);
+	a32_store(&w->err_taken, 0);
+	a32_store(&w->tx_lock, 0);
+	a32_store(&w->rx_lock, 0);
+	a32_store(&w->optgen, 0);
+}
+
+static int start_connect(uint32_t sock, uint32_t addr, uint16_t port)
+{
+	struct neat_sock *s = nt_sock(sock);
+	int r = choose_replica(addr, port);
+	uint32_t slot, gen = 0;
+	struct neat_slot_app *w;
+
+	if (r < 0)
+		return to_kernel(sock);
+	slot = claim_slot((uint32_t)r, &gen);
+	if (!slot)
+		return -EAGAIN;		/* connect(2): no more free local ports or routing cache entries */
+	w = &nt.rep[r].app->slots[slot];
+	reset_words(w);
+	w->laddr = s->laddr;
+	w->lport = s->lport;
+	w->raddr = addr;
+	w->rport = port;
+	w->opts = s->opts;
+	a32_store(&w->accepted, sock);
+	s->replica = (uint32_t)r;
+	s->slot = slot;
+	s->slot_gen = gen;
+	nt.rep[r].sock_of[slot] = sock;
+	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_CONNECT_SEEN);
+	a32_release(&s->state, NEAT_SOCK_CONNECT);
+	nt.local[sock].subscribed = 0;
+	nt_watch_attach(sock);
+	nt_command(&nt.rep[r], NEAT_CMD_CONNECT, gen, slot);
+	return 0;
+}
+
+/* Slot status once the replica has taken the connection up; 0 before. */
+uint32_t nt_conn_flags(const struct nt_conn *c)
+{
+	uint64_t status = a64_acquire(&c->pub->status);
+
+	if (neat_status_gen(status) != (c->gen & 0xffff))
+		return NEAT_SLOT_DEAD | NEAT_SLOT_HUP | NEAT_SLOT_RX_EOF | NEAT_SLOT_TX_SHUT;
+	return neat_status_flags(status);
+}
+
+int nt_take_error(const struct nt_conn *c)
+{
+	uint64_t status = a64_acquire(&c->pub->status);
+	uint32_t seq = a32_relaxed(&c->pub->err_seq), taken = a32_relaxed(&c->app->err_taken);
+
+	if (!(neat_status_flags(status) & NEAT_SLOT_ERROR) || seq == taken || !a32_cas(&c->app->err_taken, taken, seq))
+		return 0;
+	return -(int)neat_status_errno(status);
+}
+
+bool nt_has_error(const struct nt_conn *c, uint32_t flags)
+{
+	return flags & NEAT_SLOT_ERROR && a32_relaxed(&c->pub->err_seq) != a32_relaxed(&c->app->err_taken);
+}
+
+static bool connect_done(void *arg)
+{
+	return nt_conn_flags(arg) & (NEAT_SLOT_CONNECTED | NEAT_SLOT_ERROR | NEAT_SLOT_HUP);
+}
+
+static bool connect_begun(void *arg) { return nt_conn_flags(arg) != 0; }
+
+/* connect() on a record that has a slot: pending, done, or failed and free to try again. */
+static int connect_again(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct nt_conn c = nt_conn(s);
+	uint32_t flags = nt_conn_flags(&c);
+	int err;
+
+	if (!connect_done(&c))
+		return -EALREADY;
+	err = nt_take_error(&c);
+	if (err)
+		return err;
+	if (flags & NEAT_SLOT_CONNECTED)
+		return a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN) & NEAT_SOCKF_CONNECT_SEEN ? -EISCONN : 0;
+	nt_drop_slot(s);
+	a32_release(&s->state, NEAT_SOCK_NEW);
+	return -EAGAIN;
+}
+
+static int disconnect(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+
+	nt_tid_lock(&s->lock);
+	if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT) {
+		nt_command(&nt.rep[s->replica & (NEAT_REPLICAS_MAX - 1)], NEAT_CMD_ABORT, s->slot_gen, s->slot);
+		nt_drop_slot(s);
+		a32_release(&s->state, NEAT_SOCK_NEW);
+	}
+	nt_tid_unlock(&s->lock);
+	return 0;
+}
+
+static int connect_wait(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct nt_conn c = nt_conn(s);
+	int64_t deadline = s->sndtimeo_ms ? nt_deadline(s->sndtimeo_ms * 1000000ll) : INT64_MAX;
+	int err;
+
+	if (a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK)
+		return -EINPROGRESS;
+	err = nt_wait_sock(sock, connect_done, &c, deadline);
+	if (err)
+		return err == -ETIMEDOUT ? -EINPROGRESS : err;
+	a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN);
+	err = nt_take_error(&c);
+	if (!err && !(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED))
+		err = -ECONNABORTED;
+	return err;
+}
+
+int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
+{
+	uint32_t sock = nt_lookup(fd), addr = 0;
+	struct neat_sock *s = nt_sock(sock);
+	uint16_t port = 0;
+	int err;
+
+	if (!sock)
+		return NT_KERNEL;
+	if (len < sizeof(sa->sa_family))
+		return -EINVAL;
+	if (sa->sa_family == AF_UNSPEC)
+		return disconnect(sock);
+	err = parse_address(sa, len, &addr, &port);
+	if (err)
+		return err;
+	if (addr == 0)
+		addr = INADDR_LOOPBACK;
+	nt_tid_lock(&s->lock);
+	err = -EAGAIN;
+	if (a32_relaxed(&s->state) == NEAT_SOCK_LISTEN)
+		err = -EISCONN;
+	else if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT)
+		err = connect_again(sock);
+	if (err == -EAGAIN) {
+		err = start_connect(sock, addr, port);
+		nt_tid_unlock(&s->lock);
+		return err ? err : connect_wait(sock);
+	}
+	nt_tid_unlock(&s->lock);
+	/* A blocking connect() on a connection that another thread started joins its wait. */
+	if (err == -EALREADY && !(a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK))
+		return connect_wait(sock);
+	return err;
+}
+
+/* ---- shutdown and names ---- */
+
+static int listener_shutdown(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
+				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
+
+	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
+	a32_release(&s->state, NEAT_SOCK_NEW);
+	nt_notify_neatd(&m, sizeof(m), -1);
+	nt_lock(&nt.watch_lock);
+	nt_watch_fire(sock);
+	nt_unlock(&nt.watch_lock);
+	return 0;
+}
+
+int nt_shutdown(int fd, int how)
+{
+	uint32_t sock = nt_lookup(fd), state;
+	struct neat_sock *s = nt_sock(sock);
+	struct nt_conn c;
+
+	if (!sock)
+		return NT_KERNEL;
+	if (how < SHUT_RD || how > SHUT_RDWR)
+		return -EINVAL;
+	state = a32_acquire(&s->state);
+	if (state == NEAT_SOCK_LISTEN && how != SHUT_WR)
+		return listener_shutdown(sock);
+	if (state != NEAT_SOCK_CONNECT)
+		return -ENOTCONN;
+	c = nt_conn(s);
+	if (!(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED) || nt_conn_flags(&c) & NEAT_SLOT_HUP)
+		return -ENOTCONN;
+	/* SHUT_RD 0, SHUT_WR 1, SHUT_RDWR 2 become the bits 1, 2, 3. */
+	a32_or(&c.app->shut, (uint32_t)how + 1);
+	nt_kick(&c);
+	nt_lock(&nt.watch_lock);
+	nt_watch_fire(sock);
+	nt_unlock(&nt.watch_lock);
+	return 0;
+}
+
+int nt_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
+{
+	uint32_t sock = nt_lookup(fd);
+	struct neat_sock *s = nt_sock(sock);
+	struct nt_conn c;
+
+	if (!sock)
+		return NT_KERNEL;
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT) {
+		store_address(addr, len, s->laddr, s->lport);
+		return 0;
+	}
+	/* The replica chooses the port: right after a non-blocking connect() it may not have yet. */
+	c = nt_conn(s);
+	if (!connect_begun(&c))
+		nt_wait_sock(sock, connect_begun, &c, INT64_MAX);
+	store_address(addr, len, c.pub->laddr, c.pub->lport);
+	return 0;
+}
+
+int nt_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
+{
+	uint32_t sock = nt_lookup(fd), flags;
+	struct neat_sock *s = nt_sock(sock);
+	struct nt_conn c;
+
+	if (!sock)
+		return NT_KERNEL;
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return -ENOTCONN;
+	c = nt_conn(s);
+	flags = nt_conn_flags(&c);
+	if (!(flags & NEAT_SLOT_CONNECTED) || flags & NEAT_SLOT_HUP)
+		return -ENOTCONN;
+	store_address(addr, len, c.pub->raddr, c.pub->rport);
+	return 0;
+}
+
+/* ---- close ---- */
+
+static bool all_acknowledged(void *arg)
+{
+	struct nt_conn *c = arg;
+
+	return a64_acquire(&c->pub->tx_una) == a64_relaxed(&c->app->tx_tail) || nt_conn_flags(c) & NEAT_SLOT_HUP;
+}
+
+int nt_linger(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	uint32_t seconds = s->opts.w[NEAT_OPT_LINGER_S];
+	struct nt_conn c;
+
+	if (!(s->opts.w[NEAT_OPT_FLAGS] & NEAT_OPTF_LINGER) || !seconds || a32_relaxed(&s->refs) != 1 ||
+	    a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return 0;
+	c = nt_conn(s);
+	a32_or(&c.app->shut, 2);
+	nt_kick(&c);
+	/* The timeout is no error: close(2) succeeds and TCP goes on in the background. */
+	nt_wait_sock(sock, all_acknowledged, &c, nt_deadline(seconds * 1000000000ll));
+	return 0;
+}

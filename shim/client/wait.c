@@ -1,0 +1,198 @@
+/*
+ * wait.c - THE waiting policy of a program's threads (docs/architecture.md "Waiting").
+ *
+ * Spin within the budget and only while nobody of ours wants this core; then sleep. Every sleeper
+ * waits on the asleep words of all channels and on its own word. The first one awake drains for all
+ * and wakes who is concerned; who stops waiting while others sleep arms the words again first.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Values of nt_waiter.signaled. */
+enum { W_AWAKE = 0, W_SIGNALED = 1, W_SLEEPS = 2 };
+
+static neat_a32 restarts;
+
+void nt_note_restart(void) { a32_store(&restarts, 1); }
+bool nt_restarts(void) { return a32_relaxed(&restarts); }
+
+void nt_wake(struct nt_waiter *w)
+{
+	uint64_t one = 1;
+
+	if (a32_xchg(&w->signaled, W_SIGNALED) != W_SLEEPS)
+		return;
+	if (w->efd >= 0) {
+		if (nt_real.write(w->efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+			nt_say("cannot wake a thread: %s", strerror(errno));
+	} else {
+		syscall(SYS_futex, &w->signaled.v, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	}
+}
+
+static uint32_t note_cpu(void)
+{
+	int cpu = sched_getcpu();
+	uint32_t at = cpu < 0 ? 0 : (uint32_t)cpu & (NEAT_CPUS_MAX - 1);
+
+	for (uint32_t i = 0; i < nt.nreplicas; i++)
+		if (a32_relaxed(&nt.rep[i].ch->cpu) != at)
+			a32_store(&nt.rep[i].ch->cpu, at);
+	return at;
+}
+
+/* Somebody of ours could run on this core if we slept. Our own channel counts once. */
+static bool core_wanted(void)
+{
+	uint32_t cpu = note_cpu();
+
+	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+		const struct neat_replica_status *st = nt.rep[i].status;
+
+		if ((a32_relaxed(&st->awake) && a32_relaxed(&st->cpu) == cpu) ||
+		    __atomic_load_n(&st->runnable[cpu], __ATOMIC_RELAXED) > 1)
+			return true;
+	}
+	return false;
+}
+
+bool nt_spin(struct nt_waiter *w, int64_t deadline_ns)
+{
+	int64_t until;
+
+	if (nt_events_pending())
+		nt_drain();
+	if (a32_acquire(&w->signaled) == W_SIGNALED)
+		return true;
+	if (nt.ncpu_one || nt.spin_us == 0 || core_wanted())
+		return false;
+	until = nt_now_ns() + nt.spin_us * 1000ll;
+	if (until > deadline_ns)
+		until = deadline_ns;
+	for (unsigned i = 1;; i++) {
+		if (nt_events_pending())
+			nt_drain();
+		if (a32_acquire(&w->signaled) == W_SIGNALED) {
+			nt.count.spins_won++;
+			return true;
+		}
+		neat_pause();
+		if (i % 16 == 0 && (core_wanted() || nt_now_ns() >= until))
+			return false;
+	}
+}
+
+/* ---- sleeping ---- */
+
+static uint32_t arm_words(void)
+{
+	uint32_t value = nt.kernel_sleepers ? NEAT_ASLEEP_EVENTFD : nt.sleepers ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE;
+
+	for (uint32_t i = 0; i < nt.nreplicas; i++)
+		a32_store(&nt.rep[i].ch->asleep, value);
+	neat_fence();	/* the words before the look at the rings (Dekker, L6) */
+	return value;
+}
+
+static uint32_t arm(bool kernel)
+{
+	uint32_t value;
+
+	note_cpu();
+	nt_lock(&nt.arm_lock);
+	nt.sleepers++;
+	nt.kernel_sleepers += kernel;
+	value = arm_words();
+	nt_unlock(&nt.arm_lock);
+	return value;
+}
+
+static void disarm(bool kernel)
+{
+	note_cpu();
+	nt_lock(&nt.arm_lock);
+	nt.sleepers--;
+	nt.kernel_sleepers -= kernel;
+	arm_words();
+	nt_unlock(&nt.arm_lock);
+	nt_drain();
+}
+
+static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
+{
+	struct futex_waitv v[NEAT_REPLICAS_MAX + 1];
+	struct timespec t = { (time_t)(deadline_ns / 1000000000), (long)(deadline_ns % 1000000000) };
+	unsigned n = 0;
+
+	v[n++] = (struct futex_waitv){ .val = W_SLEEPS, .uaddr = (uintptr_t)&w->signaled.v,
+				       .flags = FUTEX_32 | FUTEX_PRIVATE_FLAG };
+	for (uint32_t i = 0; i < nt.nreplicas; i++)
+		v[n++] = (struct futex_waitv){ .val = value, .uaddr = (uintptr_t)&nt.rep[i].ch->asleep.v,
+					       .flags = FUTEX_32 };
+	if (syscall(SYS_futex_waitv, v, n, 0, deadline_ns == INT64_MAX ? NULL : &t, CLOCK_MONOTONIC) >= 0)
+		return 0;
+	return errno == EAGAIN ? 0 : -errno;
+}
+
+int nt_sleep(struct nt_waiter *w, int64_t deadline_ns)
+{
+	uint32_t value = arm(false);
+	int err = 0;
+
+	nt.count.sleeps++;
+	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
+		err = futex_sleep(w, value, deadline_ns);
+		a32_cas(&w->signaled, W_SLEEPS, W_AWAKE);
+	}
+	disarm(false);
+	return err;
+}
+
+int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *), void *arg)
+{
+	int rc = 0, err;
+
+	arm(true);
+	nt.count.sleeps++;
+	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
+		rc = enter(arg);
+		err = errno;
+		a32_cas(&w->signaled, W_SLEEPS, W_AWAKE);
+		errno = err;
+	}
+	err = errno;
+	disarm(true);
+	errno = err;
+	return rc;
+}
+
+int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns)
+{
+	struct nt_waiter w = { .efd = -1 };
+	struct nt_watch watch;
+	int err = 0;
+
+	nt_bells();
+	nt_watch_add(&watch, sock, WATCH_WAITER, &w);
+	for (;;) {
+		a32_store(&w.signaled, W_AWAKE);
+		nt_watch_look(sock);
+		if (ready(arg)) {
+			err = 0;
+			break;
+		}
+		if (err || (deadline_ns != INT64_MAX && nt_now_ns() >= deadline_ns)) {
+			err = err ? err : -ETIMEDOUT;
+			break;
+		}
+		if (nt_spin(&w, deadline_ns))
+			continue;
+		err = nt_sleep(&w, deadline_ns);
+	}
+	nt_watch_del(&watch);
+	return err;
+}

@@ -1,0 +1,194 @@
+/*
+ * watch.c - who in this process wants to hear of which socket record, and our bit in the slots' sub.
+ *
+ * A subscription is for good: the bit stays set while the slot lives, since an event that nobody
+ * takes costs one ring entry at most (ev_pend stays set until somebody looks).
+ */
+#include "internal.h"
+
+static struct nt_local *local_of(uint32_t sock)
+{
+	struct nt_local *l = &nt.local[sock & (NEAT_SOCKS_MAX - 1)];
+	uint32_t gen = a32_relaxed(&nt_sock(sock)->gen);
+
+	if (l->gen != gen) {
+		while (l->watch)
+			nt_watch_unlink(l->watch);
+		l->gen = gen;
+		l->subscribed = 0;
+	}
+	return l;
+}
+
+void nt_watch_unlink(struct nt_watch *w)
+{
+	if (!w->prev)
+		return;
+	*w->prev = w->next;
+	if (w->next)
+		w->next->prev = w->prev;
+	w->prev = NULL;
+}
+
+static void subscribe_slot(uint32_t sock, uint32_t replica, uint32_t slot)
+{
+	struct nt_replica *r = &nt.rep[replica & (NEAT_REPLICAS_MAX - 1)];
+
+	slot &= NEAT_SLOTS - 1;
+	r->sock_of[slot] = sock;
+	a64_or(&r->app->slots[slot].sub, r->bit);
+}
+
+static void subscribe(uint32_t sock, struct nt_local *l)
+{
+	struct neat_sock *s = nt_sock(sock);
+	uint32_t state = a32_acquire(&s->state);
+
+	if (l->subscribed == nt.sub_epoch + 1)
+		return;
+	if (state == NEAT_SOCK_CONNECT) {
+		subscribe_slot(sock, s->replica, s->slot);
+	} else if (state == NEAT_SOCK_LISTEN) {
+		for (uint32_t r = 0; r < nt.nreplicas; r++)
+			if (s->sub[r].slot)
+				subscribe_slot(sock, r, s->sub[r].slot);
+	} else {
+		return;
+	}
+	l->subscribed = nt.sub_epoch + 1;
+}
+
+void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner)
+{
+	struct nt_local *l;
+
+	if (NT_UNLIKELY(nt.child_pending))
+		nt_session_child();
+	nt_lock(&nt.watch_lock);
+	l = local_of(sock);
+	w->sock = sock;
+	w->kind = kind;
+	w->owner = owner;
+	w->next = l->watch;
+	w->prev = &l->watch;
+	if (w->next)
+		w->next->prev = &w->next;
+	l->watch = w;
+	subscribe(sock, l);
+	nt_unlock(&nt.watch_lock);
+}
+
+void nt_watch_del(struct nt_watch *w)
+{
+	nt_lock(&nt.watch_lock);
+	nt_watch_unlink(w);
+	nt_unlock(&nt.watch_lock);
+}
+
+void nt_watch_fire(uint32_t sock)
+{
+	struct nt_watch *next;
+
+	for (struct nt_watch *w = local_of(sock)->watch; w; w = next) {
+		next = w->next;
+		if (w->kind == WATCH_WAITER)
+			nt_wake(w->owner);
+		else
+			nt_epoll_fire(w->owner);
+	}
+}
+
+void nt_watch_attach(uint32_t sock)
+{
+	struct nt_local *l;
+
+	if (NT_UNLIKELY(nt.child_pending))
+		nt_session_child();
+	nt_lock(&nt.watch_lock);
+	l = local_of(sock);
+	if (l->watch) {
+		subscribe(sock, l);
+		nt_watch_fire(sock);
+	}
+	nt_unlock(&nt.watch_lock);
+}
+
+static void each_fd_record(void (*act)(uint32_t))
+{
+	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
+
+	for (uint32_t fd = 0; fd < high; fd++) {
+		uint32_t sock = nt_fdword_sock(a64_relaxed(&nt.row[fd]));
+
+		if (sock && nt.local[sock].watch)
+			act(sock);
+	}
+}
+
+void nt_watch_fire_all(void)
+{
+	nt_lock(&nt.watch_lock);
+	each_fd_record(nt_watch_fire);
+	nt_unlock(&nt.watch_lock);
+}
+
+/* Our channels exist now: what the parent's epoll sets hold is watched by us too. */
+void nt_watch_resubscribe(void)
+{
+	each_fd_record(nt_watch_attach);
+}
+
+void nt_watch_forget(uint32_t sock)
+{
+	struct nt_watch *w;
+
+	nt_lock(&nt.watch_lock);
+	while ((w = local_of(sock)->watch) != NULL) {
+		nt_watch_unlink(w);
+		if (w->kind == WATCH_WAITER)
+			nt_wake(w->owner);
+		else
+			nt_epoll_dead(w->owner);
+	}
+	nt_unlock(&nt.watch_lock);
+}
+
+/* Threads of the parent do not exist here: their waiters are on stacks that nobody runs. */
+void nt_watch_fork_child(void)
+{
+	if (!nt.local || !nt.row)
+		return;
+	for (uint32_t fd = 0; fd < a32_relaxed(&nt.app->procs[nt.proc].fd_high); fd++) {
+		uint32_t sock = nt_fdword_sock(a64_relaxed(&nt.row[fd]));
+		struct nt_watch *next;
+
+		for (struct nt_watch *w = sock ? nt.local[sock].watch : NULL; w; w = next) {
+			next = w->next;
+			if (w->kind == WATCH_WAITER)
+				nt_watch_unlink(w);
+		}
+	}
+}
+
+static void look_slot(uint32_t replica, uint32_t slot)
+{
+	struct nt_replica *r = &nt.rep[replica & (NEAT_REPLICAS_MAX - 1)];
+	neat_a64 *pend = &r->app->slots[slot & (NEAT_SLOTS - 1)].ev_pend;
+
+	/* The locked operation also orders the clearing before the caller's look at the words. */
+	if (a64_relaxed(pend) & r->bit)
+		a64_and(pend, ~r->bit);
+}
+
+void nt_watch_look(uint32_t sock)
+{
+	const struct neat_sock *s = nt_sock(sock);
+	uint32_t state = a32_acquire(&s->state);
+
+	if (state == NEAT_SOCK_CONNECT)
+		look_slot(s->replica, s->slot);
+	else if (state == NEAT_SOCK_LISTEN)
+		for (uint32_t r = 0; r < nt.nreplicas; r++)
+			if (s->sub[r].slot)
+				look_slot(r, s->sub[r].slot);
+}

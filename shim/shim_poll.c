@@ -1,0 +1,129 @@
+/* shim_poll.c - readiness: time-outs become nanoseconds, the rest is client/poll.c and client/epoll.c. */
+#define _GNU_SOURCE
+#include "shim.h"
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int64_t from_ms(int ms) { return ms < 0 ? -1 : ms * 1000000ll; }
+
+/* -1 for NULL, -2 for one the kernel refuses. */
+static int64_t from_timespec(const struct timespec *t)
+{
+	if (!t)
+		return -1;
+	if (t->tv_sec < 0 || t->tv_nsec < 0 || t->tv_nsec >= 1000000000)
+		return -2;
+	return t->tv_sec > INT64_MAX / 1000000000 - 1 ? INT64_MAX : (int64_t)t->tv_sec * 1000000000 + t->tv_nsec;
+}
+
+SHIM int poll(struct pollfd *fds, nfds_t n, int timeout)
+{
+	SHIM_RETURN(nt_poll(fds, n, from_ms(timeout), NULL), nt_real.poll(fds, n, timeout));
+}
+
+SHIM int ppoll(struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask)
+{
+	int64_t ns = from_timespec(t);
+
+	SHIM_RETURN(ns == -2 ? NT_KERNEL : nt_poll(fds, n, ns, mask), nt_real.ppoll(fds, n, t, mask));
+}
+
+int __poll_chk(struct pollfd *fds, nfds_t n, int timeout, size_t size);
+int __ppoll_chk(struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask, size_t size);
+
+SHIM int __poll_chk(struct pollfd *fds, nfds_t n, int timeout, size_t size)
+{
+	if (size / sizeof(*fds) < n)
+		abort();
+	return poll(fds, n, timeout);
+}
+
+SHIM int __ppoll_chk(struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask, size_t size)
+{
+	if (size / sizeof(*fds) < n)
+		abort();
+	return ppoll(fds, n, t, mask);
+}
+
+static int select_ours(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *t)
+{
+	int64_t ns = -1, left;
+	int rc;
+
+	if (t) {
+		if (t->tv_sec < 0 || t->tv_usec < 0)
+			return NT_KERNEL;
+		ns = (int64_t)t->tv_sec * 1000000000 + (int64_t)t->tv_usec * 1000;
+	}
+	rc = nt_select(n, r, w, e, ns, t ? &left : NULL, NULL);
+	if (t && rc != NT_KERNEL && rc >= 0) {
+		/* select(2): Linux leaves the time not slept. */
+		t->tv_sec = (time_t)(left / 1000000000);
+		t->tv_usec = (suseconds_t)(left % 1000000000 / 1000);
+	}
+	return rc;
+}
+
+SHIM int select(int n, fd_set *restrict r, fd_set *restrict w, fd_set *restrict e, struct timeval *restrict t)
+{
+	SHIM_RETURN(select_ours(n, r, w, e, t), nt_real.select(n, r, w, e, t));
+}
+
+SHIM int pselect(int n, fd_set *restrict r, fd_set *restrict w, fd_set *restrict e,
+		 const struct timespec *restrict t, const sigset_t *restrict mask)
+{
+	int64_t ns = from_timespec(t);
+
+	SHIM_RETURN(ns == -2 ? NT_KERNEL : nt_select(n, r, w, e, ns, NULL, mask),
+		    nt_real.pselect(n, r, w, e, t, mask));
+}
+
+/* ---- epoll ---- */
+
+SHIM int epoll_create1(int flags)
+{
+	int fd = nt_real.epoll_create1(flags);
+
+	if (fd >= 0)
+		nt_epoll_created(fd);
+	return fd;
+}
+
+SHIM int epoll_create(int size)
+{
+	if (size <= 0) {
+		errno = EINVAL;
+		return -1;
+	}
+	return epoll_create1(0);
+}
+
+SHIM int epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
+{
+	SHIM_RETURN(nt_epoll_ctl(epfd, op, fd, ev), nt_real.epoll_ctl(epfd, op, fd, ev));
+}
+
+SHIM int epoll_wait(int epfd, struct epoll_event *ev, int max, int timeout)
+{
+	SHIM_RETURN(nt_epoll_wait(epfd, ev, max, from_ms(timeout), NULL), nt_real.epoll_wait(epfd, ev, max, timeout));
+}
+
+SHIM int epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout, const sigset_t *mask)
+{
+	SHIM_RETURN(nt_epoll_wait(epfd, ev, max, from_ms(timeout), mask),
+		    nt_real.epoll_pwait(epfd, ev, max, timeout, mask));
+}
+
+static int kernel_pwait2(int epfd, struct epoll_event *ev, int max, const struct timespec *t, const sigset_t *mask)
+{
+	return (int)syscall(SYS_epoll_pwait2, epfd, ev, max, t, mask, (size_t)(_NSIG / 8));
+}
+
+SHIM int epoll_pwait2(int epfd, struct epoll_event *ev, int max, const struct timespec *t, const sigset_t *mask)
+{
+	int64_t ns = from_timespec(t);
+
+	SHIM_RETURN(ns == -2 ? NT_KERNEL : nt_epoll_wait(epfd, ev, max, ns, mask),
+		    kernel_pwait2(epfd, ev, max, t, mask));
+}

@@ -1,0 +1,205 @@
+/*
+ * shim_process.c - load, fork, exec, signals, and syscall(2) itself.
+ *
+ * fork: pthread_atfork handlers, since daemon(3) and forkpty(3) fork inside libc. vfork becomes
+ * fork: between vfork and exec CPython's subprocess closes and duplicates descriptors, which must not
+ * change the parent's table (contract S1).
+ */
+#define _GNU_SOURCE
+#include "shim.h"
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+extern char **environ;
+
+static void parent(void) { nt_fork_parent(0); }
+
+/*
+ * Linked with -z initfirst: constructors of other libraries may already call what we interpose. libc's
+ * own has not run yet, so the environment comes from the argument (glibc passes it).
+ */
+__attribute__((constructor)) static void load(int argc, char **argv, char **envp)
+{
+	const char *join = NULL;
+
+	(void)argc;
+	(void)argv;
+	for (char **e = envp; e && *e; e++)
+		if (strncmp(*e, "NEATSOCK_JOIN=", 14) == 0)
+			join = *e + 14;
+		else if (strncmp(*e, "NEATSOCK_SOCKET=", 16) == 0)
+			nt_set_socket(*e + 16);
+	nt_init(join);
+	pthread_atfork(nt_fork_prepare, parent, nt_fork_child);
+}
+
+__attribute__((destructor)) static void unload(void) { nt_exit(); }
+
+static void *next(const char *name) { return dlsym(RTLD_NEXT, name); }
+
+SHIM pid_t fork(void)
+{
+	static pid_t (*real)(void);
+	void *p;
+	pid_t pid;
+
+	if (!real) {
+		p = next("fork");
+		memcpy(&real, &p, sizeof(p));
+	}
+	pid = real();
+	if (pid < 0)
+		nt_fork_parent(-1);
+	return pid;
+}
+
+SHIM pid_t vfork(void) { return fork(); }
+
+/* ---- exec ---- */
+
+enum { ENV_MAX = 1 << 16, ARGS_MAX = 4096 };
+
+/* The environment plus what the new image needs to find its sockets again; `var` outlives the call. */
+static char **exec_env(char *const *env, char *var, size_t size)
+{
+	size_t n = 0, at = 0;
+	char **out;
+
+	if (nt_exec_env(var, size) == 0)
+		return NULL;
+	while (env && env[n] && n < ENV_MAX)
+		n++;
+	out = mmap(NULL, (n + 2) * sizeof(*out), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (out == MAP_FAILED)
+		return NULL;
+	for (size_t i = 0; i < n; i++)
+		if (strncmp(env[i], "NEATSOCK_JOIN=", 14) != 0)
+			out[at++] = env[i];
+	out[at] = var;
+	return out;
+}
+
+static int real_execve(const char *path, char *const argv[], char *const envp[])
+{
+	return (int)syscall(SYS_execve, path, argv, envp);
+}
+
+SHIM int execve(const char *path, char *const argv[], char *const envp[])
+{
+	char var[128];
+	char **env = exec_env(envp, var, sizeof(var));
+
+	/* On failure the copy of the environment is lost; programs exec seldom and fail more seldom. */
+	return real_execve(path, argv, env ? env : envp);
+}
+
+SHIM int execv(const char *path, char *const argv[]) { return execve(path, argv, environ); }
+
+SHIM int execvpe(const char *file, char *const argv[], char *const envp[])
+{
+	static int (*real)(const char *, char *const *, char *const *);
+	char var[128];
+	char **env = exec_env(envp, var, sizeof(var));
+	void *p;
+
+	if (!real) {
+		p = next("execvpe");
+		memcpy(&real, &p, sizeof(p));
+	}
+	return real(file, argv, env ? env : envp);
+}
+
+SHIM int execvp(const char *file, char *const argv[]) { return execvpe(file, argv, environ); }
+
+/* Arguments up to the terminating NULL; -1 if there are too many. */
+static int gather(char **argv, const char *first, va_list ap)
+{
+	int n = 0;
+
+	for (const char *a = first; a; a = va_arg(ap, const char *)) {
+		if (n == ARGS_MAX - 1)
+			return -1;
+		argv[n++] = (char *)(uintptr_t)a;
+	}
+	argv[n] = NULL;
+	return n;
+}
+
+static int too_many(void)
+{
+	errno = E2BIG;
+	return -1;
+}
+
+SHIM int execl(const char *path, const char *arg, ...)
+{
+	char *argv[ARGS_MAX];
+	va_list ap;
+	int n;
+
+	va_start(ap, arg);
+	n = gather(argv, arg, ap);
+	va_end(ap);
+	return n < 0 ? too_many() : execve(path, argv, environ);
+}
+
+SHIM int execlp(const char *file, const char *arg, ...)
+{
+	char *argv[ARGS_MAX];
+	va_list ap;
+	int n;
+
+	va_start(ap, arg);
+	n = gather(argv, arg, ap);
+	va_end(ap);
+	return n < 0 ? too_many() : execvpe(file, argv, environ);
+}
+
+SHIM int execle(const char *path, const char *arg, ...)
+{
+	char *argv[ARGS_MAX];
+	char *const *env;
+	va_list ap;
+	int n;
+
+	va_start(ap, arg);
+	n = gather(argv, arg, ap);
+	env = va_arg(ap, char *const *);
+	va_end(ap);
+	return n < 0 ? too_many() : execve(path, argv, env);
+}
+
+/* ---- signals ---- */
+
+SHIM int sigaction(int sig, const struct sigaction *restrict act, struct sigaction *restrict old)
+{
+	static int (*real)(int, const struct sigaction *, struct sigaction *);
+	void *p;
+
+	if (!real) {
+		p = next("sigaction");
+		memcpy(&real, &p, sizeof(p));
+	}
+	if (act && act->sa_flags & SA_RESTART && act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN)
+		nt_note_restart();
+	return real(sig, act, old);
+}
+
+SHIM sighandler_t signal(int sig, sighandler_t handler)
+{
+	static sighandler_t (*real)(int, sighandler_t);
+	void *p;
+
+	if (!real) {
+		p = next("signal");
+		memcpy(&real, &p, sizeof(p));
+	}
+	if (handler != SIG_DFL && handler != SIG_IGN)
+		nt_note_restart();	/* signal(2): BSD semantics in glibc */
+	return real(sig, handler);
+}

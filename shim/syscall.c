@@ -1,0 +1,98 @@
+/*
+ * syscall.c - syscall(2): programs that call the kernel by number still meet our sockets.
+ *
+ * io_uring is refused: it would take descriptors where we cannot follow (libuv registers epoll
+ * changes through it), and everything that uses it falls back to system calls.
+ */
+#define _GNU_SOURCE
+#include "shim.h"
+#include <stdarg.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static long kernel(long nr, const long a[6])
+{
+#if defined(__x86_64__)
+	register long r10 __asm__("r10") = a[3];
+	register long r8 __asm__("r8") = a[4];
+	register long r9 __asm__("r9") = a[5];
+	long rc;
+
+	__asm__ volatile("syscall"
+			 : "=a"(rc)
+			 : "a"(nr), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return rc;
+#elif defined(__aarch64__)
+	register long x8 __asm__("x8") = nr;
+	register long x0 __asm__("x0") = a[0];
+	register long x1 __asm__("x1") = a[1];
+	register long x2 __asm__("x2") = a[2];
+	register long x3 __asm__("x3") = a[3];
+	register long x4 __asm__("x4") = a[4];
+	register long x5 __asm__("x5") = a[5];
+
+	__asm__ volatile("svc 0"
+			 : "+r"(x0)
+			 : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+			 : "memory");
+	return x0;
+#else
+#error "neatsock runs on x86-64 and aarch64"
+#endif
+}
+
+/* Calls about a descriptor that is ours; *done tells whether there was one. */
+static long ours(long nr, const long a[6], bool *done)
+{
+	int fd = (int)a[0];
+
+	*done = true;
+	switch (nr) {
+	case SYS_close:
+		return close(fd);
+	case SYS_read:
+		return read(fd, (void *)a[1], (size_t)a[2]);
+	case SYS_write:
+		return write(fd, (const void *)a[1], (size_t)a[2]);
+	case SYS_recvfrom:
+		return recvfrom(fd, (void *)a[1], (size_t)a[2], (int)a[3], (void *)a[4], (void *)a[5]);
+	case SYS_sendto:
+		return sendto(fd, (const void *)a[1], (size_t)a[2], (int)a[3], (const void *)a[4], (socklen_t)a[5]);
+	case SYS_recvmsg:
+		return recvmsg(fd, (void *)a[1], (int)a[2]);
+	case SYS_sendmsg:
+		return sendmsg(fd, (const void *)a[1], (int)a[2]);
+	case SYS_accept4:
+		return accept4(fd, (void *)a[1], (void *)a[2], (int)a[3]);
+	case SYS_connect:
+		return connect(fd, (const void *)a[1], (socklen_t)a[2]);
+	case SYS_shutdown:
+		return shutdown(fd, (int)a[1]);
+	}
+	*done = false;
+	return 0;
+}
+
+SHIM long syscall(long nr, ...)
+{
+	long a[6], rc;
+	va_list ap;
+	bool done;
+
+	va_start(ap, nr);
+	for (int i = 0; i < 6; i++)
+		a[i] = va_arg(ap, long);
+	va_end(ap);
+	if (nt_attached() && (unsigned long)a[0] < NEAT_FDS_MAX && nt_lookup((int)a[0])) {
+		rc = ours(nr, a, &done);
+		if (done)
+			return rc;
+	}
+	rc = nr == SYS_io_uring_setup && nt_attached() ? -ENOSYS : kernel(nr, a);
+	if ((unsigned long)rc > -4096ul) {
+		errno = (int)-rc;
+		return -1;
+	}
+	return rc;
+}

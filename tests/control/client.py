@@ -1,0 +1,304 @@
+"""A Python library-in-miniature: attaches to a real instance, as a process of its own.
+
+The functions of Client mirror what shim/client does with the control socket. Because neatd watches
+processes, a Client that must die by itself runs in a subprocess (see `Puppet`).
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neatsock import abi
+
+LIB, ffi = abi.lib, abi.ffi
+ROOT = Path(__file__).resolve().parents[2]
+FDS = 8
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.002)
+
+
+class Refused(Exception):
+    """NEAT_MSG_ERROR came."""
+
+
+class Client:
+    def __init__(self, path: Path, attach: bool = True) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(20)
+        self.sock.connect(str(path))
+        self.seq = 0
+        if attach:
+            self.attach()
+
+    # ---- messages ----
+
+    def send(self, data: bytes, fds: list[int] | None = None) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self.sock.sendmsg([data], rights)
+
+    def receive(self) -> tuple[Any, bytes, list[int]]:
+        """(header, datagram, descriptors); Refused for NEAT_MSG_ERROR, EOFError at the end."""
+        data, ancillary, _, _ = self.sock.recvmsg(abi.MSG_MAX, socket.CMSG_SPACE(4 * FDS))
+        if not data:
+            raise EOFError
+        fds = array.array("i")
+        for _, kind, raw in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                fds.frombytes(raw)
+        head = abi.header(data)
+        if head.type == LIB.NEAT_MSG_ERROR:
+            raise Refused(abi.text(abi.unpack("struct neat_msg_error", data).text))
+        return head, data, list(fds)
+
+    def ask(self, ctype: str, kind: int, answer: str, **fields: Any) -> Any:
+        self.seq += 1
+        self.send(abi.pack(ctype, kind, self.seq, **fields))
+        head, data, _ = self.receive()
+        assert head.seq == self.seq
+        return abi.unpack(answer, data)
+
+    # ---- attach ----
+
+    def attach(self, **fields: Any) -> None:
+        message = {"pid": os.getpid(), "abi_size": abi.fingerprint(), "comm": b"client"} | fields
+        self.send(abi.pack("struct neat_msg_attach", LIB.NEAT_MSG_ATTACH, 1, **message))
+        self.read_attached()
+
+    def read_attached(self) -> None:
+        head, data, fds = self.receive()
+        assert head.type == LIB.NEAT_MSG_ATTACHED
+        attached = abi.unpack("struct neat_msg_attached", data)
+        self.app_id, self.proc = int(attached.app_id), int(attached.proc)
+        self.instance, self.spin_us = int(attached.instance), int(attached.spin_us)
+        self.registry_fd, self.app_fd = fds
+        size = ffi.sizeof("struct neat_registry")
+        self._registry = mmap.mmap(self.registry_fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        self.registry = ffi.cast("struct neat_registry *", ffi.from_buffer(self._registry))
+        self.app = abi.Object("struct neat_app", self.app_fd, LIB.NEAT_APP_SIZE)
+        self._pub: dict[int, mmap.mmap] = {}
+        self.segments: list[tuple[Any, list[int]]] = []
+        for _ in range(attached.replicas):
+            head, data, fds = self.receive()
+            assert head.type == LIB.NEAT_MSG_SEGMENT
+            self.segments.append((abi.unpack("struct neat_msg_segment", data), fds))
+
+    def child(self, proc: int) -> Client:
+        """What a forked child does: a connection of its own over its parent's."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own = Client.__new__(Client)
+        own.sock, own.seq = ours, 0
+        ours.settimeout(20)
+        fields = {"pid": os.getpid(), "proc": proc, "app_id": self.app_id}
+        message = abi.pack(
+            "struct neat_msg_attach",
+            LIB.NEAT_MSG_CHILD,
+            1,
+            abi_size=abi.fingerprint(),
+            instance=self.instance,
+            **fields,
+        )
+        self.send(message, [theirs.fileno()])
+        theirs.close()
+        own.read_attached()
+        return own
+
+    def pub(self, replica: int, slot: int) -> Any:
+        """The published half of a slot."""
+        if replica not in self._pub:
+            size = ffi.sizeof("struct neat_seg_pub")
+            fd = self.segments[replica][1][0]
+            self._pub[replica] = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        seg = ffi.cast("struct neat_seg_pub *", ffi.from_buffer(self._pub[replica]))
+        return seg.slots[slot]
+
+    # ---- sockets ----
+
+    def new_sock(self, sock: int, gen: int = 1, fd: int = 5) -> None:
+        """What socket() leaves in shared memory: a record and an fd table entry."""
+        record = self.app.at.socks[sock]
+        record.gen.v, record.refs.v = gen, 1
+        record.state.v = LIB.NEAT_SOCK_NEW
+        self.set_fd(fd, sock, gen)
+
+    def set_fd(self, fd: int, sock: int, gen: int = 1, proc: int | None = None) -> None:
+        row = LIB.NEAT_APP_FDS + (self.proc if proc is None else proc) * LIB.NEAT_FDS_MAX * 8
+        word = gen << 32 | sock
+        self.app.memory[row + fd * 8 : row + fd * 8 + 8] = word.to_bytes(8, "little")
+
+    def bind(self, sock: int, port: int = 0, addr: int = 0, gen: int = 1, flags: int = 0) -> int:
+        """The port, or -errno."""
+        answer = self.ask(
+            "struct neat_msg_bind",
+            LIB.NEAT_MSG_BIND,
+            "struct neat_msg_result",
+            sock=sock,
+            sock_gen=gen,
+            addr=addr,
+            port=port,
+            proto=socket.IPPROTO_TCP,
+            flags=flags,
+        )
+        return int(answer.status) or int(answer.value)
+
+    def unbind(self, sock: int, gen: int = 1) -> None:
+        message = abi.pack("struct neat_msg_bind", LIB.NEAT_MSG_UNBIND, sock=sock, sock_gen=gen)
+        self.send(message)
+
+    def listen(self, sock: int, port: int = 0, addr: int = 0, gen: int = 1, **fields: Any) -> Any:
+        """struct neat_msg_listening."""
+        fields = {"backlog": 128} | fields
+        return self.ask(
+            "struct neat_msg_listen",
+            LIB.NEAT_MSG_LISTEN,
+            "struct neat_msg_listening",
+            sock=sock,
+            sock_gen=gen,
+            addr=addr,
+            port=port,
+            **fields,
+        )
+
+    def port_entry(self, port: int, addr: int = 0) -> tuple[int, int] | None:
+        """(state, mask) of a port in the registry page, found as the library finds it."""
+        entries = LIB.NEAT_REGISTRY_PORTS
+        i = ((port << 8 ^ 6) * 2654435761 & 0xFFFFFFFF) >> 16 & (entries - 1)
+        while True:
+            entry = self.registry.ports[i]
+            state = int(entry.state.v)
+            if state == LIB.NEAT_PORT_FREE:
+                return None
+            if state != LIB.NEAT_PORT_TOMB and (entry.port, entry.addr) == (port, addr):
+                return state, int(entry.mask.v)
+            i = (i + 1) % entries
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Instance:
+    """A real instance in a directory of its own."""
+
+    def __init__(self, directory: Path, name: str = "t", **env: str) -> None:
+        self.directory = directory
+        self.name = name
+        self.env = dict(os.environ) | {
+            "NEATSOCK_DIR": str(directory),
+            "PYTHONPATH": str(ROOT),
+        } | env
+
+    @property
+    def path(self) -> Path:
+        return self.directory / f"{self.name}.sock"
+
+    def cli(self, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        """neatsock ARGS."""
+        return subprocess.run(
+            [sys.executable, "-m", "neatsock", *args],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            **kwargs,
+        )
+
+    def up(self, *args: str) -> Instance:
+        done = self.cli("up", "--name", self.name, *args)
+        assert done.returncode == 0, done.stderr
+        return self
+
+    def down(self) -> None:
+        self.cli("down", "--name", self.name)
+
+    def status(self) -> dict[str, Any]:
+        done = self.cli("status", "--json", "--name", self.name)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def quick_status(self) -> dict[str, Any]:
+        """Status without a Python start; {} when nobody answers."""
+        try:
+            client = Client(self.path, attach=False)
+        except OSError:
+            return {}
+        try:
+            client.send(abi.pack_text(LIB.NEAT_MSG_CLI, b'{"cmd": "status"}'))
+            data = client.sock.recv(1 << 20)
+        except OSError:
+            return {}
+        finally:
+            client.close()
+        answer: dict[str, Any] = json.loads(data[abi.HEADER_SIZE :]) if data else {}
+        return answer
+
+    def log(self) -> str:
+        return self.path.with_suffix(".log").read_text()
+
+
+class Puppet:
+    """A process of its own that runs `code` with a Client named c and may be killed.
+
+    The code may say(x) (one JSON line that step() returns) and then waits for the next step.
+    """
+
+    PRELUDE = (
+        "import json, os, sys\n"
+        "from pathlib import Path\n"
+        "from neatsock import abi\n"
+        "from tests.control.client import Client, LIB\n"
+        "def say(x=None): print(json.dumps(x), flush=True); sys.stdin.readline()\n"
+        "c = Client(Path(sys.argv[1]))\n"
+    )
+
+    def __init__(self, instance: Instance, code: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.PRELUDE + code + "\nsay()", str(instance.path)],
+            cwd=ROOT,
+            env=instance.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def step(self) -> Any:
+        """What it says next."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the puppet died"
+        return json.loads(line)
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()

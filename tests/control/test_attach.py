@@ -1,0 +1,401 @@
+"""Attach, bind, listen against a real instance: answers, registry page, kernel reservation."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from neatsock import abi
+
+from .client import LIB, ROOT, Client, Instance, Puppet, Refused, ffi, wait_for
+
+REUSEADDR, REUSEPORT = LIB.NEAT_SOCKF_REUSEADDR, LIB.NEAT_SOCKF_REUSEPORT
+LOOPBACK = 0x7F000001
+
+
+@pytest.fixture
+def client(shared: Instance) -> Iterator[Client]:
+    client = Client(shared.path)
+    yield client
+    # The application lives as long as this process: give back what it bound.
+    for sock in range(1, 20):
+        client.unbind(sock)
+    client.bind(19, 80, 0x08080808)  # answered after the unbinds
+    client.close()
+
+
+def kernel_bind(port: int, **options: bool) -> socket.socket:
+    sock = socket.socket()
+    if options.get("reuse"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("0.0.0.0", port))
+    return sock
+
+
+def test_fingerprint_is_that_of_the_c_side(tmp_path) -> None:
+    source = tmp_path / "f.c"
+    source.write_text('#include "ring.h"\n#include <stdio.h>\nint main(void)'
+                      '{ printf("%u", neat_abi_fingerprint()); }\n')
+    subprocess.run(["gcc", f"-I{ROOT}/replicas/abi", str(source), "-o", str(tmp_path / "f")], check=True)
+    assert int(subprocess.check_output([tmp_path / "f"])) == abi.fingerprint()
+
+
+def test_attach_gives_the_objects_of_both_replicas(client: Client) -> None:
+    assert client.proc == 0 and client.app.at.app_id == client.app_id
+    entry = client.app.at.procs[0]
+    assert (entry.state.v, entry.pid.v) == (LIB.NEAT_PROC_LIVE, os.getpid())
+    assert [int(s.replica) for s, _ in client.segments] == [0, 1]
+    assert [int(s.channel) for s, _ in client.segments] == [0, 0]
+    assert client.registry.replicas.v == 2 and client.registry.active.v == 3
+    for _, fds in client.segments:
+        sizes = [os.fstat(fd).st_size for fd in fds]
+        names = ("seg_pub", "seg_app", "channel", "replica_status")
+        expected = [ffi.sizeof(f"struct neat_{name}") for name in names]
+        expected[1] = LIB.NEAT_SEG_APP_SIZE
+        assert sizes == expected
+
+
+def test_what_the_replica_writes_is_read_only(client: Client) -> None:
+    _, (pub, own, channel, status) = client.segments[0]
+    for fd in (pub, status, client.registry_fd):
+        with pytest.raises(OSError):
+            os.pwrite(fd, b"x", 0)
+    # ... and what is shared cannot be shrunk under the replica's feet.
+    for fd in (own, channel, client.app_fd):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 4096)
+
+
+def test_second_client_of_a_process_is_another_application(shared: Instance, client: Client) -> None:
+    other = Client(shared.path)
+    assert other.app_id != client.app_id
+    other.close()
+
+
+def test_bind_chooses_a_port_and_the_kernel_knows(client: Client) -> None:
+    port = client.bind(1)
+    assert port > 0
+    with pytest.raises(OSError) as err:
+        kernel_bind(port, reuse=True)
+    assert err.value.errno == errno.EADDRINUSE
+    assert client.port_entry(port) == (LIB.NEAT_PORT_BOUND, 0)
+
+
+def test_bind_fails_when_the_kernel_has_the_port(client: Client) -> None:
+    with kernel_bind(0, reuse=True) as holder:
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert client.bind(1, port) == -errno.EADDRINUSE
+        assert client.bind(1, port, flags=REUSEADDR) == -errno.EADDRINUSE
+        assert client.bind(1, port, LOOPBACK) == -errno.EADDRINUSE
+    assert client.bind(1, port) == port
+
+
+def test_a_port_in_time_wait_may_be_bound_with_reuseaddr(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = server.accept()
+            accepted.close()  # the server closes first: TIME_WAIT is on its port
+    assert client.bind(1, port, flags=REUSEADDR) == port
+
+
+def test_unbind_gives_the_port_back(client: Client) -> None:
+    port = client.bind(1)
+    client.unbind(1)
+    assert client.bind(2, port) == port
+    client.unbind(2)
+    assert client.bind(3) > 0  # the unbind before it is done
+    kernel_bind(port).close()
+    assert client.port_entry(port) is None
+
+
+def test_unbind_of_an_earlier_life_of_the_record_is_ignored(client: Client) -> None:
+    port = client.bind(1, gen=2)
+    client.unbind(1, gen=1)
+    assert client.bind(2, port) == -errno.EADDRINUSE
+    client.unbind(1, gen=2)
+
+
+@pytest.mark.parametrize(
+    "first, second, listening, expected",
+    [
+        (0, 0, False, errno.EADDRINUSE),
+        (REUSEADDR, 0, False, errno.EADDRINUSE),
+        (REUSEADDR, REUSEADDR, False, 0),
+        (REUSEADDR, REUSEADDR, True, errno.EADDRINUSE),
+        (REUSEPORT, REUSEPORT, False, 0),
+        (REUSEPORT, REUSEADDR, False, errno.EADDRINUSE),
+    ],
+)
+@pytest.mark.parametrize("addr", [0, LOOPBACK])
+def test_two_sockets_one_port(
+    client: Client, first: int, second: int, listening: bool, expected: int, addr: int
+) -> None:
+    """Each row is what Linux 6.18 answers; the same calls on kernel sockets are made here too."""
+    assert _kernel_verdict(first, second, listening, addr) == expected
+    port = client.bind(1, flags=first)
+    if listening:
+        assert client.listen(1, port, flags=first).status == 0
+    assert client.bind(2, port, addr, flags=second) == (-expected if expected else port)
+
+
+def _kernel_verdict(first: int, second: int, listening: bool, addr: int) -> int:
+    with socket.socket() as a, socket.socket() as b:
+        for sock, flags in ((a, first), (b, second)):
+            for flag, option in ((REUSEADDR, socket.SO_REUSEADDR), (REUSEPORT, socket.SO_REUSEPORT)):
+                sock.setsockopt(socket.SOL_SOCKET, option, int(bool(flags & flag)))
+        a.bind(("0.0.0.0", 0))
+        if listening:
+            a.listen()
+        try:
+            b.bind((socket.inet_ntoa(addr.to_bytes(4, "big")), a.getsockname()[1]))
+        except OSError as err:
+            return err.errno or 0
+    return 0
+
+
+def test_different_addresses_do_not_conflict(client: Client) -> None:
+    port = client.bind(1, addr=LOOPBACK)
+    assert client.bind(2, port, LOOPBACK + 1) == port
+    assert client.bind(3, port, 0) == -errno.EADDRINUSE
+
+
+def test_foreign_address_is_not_available(client: Client) -> None:
+    assert client.bind(1, 0, 0x08080808) == -errno.EADDRNOTAVAIL
+
+
+def test_binding_twice_is_invalid_unless_it_is_the_same(client: Client) -> None:
+    port = client.bind(1)
+    assert client.bind(1, port) == port
+    assert client.bind(1, port, LOOPBACK) == -errno.EINVAL
+
+
+def test_root_may_bind_a_privileged_port(client: Client) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    answer = client.bind(1, 893)
+    assert answer == 893
+
+
+def test_listen_is_acknowledged_by_every_replica(client: Client) -> None:
+    port = client.bind(1)
+    answer = client.listen(1, port)
+    assert (answer.status, answer.port) == (0, port)
+    assert client.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
+    for replica in (0, 1):
+        slot = answer.sub[replica].slot
+        assert 0 < slot < LIB.NEAT_SLOT_APP_FIRST
+        status = int(client.pub(replica, slot).status.v)
+        assert status & 0xFFFFFFFF == LIB.NEAT_SLOT_LISTENING
+        assert status >> 48 == answer.sub[replica].gen & 0xFFFF
+    assert answer.sub[2].slot == 0
+
+
+def test_listen_again_changes_the_backlog_only(client: Client) -> None:
+    first = client.listen(1)
+    second = client.listen(1, first.port, backlog=5)
+    assert bytes(ffi.buffer(second))[16:] == bytes(ffi.buffer(first))[16:]
+
+
+def test_listen_without_bind_takes_an_ephemeral_port(client: Client) -> None:
+    answer = client.listen(1)
+    assert answer.status == 0 and answer.port >= 1024
+    assert client.bind(2, answer.port) == -errno.EADDRINUSE
+
+
+def test_only_one_of_two_sockets_may_listen(client: Client) -> None:
+    port = client.bind(1, flags=REUSEADDR)
+    assert client.bind(2, port, flags=REUSEADDR) == port
+    assert client.listen(1, port, flags=REUSEADDR).status == 0
+    assert client.listen(2, port, flags=REUSEADDR).status == -errno.EADDRINUSE
+
+
+def test_unbind_takes_the_listeners_away(client: Client) -> None:
+    answer = client.listen(1)
+    client.unbind(1)
+    for replica in (0, 1):
+        pub = client.pub(replica, answer.sub[replica].slot)
+        wait_for(lambda pub=pub: pub.status.v & LIB.NEAT_SLOT_LISTENING == 0, "the listener goes")
+    assert client.port_entry(answer.port) is None
+
+
+def test_many_listeners_at_once(client: Client) -> None:
+    ports = [client.listen(sock).port for sock in range(1, 19)]
+    assert len(set(ports)) == 18
+    assert all(client.port_entry(p) == (LIB.NEAT_PORT_LISTENING, 3) for p in ports)
+
+
+# ---- processes ----
+
+
+def test_a_child_attaches_over_its_parents_connection(instance: Instance) -> None:
+    client = Client(instance.path)
+    client.app.at.procs[1].state.v = LIB.NEAT_PROC_CLAIMED
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            own = client.child(1)
+            entry = own.app.at.procs[1]
+            ok = (own.proc, int(entry.pid.v), int(entry.state.v)) == (1, os.getpid(), LIB.NEAT_PROC_LIVE)
+            ok = ok and own.app_id == client.app_id and own.segments[0][0].channel == 1
+            code = 0 if ok and own.bind(7) > 0 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    wait_for(lambda: client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE, "the entry is free again")
+    assert client.bind(1) > 0  # the parent's connection is unharmed
+
+
+def test_exec_keeps_the_process_and_gives_new_channels(instance: Instance) -> None:
+    client = Client(instance.path)
+    port = client.listen(1).port
+    again = Client(instance.path, attach=False)
+    again.attach(app_id=client.app_id, proc=client.proc, instance=client.instance)
+    assert (again.app_id, again.proc) == (client.app_id, client.proc)
+    assert again.app.at.procs[0].pid.v == os.getpid()
+    assert again.bind(1, port) == port  # the socket is the same
+    with pytest.raises((EOFError, OSError)):
+        client.bind(2)
+
+
+def test_rejoin_is_refused_to_strangers(shared: Instance, client: Client) -> None:
+    puppet = (
+        "import sys\nfrom pathlib import Path\nfrom tests.control.client import *\n"
+        "c = Client(Path(sys.argv[1]), attach=False)\n"
+        "try: c.attach(app_id=int(sys.argv[2]), proc=0, instance=int(sys.argv[3]))\n"
+        "except Refused as err: print(err)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", puppet, str(shared.path), str(client.app_id), str(client.instance)],
+        cwd=ROOT, env=shared.env, capture_output=True, text=True, check=True,
+    )
+    assert "not part of application" in done.stdout
+    stale = Client(shared.path, attach=False)
+    with pytest.raises(Refused, match="ended"):
+        stale.attach(app_id=client.app_id, proc=0, instance=client.instance ^ 1)
+
+
+def test_attach_in_the_name_of_another_process_is_refused(shared: Instance) -> None:
+    client = Client(shared.path, attach=False)
+    with pytest.raises(Refused, match="may not attach"):
+        client.attach(pid=1)
+
+
+def test_eventfd_reaches_the_replicas(shared: Instance, client: Client) -> None:
+    before = {r["pid"] for r in shared.quick_status()["replicas"]}
+    fd = os.eventfd(0)
+    ours = os.fstat(fd).st_ino, os.readlink(f"/proc/self/fd/{fd}")
+    header = abi.pack("struct neat_msg_header", LIB.NEAT_MSG_EVENTFD)
+    client.send(header, [fd])
+
+    def arrived() -> bool:
+        return all(
+            any(os.readlink(f"/proc/{pid}/fd/{n}") == ours[1] for n in _fds(pid)) for pid in before
+        )
+
+    wait_for(arrived, "the eventfd is open in both replicas")
+    assert client.bind(1) > 0
+
+
+def _fds(pid: int) -> list[str]:
+    return [n for n in os.listdir(f"/proc/{pid}/fd") if n not in "012"]
+
+
+# ---- deaths ----
+
+
+def test_killed_program_leaves_nothing(instance: Instance, puppets: list[Puppet]) -> None:
+    puppet = Puppet(instance, "a = c.listen(1); say([a.port, c.app_id])")
+    puppets.append(puppet)
+    port, app_id = puppet.step()
+    watcher = Client(instance.path)
+    assert watcher.bind(1, port) == -errno.EADDRINUSE
+    puppet.kill()
+    wait_for(lambda: watcher.bind(1, port) == port, "the port is free again")
+    apps = [a["app_id"] for a in instance.quick_status()["apps"]]
+    assert apps == [watcher.app_id]
+    kernel = socket.socket()
+    with pytest.raises(OSError):  # now the watcher's
+        kernel.bind(("0.0.0.0", port))
+
+
+def test_descriptors_do_not_leak(instance: Instance, puppets: list[Puppet]) -> None:
+    def counts() -> tuple[int, int]:
+        status = instance.quick_status()
+        return tuple(len(os.listdir(f"/proc/{status[k]['pid']}/fd")) for k in ("keeper", "neatd"))
+
+    before = counts()
+    for _ in range(3):
+        puppet = Puppet(instance, "c.listen(1); c.bind(2); say()")
+        puppets.append(puppet)
+        puppet.step()
+        puppet.kill()
+    wait_for(lambda: counts() == before, f"descriptors back to {before}")
+
+
+def test_dead_child_releases_what_only_it_held(instance: Instance) -> None:
+    client = Client(instance.path)
+    client.new_sock(1, fd=5)
+    client.new_sock(2, fd=6)
+    shared_port, own_port = client.listen(1).port, client.listen(2).port
+    client.app.at.procs[1].state.v = LIB.NEAT_PROC_CLAIMED
+    client.set_fd(5, 1, proc=1)
+    client.app.at.socks[1].refs.v = 2
+    go_r, go_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            client.child(1)
+            os.write(go_w, b"x")
+            socket.socketpair()[0].recv(1)  # until killed
+        finally:
+            os._exit(1)
+    os.read(go_r, 1)
+    # The parent closes its descriptor of socket 2, which moves to the child by a crash in between.
+    client.set_fd(6, 0, 0)
+    client.set_fd(6, 2, proc=1)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    wait_for(lambda: client.port_entry(own_port) is None, "the orphan's port is free")
+    assert client.app.at.socks[2].state.v == LIB.NEAT_SOCK_FREE
+    assert client.app.at.socks[1].state.v == LIB.NEAT_SOCK_NEW
+    assert client.app.at.socks[1].refs.v == 1
+    assert client.port_entry(shared_port) == (LIB.NEAT_PORT_LISTENING, 3)
+
+
+def test_a_silent_child_keeps_its_sockets_alive(instance: Instance, puppets: list[Puppet]) -> None:
+    """Forked, holds a listener, never said a word: the parent's death must not close it."""
+    code = (
+        "c.new_sock(1); port = c.listen(1).port\n"
+        "r, w = os.pipe()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os.close(0); os.close(1); os.close(w); os.read(r, 1); os._exit(0)\n"
+        "c.app.at.procs[1].pid.v = child; c.app.at.procs[1].state.v = LIB.NEAT_PROC_LIVE\n"
+        "c.set_fd(5, 1, proc=1); c.app.at.socks[1].refs.v = 2\n"
+        "say([port, child])\n"
+    )
+    puppet = Puppet(instance, code)
+    puppets.append(puppet)
+    port, child = puppet.step()
+    watcher = Client(instance.path)
+    # The child waits for the parent's end of a pipe: keep it stopped, so that it survives.
+    os.kill(child, 19)
+    parent = puppet.process.pid
+    puppet.kill()
+
+    def pids() -> list[int]:
+        return [p for app in instance.quick_status()["apps"] for p in app["pids"]]
+
+    wait_for(lambda: child in pids() and parent not in pids(), "neatd saw the parent die")
+    assert watcher.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
+    os.kill(child, 9)
+    wait_for(lambda: watcher.port_entry(port) is None, "the last holder's death frees the port")
