@@ -147,13 +147,13 @@ def main() -> int:
     print(render.heading(report()), end="\n\n", flush=True)
     try:
         run_jobs(args, show)
+        print(render.summary(report()))
     except KeyboardInterrupt:
         print("\ninterrupted; everything started here has been ended", file=sys.stderr)
-        if results:
-            save(report(), args)
         return 130
-    print(render.summary(report()))
-    save(report(), args)
+    finally:
+        if results:  # what was measured is kept, whatever ended the run
+            save(report(), args)
     return 1 if any((r.problem or "").strip() and not (r.problem or "").startswith("skipped")
                     for r in results) else 0
 

@@ -14,7 +14,7 @@ from bench import calls, proc
 from bench.build import load_program
 from bench.cases import Case, Load, Timing
 from bench.errors import CaseFailed
-from bench.model import Calls, Result, Sample, Side, Split
+from bench.model import Calls, Reading, Result, Sample, Side, Split
 from bench.worlds import HOST, Placement, World
 
 READY_S = 20.0
@@ -121,8 +121,8 @@ def wait_launched(child: proc.Child, load: Load) -> None:
         raise CaseFailed(f"{load.argv[0]} was not started within {LAUNCH_S:.0f} s")
 
 
-def finish(child: proc.Child, load: Load, server: Server, limit_s: float) -> str:
-    """Wait for the client; its output. CaseFailed if it fails or hangs."""
+def read(child: proc.Child, load: Load, server: Server, limit_s: float) -> Reading:
+    """Wait for the client and read its result. CaseFailed if it fails, hangs or did nothing."""
     try:
         status = child.popen.wait(limit_s)
     except subprocess.TimeoutExpired:
@@ -131,7 +131,11 @@ def finish(child: proc.Child, load: Load, server: Server, limit_s: float) -> str
     if status:
         raise CaseFailed(f"the {server.world.name} client ended with status {status}:\n"
                          f"{child.complaint()}\nthe server printed:\n{server.child.complaint()}")
-    return child.stdout()
+    reading = load.read(child.stdout())
+    if reading.ops <= 0:
+        raise CaseFailed(f"not one operation of the {server.world.name} client was answered; "
+                         f"the server printed:\n{server.child.complaint()}")
+    return reading
 
 
 def watch(child: proc.Child, server: Server, timing: Timing) -> tuple[Window, Window] | None:
@@ -174,7 +178,7 @@ def run_load(case: Case, server: Server, plan: Plan, ops: float,
         before = proc.cpu_ns(idle)
         pair = watch(child, server, plan.timing)
         stray = proc.cpu_ns(idle) - before
-        reading = load.read(finish(child, load, server, plan.timing.run + SLACK_S))
+        reading = read(child, load, server, plan.timing.run + SLACK_S)
     finally:
         child.stop()
     if not pair:
@@ -196,7 +200,7 @@ def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | N
         time.sleep(timing.warm)
         window = timing.run * 0.6
         counts = calls.count(roles(server, child), window, server.where)
-        reading = load.read(finish(child, load, server, timing.run + SLACK_S))
+        reading = read(child, load, server, timing.run + SLACK_S)
     finally:
         child.stop()
     return Calls(Split(**{role: n / (reading.ops * window) for role, n in counts.items()}), tool)
@@ -209,7 +213,7 @@ def first_rate(case: Case, server: Server, plan: Plan) -> float:
     load = case.load(server.ports, Timing(0.0, 1.0), CALIBRATE_OPS)
     child = start_in(server.world, plan.placement, "client", list(load.argv), server.where)
     try:
-        return load.read(finish(child, load, server, SLACK_S)).ops
+        return read(child, load, server, SLACK_S).ops
     finally:
         child.stop()
 

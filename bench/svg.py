@@ -8,9 +8,9 @@ from html import escape
 from bench.model import Report, Result, Side
 from bench.render import number
 
-ROW, TOP, LEFT, WIDTH = 44, 92, 330, 1080
-AXIS = (LEFT, 660)  # x of the ratio panel
-BARS = (760, 1040)  # x of the CPU panel
+ROW, TOP, LEFT, WIDTH = 44, 92, 350, 1100
+AXIS = (LEFT, 670)  # x of the ratio panel
+BARS = (770, 1050)  # x of the CPU panel
 LOWEST, HIGHEST = 0.25, 16.0
 STYLE = """
   :root { color-scheme: light dark; }

@@ -1,4 +1,4 @@
-"""Applications and their processes; what the fd tables in shared memory say after a death.
+"""Applications and their processes; what their tables in shared memory say.
 
 neat_app is written by the application: every number read from it is checked before it is used.
 """
@@ -6,13 +6,13 @@ neat_app is written by the application: every number read from it is checked bef
 from __future__ import annotations
 
 import os
-from array import array
-from collections import Counter
-from collections.abc import Iterator
+import struct
+import subprocess
 from dataclasses import dataclass, field
-from typing import Any
 
 from neatsock import abi
+
+from .clients import Connection
 
 ROW_BYTES: int = abi.lib.NEAT_FDS_MAX * 8
 
@@ -45,7 +45,9 @@ class App:
     comm: str
     segments: list[tuple[int, int]]  # (seg_pub, seg_app) of each replica
     processes: dict[int, Process] = field(default_factory=dict)
-    attached: bool = True
+    # Open control connections. One that outlives its process is held by a child that has not
+    # said a word yet: the application lives as long as there is either.
+    connections: set[Connection] = field(default_factory=set)
 
     def free_number(self) -> int:
         """Lowest channel number that no process of this application has."""
@@ -73,53 +75,28 @@ def live_entries(app: App) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Parts of a sparse file that hold anything: reading a hole through a mapping would fill it."""
-    at = start
-    while at < end:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: only holes from here on
-            return
-        if at >= end:
-            return
-        stop = min(os.lseek(fd, at, os.SEEK_HOLE), end)
-        yield at, stop
-        at = stop
-
-
-def table_words(app: App, index: int) -> Iterator[int]:
-    """The non-zero words of one process's fd table: [flags 16][gen 16][sock 32]."""
-    start = abi.lib.NEAT_APP_FDS + index * ROW_BYTES
-    for begin, end in _data_extents(app.shared.fd, start, start + ROW_BYTES):
-        words = array("Q")
-        words.frombytes(os.pread(app.shared.fd, (end - begin) & ~7, begin))
-        yield from filter(None, words)
-
-
-def named_by(app: App, index: int) -> Counter[tuple[int, int]]:
-    """(record, generation) -> how many fds of one process name it. Impossible numbers are skipped."""
-    counts: Counter[tuple[int, int]] = Counter()
-    for word in table_words(app, index):
-        record = word & 0xFFFFFFFF
-        if 0 < record < abi.lib.NEAT_SOCKS_MAX:
-            counts[record, word >> 32 & 0xFFFF] += 1
-    return counts
-
-
-def clear_table(app: App, index: int) -> None:
-    """Zero one process's fd table."""
-    start = abi.lib.NEAT_APP_FDS + index * ROW_BYTES
-    for begin, end in list(_data_extents(app.shared.fd, start, start + ROW_BYTES)):
-        os.pwrite(app.shared.fd, bytes(end - begin), begin)
-
-
 def free_entry(app: App, index: int) -> None:
     """The process is gone and its table is empty: the entry may be claimed again."""
     entry = app.shared.at.procs[index]
-    entry.pid.v = 0
-    entry.parent.v = 0
+    entry.pid.v = entry.parent.v = entry.fd_high.v = 0
     entry.state.v = abi.lib.NEAT_PROC_FREE
+
+
+def has_descriptors(app: App, index: int) -> bool:
+    """The process's table names a socket."""
+    start = abi.lib.NEAT_APP_FDS + index * ROW_BYTES
+    at, end = start, start + ROW_BYTES
+    while at < end:
+        try:
+            # Reading a hole through a mapping would fill it; pread does not.
+            at = os.lseek(app.shared.fd, at, os.SEEK_DATA)
+            stop = min(os.lseek(app.shared.fd, at, os.SEEK_HOLE), end)
+        except OSError:  # ENXIO: only holes from here on
+            return False
+        if at < end and any(os.pread(app.shared.fd, stop - at, at)):
+            return True
+        at = stop
+    return False
 
 
 @dataclass(frozen=True)
@@ -134,41 +111,31 @@ class Orphan:
     slot_gen: int
 
 
-def settle(app: App, suspects: set[tuple[int, int]]) -> list[Orphan]:
-    """Recompute the references of `suspects` over all processes; those without any are returned.
+ORPHAN = struct.Struct("=6I")  # struct orphan of keeper/sweep.c
 
-    Living processes change references meanwhile: a count is stored only if the word did not move
-    while the tables were read.
+
+def sweep(app: App, index: int, cloexec: bool = False) -> list[Orphan]:
+    """Take a dead process's descriptors out of its table (`cloexec`: those that exec closed).
+
+    Blocks for about two milliseconds: a helper does it, because the reference counts must be
+    lowered atomically. OSError or SubprocessError when it cannot.
     """
-    orphans = []
-    for _ in range(3):
-        before = {key: int(app.shared.at.socks[key[0]].refs.v) for key in suspects}
-        counts: Counter[tuple[int, int]] = Counter()
-        for index in live_entries(app):
-            counts.update(named_by(app, index))
-        for key in list(suspects):
-            record: Any = app.shared.at.socks[key[0]]
-            if int(record.gen.v) & 0xFFFF != key[1] or record.state.v == abi.lib.NEAT_SOCK_FREE:
-                suspects.discard(key)
-                continue
-            if int(record.refs.v) != before[key]:
-                continue
-            suspects.discard(key)
-            if counts[key] != before[key]:
-                record.refs.v = counts[key]
-            if counts[key] == 0:
-                orphans.append(_orphan(key[0], record))
-        if not suspects:
-            break
-    return orphans
-
-
-def _orphan(sock: int, record: Any) -> Orphan:
-    return Orphan(
-        sock,
-        int(record.gen.v),
-        int(record.state.v),
-        int(record.replica),
-        int(record.slot),
-        int(record.slot_gen),
+    keeper = f"/proc/{os.getppid()}/exe"
+    command = [keeper, "--sweep", str(index), *(["--cloexec"] if cloexec else [])]
+    done = subprocess.run(
+        command, stdin=app.shared.fd, stdout=subprocess.PIPE, check=True, timeout=10
     )
+    return [Orphan(*fields) for fields in ORPHAN.iter_unpack(done.stdout)]
+
+
+def maps_object(pid: int, fd: int) -> bool | None:
+    """Whether a process maps a shared object; None if that cannot be told."""
+    inode = str(os.fstat(fd).st_ino)
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            return any(
+                len(words) > 5 and words[4] == inode and words[5].startswith("/memfd:neat")
+                for words in map(str.split, maps)
+            )
+    except OSError:
+        return None

@@ -57,12 +57,19 @@ class Request:
 
 
 class Connection:
-    """One control connection. `owner` is (app id, process index) once attached."""
+    """One control connection.
+
+    `owner` is (app id, process index) while an attached process has it; `app_id` and `pid` stay
+    when that process is gone, because children it forked may still speak over its connection.
+    """
 
     def __init__(self, sock: socket.socket, server: Server) -> None:
         self.sock = sock
         self.server = server
         self.owner: tuple[int, int] | None = None
+        self.app_id: int | None = None
+        self.pid = 0
+        self.hung_up = False  # the other end was closed, by exec or exit
         self.busy = False
         self.open = True
         sock.setblocking(False)
@@ -202,6 +209,7 @@ class Server:
                 connection.busy = True
                 self.loop.remove_reader(connection.sock.fileno())
         except EOFError:
+            connection.hung_up = True
             self.drop(connection)
         except Refused as refusal:
             seq = request.seq if request else 0

@@ -18,7 +18,9 @@ enum { BUFFER = 1 << 20 };
 static char buffer[BUFFER];
 
 struct count {
-	uint64_t bytes, bad;
+	uint64_t bytes;
+	uint64_t bad, first_bad;	/* wrong bytes seen, where the first one was */
+	uint8_t got, want;
 };
 
 static void wait_for(int fd, short events)
@@ -45,6 +47,17 @@ static char pattern(uint64_t at)
 	return (char)(at % 251);
 }
 
+static void check(struct count *c, uint64_t at, char got)
+{
+	if (got == pattern(at))
+		return;
+	if (!c->bad++) {
+		c->first_bad = at;
+		c->got = (uint8_t)got;
+		c->want = (uint8_t)pattern(at);
+	}
+}
+
 static struct count receive(int fd, size_t piece)
 {
 	struct count c = { 0 };
@@ -53,8 +66,8 @@ static struct count receive(int fd, size_t piece)
 	while ((n = recv(fd, buffer, piece, 0)) > 0) {
 		uint64_t last = (uint64_t)n - 1;
 
-		c.bad += buffer[0] != pattern(c.bytes);
-		c.bad += buffer[last] != pattern(c.bytes + last);
+		check(&c, c.bytes, buffer[0]);
+		check(&c, c.bytes + last, buffer[last]);
 		c.bytes += (uint64_t)n;
 	}
 	return c;
@@ -115,8 +128,9 @@ static void sender(char **argv, size_t piece)
 	ended = now_ns();
 	errno = 0;
 	if (c.bad || c.bytes != sent)
-		die("sent %llu bytes, arrived %llu, %llu pieces wrong", (unsigned long long)sent,
-		    (unsigned long long)c.bytes, (unsigned long long)c.bad);
+		die("sent %llu bytes, arrived %llu; %llu wrong bytes seen, first at %llu: %u for %u",
+		    (unsigned long long)sent, (unsigned long long)c.bytes,
+		    (unsigned long long)c.bad, (unsigned long long)c.first_bad, c.got, c.want);
 	printf("{\"bytes\": %llu, \"seconds\": %.6f, \"rate\": %.1f}\n",
 	       (unsigned long long)(c.bytes - skipped), (double)(ended - began) / 1e9,
 	       (double)(c.bytes - skipped) / ((double)(ended - began) / 1e9));

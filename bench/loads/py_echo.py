@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 
 class Echo(asyncio.Protocol):
     """Writes back what it gets."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports are WriteTransports without deriving from the class.
+        self.transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)

@@ -125,6 +125,9 @@ void neatd_message(struct keeper *k, struct received *r);
 void child_message(struct keeper *k, struct child *c, struct received *r);
 void neatd_handback(struct keeper *k);	/* queues the whole store and who runs */
 
+/* sweep.c: another program in the same file, see there */
+int sweep_main(int argc, char **argv);
+
 /* main.c */
 void keeper_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void keeper_die(const char *what);

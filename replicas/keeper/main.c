@@ -321,6 +321,8 @@ int main(int argc, char **argv)
 	struct child *all[NEAT_REPLICAS_MAX + 2];
 	uint32_t n;
 
+	if (argc > 1 && !strcmp(argv[1], "--sweep"))
+		return sweep_main(argc, argv);
 	parse(&k, argc, argv);
 	setup(&k);
 	keeper_loop(&k);

@@ -193,7 +193,7 @@ static void buffer_options(struct stack *s, struct tcb *t, const struct neat_opt
 		t->flags |= TCB_SNDBUF_FIXED;
 		t->sndbuf = u32_min(u32_max(snd, 2048), 1u << NEAT_RING_LOG2_MAX);
 	} else if (!t->sndbuf) {
-		t->sndbuf = u32_min(65536, u32_max(s->cfg.sndbuf, 4096));
+		t->sndbuf = u32_min(TCP_SNDBUF_FIRST, u32_max(s->cfg.sndbuf, 4096));
 	}
 	if (t->ref.mem)
 		a32_release(&t->ref.pub->tx_limit, t->sndbuf);

@@ -73,6 +73,7 @@ enum {
 	TCP_DRAIN_US = 20000,		/* CLOSED: a batch of lo is long over */
 	TCP_OOW_ACK_US = 500000,	/* RFC 5961 7: of one connection, answers to what is out of window */
 	TCP_CHALLENGE_PER_S = 1000,	/* RFC 5961 7: of the whole replica, +-50 % (CVE-2016-5696) */
+	TCP_SNDBUF_FIRST = 65536,
 	TCP_RCVBUF_MIN = 65536,
 	TCP_RCVBUF_MAX = (1 << NEAT_RING_LOG2_MAX) - 4096,
 };

@@ -46,7 +46,8 @@ static void rtt_update(struct stack *s, struct tcb *t, uint64_t ack, const struc
  */
 void tcp_notify_room(struct stack *s, struct tcb *t, uint64_t una_before)
 {
-	if (tx_tail(t) - una_before > t->sndbuf / 4)
+	/* It may have stopped at a limit that autotuning has raised since: count from the first one. */
+	if (tx_tail(t) - una_before > u32_min(t->sndbuf, TCP_SNDBUF_FIRST) / 4)
 		sock_notify(s, &t->ref, SOCK_WRITABLE);
 }
 

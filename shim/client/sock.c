@@ -291,12 +291,13 @@ int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 {
 	uint32_t sock = nt_lookup(fd);
 	struct neat_sock *s = nt_sock(sock);
-	struct accept_wait w = { sock, a32_relaxed(&s->gen) };
 	int64_t deadline = INT64_MAX;
+	struct accept_wait w;
 	int got;
 
 	if (!sock)
 		return NT_KERNEL;
+	w = (struct accept_wait){ sock, a32_relaxed(&s->gen) };
 	if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
 		return -EINVAL;
 	if (s->rcvtimeo_ms)

@@ -1,0 +1,116 @@
+/*
+ * sweep.c - `neat-keeper --sweep PROCESS [--cloexec]`: takes a dead process's descriptors out of its
+ * application's shared tables. Run by neatd as a short-lived process, application object on fd 0.
+ *
+ * It is C because living processes change the same reference counts: who takes a count to zero
+ * releases the socket (neat_abi.h), so each must be lowered by an atomic operation. Sockets that
+ * this took to zero are written to fd 1; their records stay as they are, neatd frees them.
+ *
+ * All numbers in that memory are the application's: each is read once, checked, used.
+ */
+#define _GNU_SOURCE
+#include "keeper.h"
+#include "ring.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct orphan {
+	uint32_t sock, gen, state, replica, slot, slot_gen;
+};
+
+static void report(const struct orphan *o)
+{
+	if (fwrite(o, sizeof(*o), 1, stdout) != 1)
+		exit(1);
+}
+
+/* Lowers the count unless it is zero already (a hostile table may name a record too often). */
+static bool unref(struct neat_sock *s)
+{
+	uint32_t refs = a32_relaxed(&s->refs);
+
+	while (refs) {
+		if (a32_cas(&s->refs, refs, refs - 1))
+			return refs == 1;
+		refs = a32_relaxed(&s->refs);
+	}
+	return false;
+}
+
+/* As the library's last close: the claim of a connect() slot is given back. */
+static void give_slot_back(struct neat_app *app, const struct orphan *o)
+{
+	uint32_t bit = o->slot - NEAT_SLOT_APP_FIRST;
+
+	if (o->state != NEAT_SOCK_CONNECT || o->replica >= NEAT_REPLICAS_MAX || o->slot < NEAT_SLOT_APP_FIRST ||
+	    o->slot >= NEAT_SLOTS)
+		return;
+	a64_and(&app->slot_bits[o->replica][bit / 64], ~(1ull << bit % 64));
+}
+
+static void drop_word(struct neat_app *app, uint64_t word)
+{
+	uint32_t sock = (uint32_t)word, gen = (uint32_t)(word >> 32) & 0xffff;
+	struct orphan o = { .sock = sock };
+	struct neat_sock *s;
+
+	if (sock == 0 || sock >= NEAT_SOCKS_MAX)
+		return;
+	s = &app->socks[sock];
+	o.gen = a32_relaxed(&s->gen);
+	if ((o.gen & 0xffff) != gen || a32_acquire(&s->state) == NEAT_SOCK_FREE || !unref(s))
+		return;
+	o.state = a32_acquire(&s->state);
+	o.replica = *(volatile uint32_t *)&s->replica;
+	o.slot = *(volatile uint32_t *)&s->slot;
+	o.slot_gen = *(volatile uint32_t *)&s->slot_gen;
+	give_slot_back(app, &o);
+	report(&o);
+}
+
+static void sweep_words(struct neat_app *app, neat_a64 *word, neat_a64 *end, bool cloexec)
+{
+	for (; word < end; word++) {
+		uint64_t w = a64_relaxed(word);
+
+		if (!w || (cloexec && !(w >> 48 & (NEAT_FD_CLOEXEC | NEAT_FD_INTERNAL))))
+			continue;
+		a64_release(word, 0);
+		drop_word(app, w);
+	}
+}
+
+/* Only parts of the row that hold data: reading a hole through the mapping would fill it. */
+static void sweep_row(struct neat_app *app, uint32_t process, bool cloexec)
+{
+	off_t at = NEAT_APP_FDS + (off_t)process * NEAT_FDS_MAX * 8, end = at + NEAT_FDS_MAX * 8, stop;
+
+	while ((at = lseek(STDIN_FILENO, at, SEEK_DATA)) >= 0 && at < end) {
+		stop = lseek(STDIN_FILENO, at, SEEK_HOLE);
+		if (stop < 0 || stop > end)
+			stop = end;
+		sweep_words(app, (neat_a64 *)((uint8_t *)app + at), (neat_a64 *)((uint8_t *)app + stop), cloexec);
+		at = stop;
+	}
+}
+
+int sweep_main(int argc, char **argv)
+{
+	unsigned long process = argc > 2 ? strtoul(argv[2], NULL, 10) : NEAT_PROCS_MAX;
+	bool cloexec = argc > 3 && !strcmp(argv[3], "--cloexec");
+	struct neat_app *app;
+	struct stat st;
+
+	if (process >= NEAT_PROCS_MAX || fstat(STDIN_FILENO, &st) || st.st_size != NEAT_APP_SIZE)
+		return 2;
+	app = mmap(NULL, NEAT_APP_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, STDIN_FILENO, 0);
+	if (app == MAP_FAILED)
+		return 2;
+	sweep_row(app, (uint32_t)process, cloexec);
+	return fflush(stdout) ? 1 : 0;
+}
