@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -56,14 +58,15 @@ class Attachments:
     def child(self, parent: Connection, request: Request) -> None:
         """NEAT_MSG_CHILD: a forked process opens its own connection over its parent's."""
         message = self._checked(request)
-        if parent.owner is None:
+        if parent.app_id is None:
             raise Refused(errno.ENOTCONN, "attach first")
         if int(message.pid) != request.pid:
             raise Refused(errno.EPERM, f"process {request.pid} may not attach {message.pid}")
         index = int(message.proc)
-        app = self.state.apps[parent.owner[0]]
-        entries = apps.live_entries(app)
-        if index not in entries or entries[index][0] not in (0, request.pid):
+        app = self.state.apps[parent.app_id]
+        pid, state = apps.live_entries(app).get(index, (0, LIB.NEAT_PROC_FREE))
+        # While it is CLAIMED, the pid is still that of the parent, who claimed it.
+        if state != LIB.NEAT_PROC_CLAIMED and pid != request.pid:
             raise Refused(errno.EINVAL, f"process entry {index} is not one of process {request.pid}")
         assert self.server is not None
         own = socket.socket(fileno=request.take_fd())
@@ -161,6 +164,8 @@ class Attachments:
     def _drop_app(self, app: App) -> None:
         """Its last process is gone: every connection closes as a last close would."""
         link = self.state.link
+        for connection in list(app.connections):
+            connection.app_id = None
         self.app_gone(app)
         gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_APP_GONE, app_id=app.app_id)
         for replica in range(len(app.segments)):
@@ -176,12 +181,11 @@ class Attachments:
     def _open_process(self, app: App, index: int, pid: int, connection: Connection) -> None:
         """Fresh channels for a process; what it had before exec goes."""
         process = app.processes.get(index)
+        if process is not None and process.pid != pid:
+            self._died(app, process)  # its end is known, but was not handled yet
+            process = None
         if process is not None:
-            self._drop_channels(app, process)
-            old = self.state.connections.pop((app.app_id, index), None)
-            if old is not None and old is not connection:
-                assert self.server is not None
-                self.server.drop(old)
+            self._leave_image(app, process, connection)
         else:
             process = self._watch(app, index, pid)
         number = app.free_number()
@@ -200,9 +204,30 @@ class Attachments:
         process.number = number
         for replica in range(len(app.segments)):
             self._store_channel(app, process, replica)
-        connection.owner = (app.app_id, index)
-        self.state.connections[connection.owner] = connection
+        self._own(app, process, connection)
         self._remember_process(app, process)
+
+    def _leave_image(self, app: App, process: Process, successor: Connection) -> None:
+        """The process attaches again: exec replaced the image that had these channels."""
+        self._drop_channels(app, process)
+        old = self.state.connections.get((app.app_id, process.index))
+        if old is not None:
+            self._exec_closed(app, process)
+            self._disown(old)
+            assert self.server is not None
+            if os.fstat(old.sock.fileno()).st_ino != os.fstat(successor.sock.fileno()).st_ino:
+                self.server.drop(old)
+
+    def _own(self, app: App, process: Process, connection: Connection) -> None:
+        connection.owner = (app.app_id, process.index)
+        connection.app_id, connection.pid = app.app_id, process.pid
+        self.state.connections[connection.owner] = connection
+        app.connections.add(connection)
+
+    def _disown(self, connection: Connection) -> None:
+        if connection.owner is not None:
+            self.state.connections.pop(connection.owner, None)
+            connection.owner = None
 
     def _remember_process(self, app: App, process: Process) -> None:
         connection = self.state.process_connection(app.app_id, process.index)
@@ -291,32 +316,39 @@ class Attachments:
                 process = self._watch(app, index, pid)
             except (OSError, OverflowError):  # dead already, or no pid at all
                 self._sweep(app, index)
+                apps.free_entry(app, index)
             else:
                 self._remember_process(app, process)
 
     def _died(self, app: App, process: Process) -> None:
+        """Its connection stays until nobody has its other end: a child may be about to speak."""
         self.loop.remove_reader(process.pidfd)
         self.look_for_children(app)
-        connection = self.state.connections.pop((app.app_id, process.index), None)
+        connection = self.state.connections.get((app.app_id, process.index))
         if connection is not None:
-            connection.owner = None
-            assert self.server is not None
-            self.server.drop(connection)
+            self._disown(connection)
         self._drop_channels(app, process)
         self.state.link.forget("proc", app.app_id, process.index)
         process.close()
         del app.processes[process.index]
-        if app.processes:
+        if app.processes or app.connections:
             self._sweep(app, process.index)
-        else:
+        apps.free_entry(app, process.index)
+        self._drop_if_gone(app)
+
+    def _drop_if_gone(self, app: App) -> None:
+        if app.app_id in self.state.apps and not app.processes and not app.connections:
             self._drop_app(app)
 
-    def _sweep(self, app: App, index: int) -> None:
+    def _sweep(self, app: App, index: int, cloexec: bool = False) -> None:
         """Forget a dead process's descriptors; release what nobody holds any more."""
-        suspects = set(apps.named_by(app, index))
-        apps.clear_table(app, index)
-        apps.free_entry(app, index)
-        for orphan in apps.settle(app, suspects):
+        try:
+            orphans = apps.sweep(app, index, cloexec)
+        except (OSError, subprocess.SubprocessError) as err:
+            # Its sockets stay open until the application ends; nothing else depends on it.
+            print(f"neatd: process entry {index} was not swept: {err}", file=sys.stderr, flush=True)
+            return
+        for orphan in orphans:
             self._release_orphan(app, orphan)
 
     def _release_orphan(self, app: App, orphan: Orphan) -> None:
@@ -333,15 +365,35 @@ class Attachments:
         app.shared.at.socks[orphan.sock].state.v = LIB.NEAT_SOCK_FREE
 
     def connection_gone(self, connection: Connection) -> None:
-        """The library closed its connection: no death; the pidfd tells about that."""
-        if connection.owner is None:
+        """No death in itself: the pidfd tells about that; exec closes the connection too."""
+        if connection.app_id is None or connection.app_id not in self.state.apps:
             return
-        if self.state.connections.get(connection.owner) is connection:
-            del self.state.connections[connection.owner]
-            app = self.state.apps[connection.owner[0]]
-            process = app.processes.get(connection.owner[1])
-            if process is not None:
-                self._remember_process(app, process)
+        app = self.state.apps[connection.app_id]
+        app.connections.discard(connection)
+        if connection.owner is not None:
+            process = app.processes[connection.owner[1]]
+            self._disown(connection)
+            self._remember_process(app, process)
+            # Not if it was us who hung up: then the program goes on with its sockets.
+            if connection.hung_up:
+                self._exec_closed(app, process)
+                if not apps.has_descriptors(app, process.index):
+                    self._died(app, process)  # the new image has nothing of ours
+        elif connection.pid:
+            self._free_unborn(app, connection.pid)
+        self._drop_if_gone(app)
+
+    def _exec_closed(self, app: App, process: Process) -> None:
+        """The process left its image (exec): what was close-on-exec is closed."""
+        if apps.maps_object(process.pid, app.shared.fd) is False:
+            self._sweep(app, process.index, cloexec=True)
+
+    def _free_unborn(self, app: App, parent: int) -> None:
+        """Entries that a dead process claimed for children that never lived to say so."""
+        for index, (pid, state) in apps.live_entries(app).items():
+            if state == LIB.NEAT_PROC_CLAIMED and pid == parent and index not in app.processes:
+                self._sweep(app, index)
+                apps.free_entry(app, index)
 
     # ---- recovery ----
 
@@ -368,8 +420,7 @@ class Attachments:
         if len(fds) > 1:
             assert self.server is not None
             connection = Connection(socket.socket(fileno=fds[1]), self.server)
-            connection.owner = (app.app_id, index)
-            self.state.connections[connection.owner] = connection
+            self._own(app, process, connection)
             self.server.adopt(connection)
 
     def recovered(self, app: App) -> None:

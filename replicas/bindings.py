@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class Bindings:
         self.table: dict[tuple[int, int], Binding] = {}  # (app id, socket record)
         self.first_unprivileged = first_unprivileged_port()
         self.server: Server | None = None
+        self.read_news: Callable[[], None] = lambda: None  # handles what the keeper said
 
     # ---- bind ----
 
@@ -138,7 +140,7 @@ class Bindings:
             return None, errno.EADDRINUSE
         reservation: socket.socket | None = None
         try:
-            reservation, port = reserve(claim)
+            reservation, port = self._reserve(claim)
             claim = replace(claim, port=port)
         except OSError as err:
             # In the way may be a reservation of our own that this socket may share.
@@ -155,6 +157,17 @@ class Bindings:
         self.table[claim.owner] = binding
         self._remember(binding)
         return binding, 0
+
+    def _reserve(self, claim: Claim) -> tuple[socket.socket, int]:
+        try:
+            return reserve(claim)
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE:
+                raise
+        # The keeper may still hold a copy of a reservation that was just given back.
+        self.state.link.barrier()
+        self.loop.call_soon(self.read_news)
+        return reserve(claim)
 
     def _claims(self) -> list[Claim]:
         return [binding.claim for binding in self.table.values()]

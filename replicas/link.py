@@ -66,6 +66,7 @@ def take_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 class KeeperLink:
     def __init__(self, fd: int = 3) -> None:
         self.sock = socket.socket(fileno=fd)
+        self.waiting: list[News] = []  # came while barrier() waited
         os.set_inheritable(fd, False)
 
     def fileno(self) -> int:
@@ -73,6 +74,11 @@ class KeeperLink:
 
     def receive(self, wait: bool = False) -> News | None:
         """The next message, None if there is none now. EOFError when the keeper is gone."""
+        if self.waiting:
+            return self.waiting.pop(0)
+        return self._receive(wait)
+
+    def _receive(self, wait: bool) -> News | None:
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
             data, ancillary, _, _ = self.sock.recvmsg(abi.MSG_MAX + abi.KEEPER_SIZE, ANCILLARY, flags)
@@ -92,6 +98,19 @@ class KeeperLink:
             data[abi.KEEPER_SIZE :],
             take_fds(ancillary),
         )
+
+    def barrier(self) -> None:
+        """Wait until the keeper has done all that was asked: what it dropped is closed.
+
+        News that come meanwhile are returned by receive() later; the caller must see to that.
+        """
+        self._send(abi.wrap(LIB.NEAT_MSG_K_SYNCED, role=NEATD), [])
+        while True:
+            item = self._receive(wait=True)
+            assert item is not None
+            if item.kind == LIB.NEAT_MSG_K_SYNCED:
+                return
+            self.waiting.append(item)
 
     def _send(self, data: bytes, fds: list[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []

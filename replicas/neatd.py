@@ -138,6 +138,7 @@ class Neatd:
         self.server = Server(self.listener, loop, self.handle, self._connection_gone)
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
+        self.bindings.read_news = self._link_readable
         self._recover(own, store)
         for item in news:
             self.on_news(item)
@@ -148,7 +149,8 @@ class Neatd:
 
     def _read_store(self) -> tuple[list[News], list[News]]:
         """(stored messages, other news), up to the keeper's K_SYNCED."""
-        store, news = [], []
+        store: list[News] = []
+        news: list[News] = []
         while True:
             item = self.link.receive(wait=True)
             assert item is not None
@@ -166,7 +168,7 @@ class Neatd:
         for state, fds in own:
             if state["kind"] == "boot":
                 return state, socket.socket(fileno=fds[1]), Registry.adopt(fds[0])
-        boot = {
+        boot: dict[str, Any] = {
             "instance": secrets.randbits(63) | 1,
             "secret": secrets.token_hex(32),
             "since": time.monotonic(),
@@ -287,8 +289,6 @@ class Neatd:
             self.attachments.attach(connection, request)
             self.lifetime.check()
             return True
-        if connection.owner is not None:
-            self.attachments.look_for_children(self.state.apps[connection.owner[0]])
         if kind == LIB.NEAT_MSG_CHILD:
             self.attachments.child(connection, request)
         elif kind == LIB.NEAT_MSG_EVENTFD:
@@ -305,7 +305,10 @@ class Neatd:
         elif kind == LIB.NEAT_MSG_UNBIND:
             app, _ = self.attachments.owner(connection)
             self.bindings.unbind(app, abi.unpack("struct neat_msg_bind", request.data))
-        elif kind not in (LIB.NEAT_MSG_EXITED, LIB.NEAT_MSG_FORKED):
+        elif kind == LIB.NEAT_MSG_FORKED:
+            app, _ = self.attachments.owner(connection)
+            self.attachments.look_for_children(app)
+        elif kind != LIB.NEAT_MSG_EXITED:
             raise Refused(errno.EPROTO, f"neatd does not know messages of type {kind}")
         return True
 

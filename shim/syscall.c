@@ -89,7 +89,8 @@ SHIM long syscall(long nr, ...)
 		if (done)
 			return rc;
 	}
-	rc = nr == SYS_io_uring_setup && nt_attached() ? -ENOSYS : kernel(nr, a);
+	/* Event loops make their ring before the first socket, so before we are attached. */
+	rc = nr == SYS_io_uring_setup && nt_has_instance() ? -ENOSYS : kernel(nr, a);
 	if ((unsigned long)rc > -4096ul) {
 		errno = (int)-rc;
 		return -1;

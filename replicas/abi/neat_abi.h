@@ -516,7 +516,7 @@ enum neat_msg {
 	NEAT_MSG_K_STARTED = 161,	/* neat_msg_keeper: pid, epoch */
 	NEAT_MSG_K_FROM = 162,		/* neat_msg_keeper + inner message from role/index */
 	NEAT_MSG_K_STORED = 163,	/* neat_msg_keeper + stored message + fds: handed to a new neatd, in order */
-	NEAT_MSG_K_SYNCED = 164,	/* neat_msg_keeper: the whole store was handed over */
+	NEAT_MSG_K_SYNCED = 164,	/* neat_msg_keeper: the whole store was handed over; from neatd: echoed */
 	/* neatd's own state, kept by the keeper under role NEATD: JSON text after the header, + fds */
 	NEAT_MSG_N_STATE = 192,
 };

@@ -41,6 +41,9 @@ static void obey(struct keeper *k, struct child *c, const struct neat_msg_keeper
 	case NEAT_MSG_K_DROP:
 		store_drop(c, order->key);
 		return;
+	case NEAT_MSG_K_SYNCED:	/* an echo: everything before it was done */
+		queue_add(&k->neatd.out, order, NULL);
+		return;
 	case NEAT_MSG_K_STOP:
 		keeper_log("neatd asks for the end");
 		k->stop = true;

@@ -32,6 +32,8 @@ void nt_init(const char *join);
 /* Attach if not yet done. 0, or -errno after one clear line on stderr (no instance, version skew). */
 int nt_attach(void);
 bool nt_attached(void);
+/* An instance is named and attaching has not failed: sockets will be ours. */
+bool nt_has_instance(void);
 
 /* ---- fdtable.c: THE fd table ---- */
 

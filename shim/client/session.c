@@ -348,6 +348,8 @@ int nt_attach(void)
 	return err;
 }
 
+bool nt_has_instance(void) { return nt.socket_path[0] && a32_relaxed(&nt.phase) != NT_FAILED; }
+
 bool nt_attached(void) { return a32_acquire(&nt.phase) == NT_ATTACHED; }
 
 /* ---- exec and fork ---- */
