@@ -60,6 +60,11 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
+def _idle(worlds: list[Callable[[], World]], size: idle.Size, plan: Plan, _: list[World]
+          ) -> Result:
+    return idle.run(worlds, size, plan)
+
+
 def jobs(args: argparse.Namespace, worlds: list[Callable[[], World]], plan: Plan
          ) -> list[tuple[Case | None, Callable[[list[World]], Result]]]:
     """What to run, in order."""
@@ -69,7 +74,7 @@ def jobs(args: argparse.Namespace, worlds: list[Callable[[], World]], plan: Plan
     for group in wanted:
         if group == "idle" and args.case in (None, "idle"):
             size = idle.QUICK if args.quick else idle.FULL
-            found.append((None, lambda _: idle.run(worlds, size, plan)))
+            found.append((None, partial(_idle, worlds, size, plan)))
         for case in every:
             if case.group == group and (args.case or "") in case.name:
                 found.append((case, partial(run_case, case, plan=plan)))
@@ -124,13 +129,16 @@ def save(report: Report, args: argparse.Namespace) -> None:
 
 
 def _stop(_number: int, _frame: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # cleaning up has deadlines: let it finish
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> int:
     """Entry point. 0: all ran (or were skipped with a reason), 1: something failed, 130: Ctrl-C."""
     args = parse()
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     results: list[Result] = []
     settings = {"replicas": str(args.replicas), "placement": args.place,
                 "rounds": str(plan_of(args).rounds), "quick": "yes" if args.quick else "no"}

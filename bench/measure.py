@@ -21,6 +21,7 @@ READY_S = 20.0
 LAUNCH_S = 30.0
 SLACK_S = 20.0  # a load that takes so much longer than it should is stopped
 POLL_S = 0.1
+LEAST_CORES = 0.001  # replicas that serve a load use more than this
 CALIBRATE_OPS = 20000.0  # first run of a client that wants a number instead of a time
 
 
@@ -167,6 +168,16 @@ def foreign(pair: tuple[Window, Window], stray_ns: int) -> float:
     return max(0.0, (b.busy - a.busy - own) / ((b.at - a.at) * 1e9))
 
 
+def check_through(world: World, pair: tuple[Window, Window]) -> None:
+    """CaseFailed if the load left the replicas idle: then the kernel carried it, unnoticed."""
+    a, b = pair
+    used = (b.cpu["replicas"] - a.cpu["replicas"]) / ((b.at - a.at) * 1e9)
+    if world.name != "kernel" and used < LEAST_CORES:
+        raise CaseFailed(f"not on neatsock: the replicas used {used:.4f} cores during the load, so "
+                         "the kernel served it. Can the server reach the instance (a changed user, "
+                         "a cleared environment)?")
+
+
 def run_load(case: Case, server: Server, plan: Plan, ops: float,
              other: World | None = None) -> Sample:
     """One run of the load. `other` is the instance that should be idle meanwhile."""
@@ -183,23 +194,29 @@ def run_load(case: Case, server: Server, plan: Plan, ops: float,
         child.stop()
     if not pair:
         return Sample(reading, None, 0.0)
+    check_through(server.world, pair)
     return Sample(reading, shares(pair, reading.ops), foreign(pair, stray),
                   stray / ((pair[1].at - pair[0].at) * 1e9))
 
 
 def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | None:
-    """System calls per operation in a run of its own: counting slows things down."""
+    """System calls per operation in a run of its own: counting slows things down.
+
+    None without a tool, and for a client that ended before the counting did.
+    """
     tool = calls.tool()
     if not tool:
         return None
     timing = plan.calls_timing
-    load = case.load(server.ports, timing, ops)
+    load = case.load(server.ports, timing, ops * 3)  # enough, when a number of operations counts
     child = start_in(server.world, plan.placement, "client", list(load.argv), server.where)
     try:
         wait_launched(child, load)
         time.sleep(timing.warm)
         window = timing.run * 0.6
         counts = calls.count(roles(server, child), window, server.where)
+        if child.popen.poll() is not None:
+            return None
         reading = read(child, load, server, timing.run + SLACK_S)
     finally:
         child.stop()
@@ -227,8 +244,9 @@ def alternate(case: Case, servers: list[Server], plan: Plan) -> dict[str, Side]:
         for server in servers if number % 2 == 0 else servers[::-1]:
             plan.say(f"{case.name}: round {number + 1} of {plan.rounds}, {server.world.name}")
             other = instance if server.world.name == "kernel" else None
-            samples[server.world.name].append(
-                run_load(case, server, plan, rates[server.world.name], other))
+            sample = run_load(case, server, plan, rates[server.world.name], other)
+            samples[server.world.name].append(sample)
+            rates[server.world.name] = sample.reading.ops
     found = {}
     for server in servers:
         name = server.world.name

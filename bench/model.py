@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+COMPANY = 0.1  # cores in use by others from which on a run counts as disturbed
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -114,6 +116,16 @@ class Result:
     notes: tuple[str, ...] = ()
 
     @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Those of both worlds."""
+        return tuple(s for side in (self.kernel, self.neatsock) if side for s in side.samples)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether other processes took part of the CPUs in any run: not a number to quote."""
+        return any(s.foreign > COMPANY for s in self.samples)
+
+    @property
     def ratio(self) -> Spread | None:
         """neatsock against the kernel round by round, turned so that more than 1 is better."""
         if not self.kernel or not self.neatsock:
@@ -139,6 +151,7 @@ class Report:
         raw = asdict(self)
         for result, out in zip(self.results, raw["results"], strict=True):
             out["ratio"] = asdict(result.ratio) if result.ratio else None
+            out["noisy"] = result.noisy
             for name, side in (("kernel", result.kernel), ("neatsock", result.neatsock)):
                 if side:
                     out[name]["value"] = asdict(side.value) if side.value else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import getpass
 import math
 import re
 from collections.abc import Callable
@@ -120,8 +121,9 @@ def _redis(command: str) -> Case:
 
 
 def _memcached(_: Path, ports: list[int]) -> list[str]:
-    return [program("memcached"), "-u", "nobody", "-l", HOST, "-p", str(ports[0]), "-U", "0",
-            "-t", "1"]
+    # Not "-u nobody": another user cannot reach the instance, and the kernel would serve it.
+    return [program("memcached"), "-u", getpass.getuser(), "-l", HOST, "-p", str(ports[0]),
+            "-U", "0", "-t", "1"]
 
 
 def _memget(ports: list[int], timing: Timing, _: float) -> Load:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.model import Report, Result, Side, Split, Spread
+from bench.model import COMPANY, Report, Result, Side, Split, Spread
 
 
 def number(value: float) -> str:
@@ -54,8 +54,8 @@ def side_lines(side: Side, result: Result) -> list[str]:
 def warnings(result: Result) -> list[str]:
     """What makes these numbers less good than they look."""
     found = []
-    samples = [s for side in (result.kernel, result.neatsock) if side for s in side.samples]
-    if noisy := [s.foreign for s in samples if s.foreign > 0.1]:
+    samples = result.samples
+    if noisy := [s.foreign for s in samples if s.foreign > COMPANY]:
         found.append(f"{len(noisy)} of {len(samples)} runs had company: other processes used up "
                      f"to {max(noisy):.2f} cores; repeat on a quiet machine")
     if stray := [s.stray for s in samples if s.stray > 0.01]:
@@ -91,6 +91,7 @@ def summary(report: Report) -> str:
         values = [number(s.value.median) if s and s.value else "-" for s in (r.kernel, r.neatsock)]
         ratio = f"{r.ratio.median:.2f} ({r.ratio.low:.2f} to {r.ratio.high:.2f})" if r.ratio \
             else (r.problem or "").split("\n")[0]
+        ratio += "  noisy, do not quote" if r.noisy else ""
         lines.append(f"{r.title:{width}}  {values[0]:>10} {values[1]:>10}  {r.unit:<12} {ratio}")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ STYLE = """
   .grid { stroke: #d0d7de; } .one { stroke: #57606a; stroke-width: 1.5; }
   .better { stroke: #1a7f37; fill: #1a7f37; } .worse { stroke: #cf222e; fill: #cf222e; }
   .range { stroke-width: 3; stroke-linecap: round; opacity: .45; }
+  .noisy { fill-opacity: .15; stroke-width: 1.5; }
   .server { fill: #0969da; } .client { fill: #6cb6ff; } .stack { fill: #bf8700; }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3; } .dim { fill: #9198a1; } .grid { stroke: #30363d; }
@@ -65,8 +66,9 @@ def ratio_marks(result: Result, y: float) -> list[str]:
     cls = "better" if r.median >= 1 else "worse"
     right = ratio_x(r.high) + 10
     return [line(ratio_x(r.low), y, ratio_x(r.high), y, f"{cls} range"),
-            f'<circle cx="{ratio_x(r.median):.1f}" cy="{y:.1f}" r="5" class="{cls}"/>',
-            text(right, y + 4, f"{r.median:.2f}x")]
+            f'<circle cx="{ratio_x(r.median):.1f}" cy="{y:.1f}" r="5" '
+            f'class="{cls}{" noisy" if result.noisy else ""}"/>',
+            text(right, y + 4, f"{r.median:.2f}x" + (" (noisy)" if result.noisy else ""))]
 
 
 def cpu_bar(side: Side | None, y: float, most: float) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +22,7 @@ from bench.errors import SkipCase
 ROOT = Path(__file__).parent.parent
 UP_S = 60.0  # building and starting an instance
 HOST = "127.0.0.1"
+DOWN_S = 5.0
 NAME = "bench"
 
 
@@ -79,8 +84,22 @@ class Neat(World):
 
     def down(self) -> None:
         """Stop the instance and remove its directory."""
-        _neatsock(["down", "--name", NAME], self.env)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _neatsock(["down", "--name", NAME], self.env)
+        self._end_keeper()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end_keeper(self) -> None:
+        """The keeper takes its children along; asked again by signal if `down` was not enough."""
+        binary = str(self.directory / "native" / "neat-keeper")
+        for number in (0, signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + DOWN_S
+            while proc.runs_program(self.keeper, binary):
+                if number:
+                    os.kill(self.keeper, number)
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
 
 
 def _is_replica(pid: int) -> bool:
@@ -96,10 +115,32 @@ def _neatsock(args: list[str], env: Mapping[str, str]) -> subprocess.CompletedPr
                           timeout=UP_S)
 
 
+def native_dir() -> Path:
+    """Where the built neatsock is."""
+    return Path(os.environ.get("NEATSOCK_NATIVE") or ROOT / "neatsock" / "_native")
+
+
+def _snapshot(directory: Path) -> dict[str, str]:
+    """Copies the build, so that one which runs meanwhile does not change what is measured."""
+    if not native_dir().is_dir():
+        return {}
+    copy = directory / "native"
+    shutil.copytree(native_dir(), copy)
+    return {"NEATSOCK_NATIVE": str(copy)}
+
+
+def build_id() -> str:
+    """Which neatsock was measured: a hash over its binaries."""
+    digest = hashlib.sha256()
+    for path in sorted(native_dir().glob("*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def neat_up(replicas: int) -> Neat:
     """Start a private instance. Blocks until it is up; SkipCase with its words if it does not."""
     directory = Path(tempfile.mkdtemp(prefix="neat-bench-"))
-    env = {"NEATSOCK_DIR": str(directory), "PYTHONPATH": str(ROOT)}
+    env = {"NEATSOCK_DIR": str(directory), "PYTHONPATH": str(ROOT), **_snapshot(directory)}
     wrap = (sys.executable, "-m", "neatsock", "run", "--name", NAME, "--")
     world = Neat("neatsock", wrap, env, directory)
     try:
@@ -134,4 +175,4 @@ def machine() -> dict[str, str]:
     return {"cpu": model, "cpus": str(len(os.sched_getaffinity(0))), "kernel": uname.release,
             "load": " ".join(f"{x:.2f}" for x in os.getloadavg()),
             "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
-            "python": sys.version.split()[0]}
+            "python": sys.version.split()[0], "neatsock build": build_id()}

@@ -490,7 +490,8 @@ enum neat_msg {
 	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would */
 	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more */
 	NEAT_MSG_R_DRAIN = 74,
-	/* neatd -> keeper -> nic; CONFIG and QUEUE are kept and replayed */
+	/* neatd -> keeper -> nic; CONFIG, QUEUE (with the replica's current epoch) and ACTIVE are kept and
+	 * replayed; taken in order, so an answer to N_STATS says that all before it is in force */
 	NEAT_MSG_N_CONFIG = 80,	/* neat_msg_n_config [+ fds: TAP queues, or one SEQPACKET end of a wire]: always
 				 * the first; again = new wire parameters. Reply N_READY */
 	NEAT_MSG_N_QUEUE = 81,	/* neat_msg_n_queue + fds {queue pair, eventfd}: reply N_READY when the fields of

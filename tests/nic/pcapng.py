@@ -17,7 +17,8 @@ class Packet:
 
 
 def options(body: bytes) -> dict[int, bytes]:
-    found, at = {}, 0
+    found: dict[int, bytes] = {}
+    at = 0
     while at + 4 <= len(body):
         code, length = struct.unpack_from("<HH", body, at)
         if code == 0:

@@ -79,14 +79,14 @@ class Namespace:
             finally:
                 libc.setns(home.fileno(), CLONE_NEWNET)
 
-    def socket(self, *args: int) -> socket.socket:
+    def open(self, family: int, kind: int, proto: int = 0) -> socket.socket:
         with self.entered():
-            made = socket.socket(*args)
+            made = socket.socket(family, kind, proto)
         made.settimeout(20)
         return made
 
     def connect(self, port: int, address: str = OUR) -> socket.socket:
-        made = self.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made = self.open(socket.AF_INET, socket.SOCK_STREAM)
         made.connect((address, port))
         return made
 
@@ -213,9 +213,11 @@ class Nic:
     def fence(self, index: int, epoch: int) -> None:
         self.epochs[index] = epoch
         self.numbered(ABI.NEAT_MSG_N_FENCE, index, epoch)
+        self.stats()
 
     def active(self, mask: int) -> None:
         self.numbered(ABI.NEAT_MSG_N_ACTIVE, mask, 0)
+        self.stats()  # messages are taken in order: the mask is in force now
 
     def capture(self, index: int, fd: int | None) -> None:
         message = ffi.new("struct neat_msg_n_capture *")
@@ -346,9 +348,13 @@ class Host:
         for replica in self.replicas:
             replica.go()
 
+    def ends(self) -> list[tuple[App, int]]:
+        return list(zip(self.apps, self.listeners, strict=True))
+
     def try_accept(self) -> tuple[int, Stream] | None:
-        for index, (app, listener) in enumerate(zip(self.apps, self.listeners)):
-            if app.pub.at.slots[listener].accept_tail.v != app.app.at.slots[listener].accept_head.v:
+        for index, (app, listener) in enumerate(self.ends()):
+            pub, words = app.pub.at.slots[listener], app.app.at.slots[listener]
+            if pub.accept_tail.v != words.accept_head.v:
                 return index, Stream(app.accept(listener))
         return None
 

@@ -185,7 +185,7 @@ def test_a_removed_replica_leaves_no_filters(nic: Nic) -> None:
 
 
 def test_random_traffic_keeps_the_table_consistent(nic: Nic) -> None:
-    """100,000 random packets over few tuples: never more than max, counts add up, owners are stable."""
+    """100,000 random packets over few tuples: never more than max, and nothing leaks."""
     dice = random.Random(11)
     now = 0
     for _ in range(100_000):

@@ -22,9 +22,7 @@ def written(lib: Any, frames: list[bytes], comment: bytes = b"replica 3 epoch 1"
     data = bytes(ffi.buffer(out, lib.pcap_start(out, ROOM, b"replica3")))
     for n, frame in enumerate(frames):
         when = 1_700_000_000_123_456_789 + n
-        size = lib.pcap_packet(
-            out, ROOM, when, 1 + n % 2, text, frame, len(frame), len(frame)
-        )
+        size = lib.pcap_packet(out, ROOM, when, 1 + n % 2, text, frame, len(frame), len(frame))
         data += bytes(ffi.buffer(out, size))
     return data
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import socket
 import struct
@@ -18,12 +19,24 @@ import pytest
 
 from tests.replica.mini import ABI, ffi, wait_for
 
-from .frames import checksum, icmp
+from .frames import arp, checksum, icmp, tcp
+from .frames import ipv4 as ipv4_packet
 from .pcapng import packets
-from .rig import MIB, OUR, Host, Namespace, Nic, Plan, Stream, WireQuality, ipv4, why_no_namespace
+from .rig import (
+    MAC,
+    MIB,
+    OUR,
+    Host,
+    Namespace,
+    Nic,
+    Plan,
+    Stream,
+    WireQuality,
+    ipv4,
+    why_no_namespace,
+)
 
 PORT = 8080
-CONNECTED = 8
 WHY_NOT = why_no_namespace()
 needs_namespace = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 TAP, WIRE, NONE = ABI.NEAT_NIC_TAP, ABI.NEAT_NIC_WIRE, ABI.NEAT_NIC_NONE
@@ -52,13 +65,15 @@ class Task(threading.Thread):
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
-        self.work, self.error, self.result = work, None, None
+        self.work = work
+        self.error: BaseException | None = None
+        self.result: Any = None
         self.start()
 
     def run(self) -> None:
         try:
             self.result = self.work()
-        except BaseException as error:  # noqa: BLE001 - handed to the joining thread
+        except BaseException as error:
             self.error = error
 
     def finish(self) -> Any:
@@ -95,7 +110,7 @@ def exchange(client: socket.socket, server: Stream, size: int = MIB) -> None:
 
 def ping(namespace: Namespace, size: int = 56) -> bytes:
     """RFC 792: the reply's identifier, sequence number and data are those of the request."""
-    with namespace.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+    with namespace.open(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         data = os.urandom(size)
         body = struct.pack("!HH", 77, 1) + data
         head = icmp(8, 0, b"")[:4]
@@ -183,7 +198,7 @@ def test_curl(host: Host, namespace: Namespace) -> None:
 
 @needs_namespace
 def test_we_connect_to_a_kernel_server(host: Host, namespace: Namespace) -> None:
-    listener = namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener = namespace.open(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("0.0.0.0", 0))
     listener.listen()
     ours = Stream(host.apps[0].connect(ipv4("10.99.0.1"), listener.getsockname()[1]))
@@ -275,6 +290,69 @@ def test_nonsense_from_a_replica_harms_nobody(host: Host, namespace: Namespace) 
     assert host.nic.stats()["loops"] > 0
 
 
+def mutations(count: int) -> Iterator[bytes]:
+    """Frames to our address with some bytes changed or cut off; seeded.
+
+    ARP speaks for a host of its own: replicas rightly believe a well-formed lie about the kernel's.
+    """
+    dice = random.Random(3)
+    peer, port = (ipv4("10.99.0.1"), 5000), (ipv4(OUR), PORT)
+    head = MAC + b"\x02\0\0\0\0\x77\x08\0"
+    quote = tcp(port, peer, 0x10, 1, 2)
+    kinds = [
+        head + tcp(peer, port, 0x02, 9) + b"\0" * 6,
+        head + tcp(peer, port, 0x18, 10, 11, b"data" * 20),
+        head + ipv4_packet(peer[0], port[0], 17, b"\x13\x88\x1f\x90\0\x10\0\0abcdefgh"),
+        head + ipv4_packet(peer[0], port[0], 1, icmp(3, 4, quote)),
+        head + ipv4_packet(peer[0], port[0], 1, icmp(8, 0, quote)),
+        arp(1, ipv4("10.99.0.77"), port[0]),
+        arp(2, ipv4("10.99.0.77"), port[0], to=MAC),
+    ]
+    for _ in range(count):
+        frame = bytearray(dice.choice(kinds))
+        for _ in range(dice.randrange(4)):
+            frame[dice.randrange(12, len(frame))] = dice.randrange(256)
+        yield bytes(frame[: dice.choice([len(frame), len(frame), dice.randrange(14, len(frame))])])
+
+
+@needs_namespace
+@pytest.mark.parametrize("host", [2], indirect=True)
+def test_nonsense_from_the_wire_harms_nobody(host: Host, namespace: Namespace) -> None:
+    """Through the nic into the replicas, all with sanitizers; afterwards everything works."""
+    packet_socket = namespace.open(socket.AF_PACKET, socket.SOCK_RAW)
+    packet_socket.bind((namespace.device, 0x0800))
+    for n, frame in enumerate(mutations(20_000)):
+        packet_socket.send(frame)
+        if n % 500 == 0:
+            wait_for(lambda want=n: host.nic.stats()["rx_frames"] >= want, "frames read")  # type: ignore[misc]
+    stats = host.nic.stats()
+    assert stats["rx_malformed"] > 100
+    ping(namespace)
+    client = namespace.connect(PORT)
+    exchange(client, host.accept()[1])
+
+
+def test_nonsense_from_the_other_instance_harms_nobody(nic_binary: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    nic = Nic(nic_binary, Plan(WIRE), [theirs.fileno()]).configured()
+    nic.queue(0, 1)
+    nic.queue_ready(0)
+    dice = random.Random(4)
+    for frame in mutations(2000):
+        magic = dice.choice([0x5257454E, dice.randrange(2**32)])
+        length = dice.choice([len(frame), dice.randrange(2**32)])
+        flags, gso = dice.randrange(2**16), dice.randrange(2**16)
+        ours.send(struct.pack("<IIHH", magic, length, flags, gso) + frame)
+    wait_for(lambda: nic.stats()["rx_frames"] == 2000, "all read")
+    stats = nic.stats()
+    assert stats["rx_malformed"] > 1000
+    assert stats["rx_delivered"] > 100
+    ours.close()
+    nic.stats()
+    nic.close()
+    theirs.close()
+
+
 @needs_namespace
 def test_capture(host: Host, namespace: Namespace, tmp_path: Path) -> None:
     file = tmp_path / "replica0.pcapng"
@@ -295,23 +373,20 @@ def test_capture(host: Host, namespace: Namespace, tmp_path: Path) -> None:
 
 
 @needs_namespace
-def test_who_found_the_ring_full_goes_on_when_there_is_room(
+def test_whoever_found_the_ring_full_goes_on_when_there_is_room(
     host: Host, namespace: Namespace
 ) -> None:
-    """700 SYNs for 512 descriptors while the nic is stopped; none waits for its 1 s timer."""
-    listener = namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind(("0.0.0.0", 0))
-    listener.listen(1024)
-    ping(namespace)
+    """One byte on each of 600 connections for 512 descriptors, while the nic is stopped."""
+    pairs = [(namespace.connect(PORT), host.accept()[1]) for _ in range(600)]
     host.nic.process.send_signal(signal.SIGSTOP)
-    app, ring = host.apps[0], host.nic.pairs[0].at.tx
-    ours = [app.connect(ipv4("10.99.0.1"), listener.getsockname()[1]) for _ in range(700)]
+    ring = host.nic.pairs[0].at.tx
+    for _, server in pairs:
+        server.write(b"x")
     wait_for(lambda: ring.tail.v - ring.head.v == ABI.NEAT_QP_ENTRIES, "a full ring")
-    wait_for(lambda: app.channel.at.cmd_head.v == app.channel.at.cmd_tail.v, "commands done")
     host.nic.process.send_signal(signal.SIGCONT)
-    for connection in ours:
-        wait_for(lambda c=connection: c.flags & CONNECTED, "connected")  # type: ignore[misc]
-    assert host.replicas[0].status.at.retransmits.v == 0
+    for client, _ in pairs:
+        assert client.recv(1) == b"x"
+        client.close()
 
 
 @needs_namespace

@@ -1,4 +1,4 @@
-"""The nic's end of a queue pair: order, holding, fencing, and words that a hostile replica wrote."""
+"""The nic's end of a queue pair: order, holding, fencing, and words of a hostile replica."""
 
 from __future__ import annotations
 

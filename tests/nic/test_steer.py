@@ -56,7 +56,9 @@ class Nic:
     def counts(self) -> dict[str, int]:
         out = ffi.new("uint64_t[5]")
         self.lib.nic_counts(self.at, out)
-        return dict(zip(("half", "open", "closing", "evicted", "refused"), map(int, out)))
+        return dict(
+            zip(("half", "open", "closing", "evicted", "refused"), map(int, out), strict=True)
+        )
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_a_new_replica_takes_buckets_and_moves_few_others(nic: Nic) -> None:
     nic.active(0b0111)
     before = nic.reta()
     nic.active(0b1111)
-    pairs = list(zip(before, nic.reta()))
+    pairs = list(zip(before, nic.reta(), strict=True))
     assert sum(new == 3 for _, new in pairs) == 32
     assert sum(old != new and new != 3 for old, new in pairs) <= 32
 
@@ -109,7 +111,7 @@ def test_new_connections_spread_like_the_table(lib: Any, replicas: int) -> None:
     lib.nic_flood(nic.at, frame, len(frame), 1, 100_000, 0, out)
     counts = list(out)[:replicas]
     share = [nic.reta().count(r) / 128 * 100_000 for r in range(replicas)]
-    chi = sum((seen - want) ** 2 / want for seen, want in zip(counts, share))
+    chi = sum((seen - want) ** 2 / want for seen, want in zip(counts, share, strict=True))
     lib.nic_free(nic.at)
     assert sum(counts) == 100_000
     assert chi < CHI_SQUARE[replicas - 1], counts

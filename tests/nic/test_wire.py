@@ -46,7 +46,7 @@ class Wire:
         out = ffi.new("uint64_t[6]")
         self.lib.wire_counts(self.at, out)
         names = ("lost", "duplicated", "reordered", "corrupted", "full", "waiting")
-        return dict(zip(names, map(int, out)))
+        return dict(zip(names, map(int, out), strict=True))
 
 
 @pytest.fixture

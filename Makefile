@@ -1,0 +1,45 @@
+# make test, make demo, make bench: each sets up what it needs. PYTHON=python3.12 chooses another one.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PY = $(abspath $(BIN)/python)
+
+.PHONY: all programs venv native test demo bench lint wheel clean
+
+all: native
+
+# Debian packages that tests and benchmarks use, where we may install them.
+programs:
+	@sh .ci/programs
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh .ci/programs python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check setuptools wheel 'cffi>=1.15' uvloop pytest hypothesis \
+		pytest-timeout gunicorn uvicorn mypy ruff build
+	@touch $@
+
+venv: $(VENV)/.ready
+
+native: venv
+	$(PY) setup.py -q build_native --werror
+
+test: programs native
+	$(PY) -m pytest tests
+
+demo: programs native
+	$(PY) -m bench.demo
+
+bench: programs native
+	$(PY) -m bench all --quick
+
+lint: native
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p neatsock -p bench
+
+wheel: venv
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) neatsock/_native neatsock/_abi.py .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,121 @@
+"""Builds the native half of neatsock next to the Python half. No compiler is needed at run time.
+
+`pip install .` puts libneatsock.so, neat-replica, neat-nic and neat-keeper into neatsock/_native and
+the layouts of the ABI header into neatsock/_abi.py. `python setup.py build_native` does the same in
+the source tree. All of it is independent of the Python version: one wheel serves CPython 3.10-3.13.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Command, setup
+from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    from wheel.bdist_wheel import bdist_wheel
+
+ROOT = Path(__file__).resolve().parent
+STRICT = (
+    "-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla".split()
+)
+COMMON = ["-std=gnu11", "-O2", "-g", "-fno-plt", "-fstack-protector-strong", *STRICT]
+HARDENED = ["-fPIE", "-pie", "-Wl,-z,now", "-Wl,-z,relro"]
+
+# Output, folders of sources, extra include folders, flags.
+TARGETS = {
+    "neat-replica": (["replicas/stack"], [], HARDENED),
+    "neat-keeper": (["replicas/keeper"], [], HARDENED),
+    "neat-nic": (["replicas/nic"], [], HARDENED),
+    # initfirst: see shim/shim_process.c. Bsymbolic: inside, a name means our own function.
+    "libneatsock.so": (
+        ["shim", "shim/client"],
+        [],
+        [
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-shared",
+            "-Wl,--version-script=shim/libneatsock.map",
+            "-Wl,-z,initfirst",
+            "-Wl,-z,now",
+            "-Wl,-z,relro",
+            "-Wl,-Bsymbolic",
+            "-Wl,-soname,libneatsock.so",
+            "-ldl",
+            "-lpthread",
+        ],
+    ),
+}
+
+
+def compile_target(name: str, out: Path, extra: list[str]) -> None:
+    folders, includes, flags = TARGETS[name]
+    sources = [str(p.relative_to(ROOT)) for f in folders for p in sorted((ROOT / f).glob("*.c"))]
+    if not sources:
+        raise SystemExit(f"setup.py: no sources for {name} in {folders}: the source tree is incomplete")
+    paths = ["replicas/abi", *folders, *includes]
+    compiler = os.environ.get("CC", "gcc").split()
+    if shutil.which(compiler[0]) is None:
+        raise SystemExit(
+            f"setup.py: the C compiler '{compiler[0]}' is missing; on Debian: apt install gcc libc6-dev"
+        )
+    scratch = out / f".{name}.{os.getpid()}"
+    command = [*compiler, *COMMON, *extra, *(f"-I{p}" for p in paths), *sources, *flags]
+    subprocess.run([*command, "-o", str(scratch)], check=True, cwd=ROOT)
+    scratch.replace(out / name)
+
+
+def build_native(package: Path, extra: list[str] | None = None) -> None:
+    """Compile everything into package/_native and write package/_abi.py."""
+    native = package / "_native"
+    native.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor() as pool:
+        for job in [pool.submit(compile_target, n, native, extra or []) for n in TARGETS]:
+            job.result()
+    writer = ROOT / "neatsock/_build_ffi.py"
+    subprocess.run([sys.executable, str(writer), str(package / "_abi.py")], check=True, cwd=ROOT)
+
+
+class BuildNative(Command):
+    """Build into the source tree (make native)."""
+
+    user_options = [("werror", None, "warnings are errors")]
+
+    def initialize_options(self) -> None:
+        self.werror = 0
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        build_native(ROOT / "neatsock", ["-Werror"] if self.werror else [])
+
+
+class BuildPy(build_py):
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            build_native(ROOT / "neatsock")
+        else:
+            build_native(Path(self.build_lib) / "neatsock")
+
+
+class Wheel(bdist_wheel):
+    """Contains programs for one machine, but nothing of one Python version."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(cmdclass={"build_native": BuildNative, "build_py": BuildPy, "bdist_wheel": Wheel})
