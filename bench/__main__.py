@@ -50,7 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def plan_of(args: argparse.Namespace) -> Plan:
     """How to measure."""
     timing = Timing(0.2, 0.8) if args.quick else Timing(0.5, 2.5)
-    return Plan(args.rounds or (3 if args.quick else 5), timing, Timing(0.2, 0.8),
+    return Plan(args.rounds or (3 if args.quick else 5), timing, Timing(0.3, 0.8),
                 PLACEMENTS[args.place], progress)
 
 

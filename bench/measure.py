@@ -208,19 +208,22 @@ def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | N
     if not tool:
         return None
     timing = plan.calls_timing
-    load = case.load(server.ports, timing, ops * 3)  # enough, when a number of operations counts
+    # Enough, when a number of operations counts; tracing makes them some 20 times slower.
+    load = case.load(server.ports, timing, ops * (3 if tool == "perf" else 0.1))
     child = start_in(server.world, plan.placement, "client", list(load.argv), server.where)
     try:
         wait_launched(child, load)
-        time.sleep(timing.warm)
-        window = timing.run * 0.6
-        counts = calls.count(roles(server, child), window, server.where)
-        if child.popen.poll() is not None:
+        if tool == "perf":
+            time.sleep(timing.warm)
+        found = calls.count(roles(server, child), child, timing.run * 0.6, SLACK_S, server.where)
+        if not found:
             return None
+        counts, window_s = found
         reading = read(child, load, server, timing.run + SLACK_S)
     finally:
         child.stop()
-    return Calls(Split(**{role: n / (reading.ops * window) for role, n in counts.items()}), tool)
+    return Calls(Split(**{r: n / (reading.ops * window_s) for r, n in counts.items()}),
+                 "perf" if tool == "perf" else "strace, within 20 %")
 
 
 def first_rate(case: Case, server: Server, plan: Plan) -> float:

@@ -165,13 +165,7 @@ class Server:
             sock, _ = self.listener.accept()
         except OSError:  # gone again, or out of descriptors: the next event tries again
             return
-        connection = Connection(sock, self)
-        _, uid = connection.peer()
-        self.adopt(connection)
-        if uid not in (0, os.geteuid()):
-            text = f"this instance belongs to user {os.geteuid()}; start your own: neatsock up"
-            connection.error(0, errno.EPERM, text)
-            self.drop(connection)
+        self.adopt(Connection(sock, self))
 
     def adopt(self, connection: Connection) -> None:
         self.connections.add(connection)
@@ -203,6 +197,9 @@ class Server:
             request = connection.peek()
             if request is None:
                 return
+            if request.uid not in (0, os.geteuid()):
+                text = f"this instance belongs to user {os.geteuid()}; start your own: neatsock up"
+                raise Refused(errno.EPERM, text)
             if self.handle(connection, request):
                 connection.consume()
             else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,9 @@ class KeeperLink:
         return self._receive(wait)
 
     def _receive(self, wait: bool) -> News | None:
-        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        if wait:
+            self._poll(select.POLLIN)
+        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
         try:
             data, ancillary, _, _ = self.sock.recvmsg(abi.MSG_MAX + abi.KEEPER_SIZE, ANCILLARY, flags)
         except BlockingIOError:
@@ -114,7 +117,18 @@ class KeeperLink:
 
     def _send(self, data: bytes, fds: list[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        while True:
+            try:
+                self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+                return
+            except BlockingIOError:
+                self._poll(select.POLLOUT)
+
+    def _poll(self, events: int) -> None:
+        """Wait; uvloop makes what it watches non-blocking, so the flag of the socket says nothing."""
+        poller = select.poll()
+        poller.register(self.sock, events)
+        poller.poll()
 
     def store(self, role: int, index: int, at: int, inner: bytes, fds: list[int] | None = None) -> None:
         """Keep `inner` under key `at`, forward it, replay it to every successor."""

@@ -157,6 +157,7 @@ enum neat_sock_flags {
 	NEAT_SOCKF_REUSEADDR = 4,
 	NEAT_SOCKF_REUSEPORT = 8,
 	NEAT_SOCKF_ASYNC = 16,
+	NEAT_SOCKF_SHUT = 128,		/* NEW: shutdown(SHUT_RDWR) was tried; only poll() shows it */
 	NEAT_SOCKF_OPTS_LATE = 64,	/* LISTEN: options changed after listen() */
 	NEAT_SOCKF_CONNECT_SEEN = 32,	/* a connect() call has reported the outcome */
 };

@@ -104,6 +104,9 @@ static bool on_link(const struct stack *s, uint32_t addr)
 
 uint32_t ip_source_for(const struct stack *s, uint32_t daddr)
 {
+	/* Linux's local table: 127.0.0.0/8 has source 127.0.0.1. */
+	if (daddr >> 24 == 127)
+		return 0x7f000001;
 	if (ip_is_local(s, daddr))
 		return daddr;
 	if (on_link(s, daddr) || (s->cfg.addr && s->cfg.gateway))

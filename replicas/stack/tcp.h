@@ -59,6 +59,7 @@ enum {
 	TCP_TS_LEN = 12,		/* timestamps with two NOPs (RFC 7323 appendix A) */
 	TCP_SEGMENT_MAX = 65160,	/* payload of one packet handed to IP */
 	TCP_RTO_INIT_US = 1000000,	/* RFC 6298 2.1 */
+	TCP_RTO_FALLBACK_US = 3000000,	/* RFC 6298 5.7: the handshake gave no sample */
 	TCP_RTO_MIN_US = 200000,	/* Linux; RFC 6298 2.4 says 1 s */
 	TCP_RTO_MAX_US = 120000000,	/* RFC 6298 2.5: at least 60 s */
 	TCP_DELACK_US = 40000,		/* RFC 9293 3.8.6.3: below 500 ms */

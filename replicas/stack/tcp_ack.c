@@ -145,6 +145,7 @@ static void new_ack_recovery(struct stack *s, struct tcb *t, uint64_t ack, uint6
 	if (spurious(t, g)) {
 		tcp_cc_undo(s, t);
 		leave_recovery(t);
+		t->recover = ack;	/* nothing was sent twice: the next duplicates are about a new loss */
 		t->cwnd = u32_max(t->cwnd, t->undo_cwnd);
 		return;
 	}
@@ -169,6 +170,7 @@ static void new_ack(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 {
 	uint64_t una = snd_una(t), ack = g->ack, acked = ack - una;
 	uint64_t flight = t->snd_nxt - una;
+	uint8_t recovery = t->recovery;
 
 	rtt_update(s, t, ack, g);
 	tcp_advance_una(s, t, ack);
@@ -178,7 +180,7 @@ static void new_ack(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 	else
 		t->dupacks = 0;
 	/* RFC 7661: a window that was not used is no proof that the path carries more. */
-	if (t->recovery != TCP_FAST_RECOVERY && 2 * flight >= t->cwnd)
+	if (recovery != TCP_FAST_RECOVERY && 2 * flight >= t->cwnd)
 		tcp_cc_acked(s, t, (uint32_t)u64_min(acked, UINT32_MAX));
 }
 

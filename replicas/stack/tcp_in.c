@@ -219,6 +219,17 @@ static void negotiate(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 	(void)s;
 }
 
+/* Our SYN arrived; if it went out once only, that is the first sample (Karn). */
+static void syn_acked(struct stack *s, struct tcb *t)
+{
+	if (t->rtt_seq && t->backoff == 0)
+		tcp_rtt_sample(t, s->now_us - t->rtt_start_us);
+	t->rtt_seq = 0;
+	e_snd_una(&t->e, 1);
+	if (t->snd_nxt < 1)
+		t->snd_nxt = 1;
+}
+
 static void syn_sent(struct stack *s, struct tcb *t, struct tcp_seg *g, const struct flow_key *k)
 {
 	bool ack_ok = g->flags & TCP_ACK && g->ack == 1 && snd_max(t) >= 1;
@@ -249,12 +260,7 @@ static void syn_sent(struct stack *s, struct tcb *t, struct tcp_seg *g, const st
 		tcp_send_syn(s, t);
 		return;
 	}
-	if (t->rtt_seq && t->backoff == 0)
-		tcp_rtt_sample(t, s->now_us - t->rtt_start_us);
-	t->rtt_seq = 0;
-	e_snd_una(&t->e, 1);
-	if (t->snd_nxt < 1)
-		t->snd_nxt = 1;
+	syn_acked(s, t);
 	tcp_established(s, t);
 	g->seq = 1;
 	if (g->len || g->flags & TCP_FIN)
@@ -336,9 +342,7 @@ static bool reset_step(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 static bool syn_rcvd_ack(struct stack *s, struct tcb *t, struct tcp_seg *g, const struct flow_key *k)
 {
 	if (seq_lt(snd_una(t), g->ack) && seq_leq(g->ack, snd_max(t))) {
-		e_snd_una(&t->e, 1);
-		if (t->snd_nxt < 1)
-			t->snd_nxt = 1;
+		syn_acked(s, t);
 		e_wnd(&t->e, g->wnd, ts_recent(t));
 		t->snd_wl1 = g->seq;
 		t->snd_wl2 = g->ack;

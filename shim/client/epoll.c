@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 static const uint64_t MAGIC = 0x9d3f5b7c2e61a84full;	/* data of our own eventfds in the kernel set */
-static const int64_t KERNEL_LOOK_NS = 50000;		/* the kernel set is looked at no more often */
+static const int64_t KERNEL_LOOK_NS = 50000;		/* while ours keep us busy, the kernel set is looked at no more often */
 
 /*
  * Life of an entry: sock == 0 (not in the set) -> added -> queued / not queued -> removed.
@@ -47,7 +47,7 @@ struct nt_epoll {
 	struct nt_epitem *items;	/* [NEAT_FDS_MAX], mapped at the first entry */
 	struct nt_epitem *ready, **ready_tail;
 	struct nt_epwait *waiters;
-	int64_t kernel_looked_ns;
+	int64_t kernel_empty_ns;	/* when a look at the kernel set last found nothing */
 	bool spin;			/* the last wait was ended by one of ours */
 };
 
@@ -216,10 +216,9 @@ static int filter(struct epoll_event *ev, int n)
 
 static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max)
 {
-	int n;
+	int n = filter(ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
 
-	ep->kernel_looked_ns = nt_now_ns();
-	n = filter(ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
+	ep->kernel_empty_ns = n > 0 ? 0 : nt_now_ns();
 	return n > 0 ? n : 0;
 }
 
@@ -381,7 +380,6 @@ static int enter_epoll(void *arg)
 {
 	struct kernel_wait *k = arg;
 
-	k->ep->kernel_looked_ns = nt_now_ns();
 	return nt_real.epoll_pwait(k->ep->epfd, k->ev, k->max, wait_ms(k->deadline), k->mask);
 }
 
@@ -475,10 +473,9 @@ int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns,
 		nt_drain();
 	n = harvest(ep, ev, max);
 	if (n || timeout_ns == 0) {
-		bool due = ep->nkernel && n < max && nt_now_ns() - ep->kernel_looked_ns >= KERNEL_LOOK_NS;
-
 		ep->spin |= n > 0;
-		if (due)
+		/* With something of ours to report the kernel's may wait, if there was nothing a moment ago. */
+		if (ep->nkernel && n < max && (n == 0 || nt_now_ns() - ep->kernel_empty_ns >= KERNEL_LOOK_NS))
 			n += kernel_look(ep, ev + n, max - n);
 		nt_batch(true);
 		return n;

@@ -221,6 +221,17 @@ void nt_drop_slot(struct neat_sock *s)
 	}
 }
 
+/*
+ * The replicas stop listening at once, before neatd has heard of it: a connect() of ours that follows
+ * is refused, as after the kernel's close().
+ */
+void nt_drop_subsockets(struct neat_sock *s)
+{
+	for (uint32_t r = 0; r < nt.nreplicas; r++)
+		if (s->sub[r].slot)
+			nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->sub[r].gen, s->sub[r].slot & (NEAT_SLOTS - 1));
+}
+
 static void release_port(struct neat_sock *s, uint32_t sock)
 {
 	struct neat_msg_bind m = {
@@ -242,6 +253,8 @@ void nt_sock_unref(uint32_t sock)
 	nt_watch_forget(sock);
 	if (state == NEAT_SOCK_CONNECT)
 		nt_drop_slot(s);
+	if (state == NEAT_SOCK_LISTEN)
+		nt_drop_subsockets(s);
 	if (state == NEAT_SOCK_LISTEN || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
 		release_port(s, sock);
 	a32_release(&s->state, NEAT_SOCK_FREE);

@@ -178,6 +178,7 @@ uint32_t nt_fd_flags(int fd);
 void nt_fd_set_flags(int fd, uint32_t flags);
 /* Locks in shared memory name their holder and are recovered when it is dead. */
 void nt_drop_slot(struct neat_sock *s);	/* CMD_CLOSE; the slot may be claimed again */
+void nt_drop_subsockets(struct neat_sock *s);
 void nt_tid_lock_slow(neat_a32 *l);
 static inline void nt_tid_lock(neat_a32 *l)
 {

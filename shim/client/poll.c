@@ -12,6 +12,10 @@
 
 enum { KERNEL_LOOK_NS = 50000, WATCHES_ON_STACK = 64 };
 
+/* The last look at the kernel's part of a set, by this thread. */
+static __thread struct { const struct pollfd *fds; nfds_t n; int64_t empty_ns; } seen
+	__attribute__((tls_model("initial-exec")));
+
 static unsigned connection_ready(const struct neat_sock *s)
 {
 	struct nt_conn c = nt_conn(s);
@@ -45,7 +49,9 @@ unsigned nt_ready(uint32_t sock)
 	case NEAT_SOCK_LISTEN:
 		return nt_acceptable(s) ? EPOLLIN | EPOLLRDNORM : 0;
 	}
-	return EPOLLOUT | EPOLLWRNORM | EPOLLHUP;	/* like TCP_CLOSE */
+	/* like TCP_CLOSE */
+	return EPOLLOUT | EPOLLWRNORM | EPOLLHUP |
+	       (a32_relaxed(&s->flags) & NEAT_SOCKF_SHUT ? EPOLLIN | EPOLLRDNORM | EPOLLRDHUP : 0);
 }
 
 /* ---- poll ---- */
@@ -191,28 +197,38 @@ static void split(struct poll_call *p)
 	}
 }
 
-static bool kernel_due(void)
+/*
+ * Ours are ready, so there is something to report without the kernel: its descriptors wait for a later
+ * call if a look at this very set found nothing a moment ago.
+ */
+static bool kernel_due(const struct poll_call *p, int64_t now)
 {
-	static __thread int64_t last __attribute__((tls_model("initial-exec")));
-	int64_t now = nt_now_ns();
+	return seen.fds != p->fds || seen.n != p->n || now - seen.empty_ns >= KERNEL_LOOK_NS;
+}
 
-	if (now - last < KERNEL_LOOK_NS)
-		return false;
-	last = now;
-	return true;
+static int poll_now(struct poll_call *p, int ready)
+{
+	int64_t now = ready && p->nkernel ? nt_now_ns() : 0;
+	int kernel;
+
+	if (!p->nkernel || (ready && !kernel_due(p, now)))
+		return ready;
+	kernel = kernel_look(p);
+	seen.fds = p->fds;
+	seen.n = p->n;
+	seen.empty_ns = kernel ? 0 : now;
+	return ready + kernel;
 }
 
 static int poll_run(struct poll_call *p, int64_t timeout_ns)
 {
-	int ready, kernel = 0;
+	int ready;
 
 	split(p);
 	ready = scan_ours(p, false);
-	if (p->nkernel && (ready || timeout_ns == 0) && kernel_due())
-		kernel = kernel_look(p);
-	if (ready + kernel || timeout_ns == 0) {
+	if (ready || timeout_ns == 0) {
 		nt_batch(ready > 0);
-		return ready + kernel;
+		return poll_now(p, ready);
 	}
 	p->deadline = nt_deadline(timeout_ns);
 	ready = poll_blocking(p);

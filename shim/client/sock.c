@@ -61,40 +61,75 @@ static void store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, u
 
 /* ---- to the kernel (L10) ---- */
 
-/* A socket whose business is the kernel's: same number, options replayed. Only this process's fds. */
-static int to_kernel(uint32_t sock)
+static int kernel_twin(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
-	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high), bound = a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND;
-	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(s->lport), .sin_addr.s_addr = htonl(s->laddr) };
 	int nonblock = a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK ? SOCK_NONBLOCK : 0;
 	int fd = nt_real.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | nonblock, 0);
 
 	if (fd < 0)
 		return -errno;
 	nt_opts_to_kernel(s, fd);
-	if (bound) {
-		struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
-					   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
+	return fd;
+}
 
-		a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
-		nt_notify_neatd(&m, sizeof(m), -1);
-		nt_real.bind(fd, (struct sockaddr *)&in, sizeof(in));
-	}
-	a32_release(&s->state, NEAT_SOCK_KERNEL);
+/* The port moves into the other world: neatd lets go, the kernel socket takes it. */
+static void move_port(uint32_t sock, int fd)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(s->lport), .sin_addr.s_addr = htonl(s->laddr) };
+	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
+				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
+
+	if (!(a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND) & NEAT_SOCKF_BOUND))
+		return;
+	nt_notify_neatd(&m, sizeof(m), -1);
+	nt_real.bind(fd, (struct sockaddr *)&in, sizeof(in));
+}
+
+/* Every fd of this process that names the record becomes the kernel socket `fd`, which is consumed. */
+static void take_over(uint32_t sock, int fd)
+{
+	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
+
+	a32_release(&nt_sock(sock)->state, NEAT_SOCK_KERNEL);
 	for (uint32_t i = 0; i < high; i++) {
-		uint32_t flags;
-
 		if (nt_lookup((int)i) != sock)
 			continue;
-		flags = nt_fd_flags((int)i);
-		nt_real.dup3(fd, (int)i, flags & NEAT_FD_CLOEXEC ? O_CLOEXEC : 0);
+		nt_real.dup3(fd, (int)i, nt_fd_flags((int)i) & NEAT_FD_CLOEXEC ? O_CLOEXEC : 0);
 		nt_epoll_to_kernel((int)i);
 		a64_release(&nt.row[i], 0);
 		nt_sock_unref(sock);
 	}
 	nt_real.close(fd);
+}
+
+/* A socket whose business is the kernel's: same number, options replayed. */
+static int to_kernel(uint32_t sock)
+{
+	int fd = kernel_twin(sock);
+
+	if (fd < 0)
+		return fd;
+	move_port(sock, fd);
+	take_over(sock, fd);
 	return NT_KERNEL;
+}
+
+/* connect() to somebody of the kernel's. Refused: the socket stays ours, since the next try may find us. */
+static int connect_kernel(uint32_t sock, const struct sockaddr *sa, socklen_t len)
+{
+	int fd = kernel_twin(sock), err;
+
+	if (fd < 0)
+		return fd;
+	move_port(sock, fd);
+	err = nt_real.connect(fd, sa, len) ? -errno : 0;
+	if (err == -ECONNREFUSED)
+		nt_real.close(fd);
+	else
+		take_over(sock, fd);
+	return err;
 }
 
 /* ---- bind and listen ---- */
@@ -429,15 +464,12 @@ static void reset_words(struct neat_slot_app *w)
 	a32_store(&w->optgen, 0);
 }
 
-static int start_connect(uint32_t sock, uint32_t addr, uint16_t port)
+static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 {
 	struct neat_sock *s = nt_sock(sock);
-	int r = choose_replica(addr, port);
 	uint32_t slot, gen = 0;
 	struct neat_slot_app *w;
 
-	if (r < 0)
-		return to_kernel(sock);
 	slot = claim_slot((uint32_t)r, &gen);
 	if (!slot)
 		return -EAGAIN;		/* connect(2): no more free local ports or routing cache entries */
@@ -571,9 +603,11 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 	else if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT)
 		err = connect_again(sock);
 	if (err == -EAGAIN) {
-		err = start_connect(sock, addr, port);
+		int r = choose_replica(addr, port);
+
+		err = r < 0 ? connect_kernel(sock, sa, len) : start_connect(sock, r, addr, port);
 		nt_tid_unlock(&s->lock);
-		return err ? err : connect_wait(sock);
+		return err || r < 0 ? err : connect_wait(sock);
 	}
 	nt_tid_unlock(&s->lock);
 	/* A blocking connect() on a connection that another thread started joins its wait. */
@@ -592,6 +626,7 @@ static int listener_shutdown(uint32_t sock)
 
 	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
 	a32_release(&s->state, NEAT_SOCK_NEW);
+	nt_drop_subsockets(s);
 	nt_notify_neatd(&m, sizeof(m), -1);
 	nt_lock(&nt.watch_lock);
 	nt_watch_fire(sock);
@@ -612,8 +647,12 @@ int nt_shutdown(int fd, int how)
 	state = a32_acquire(&s->state);
 	if (state == NEAT_SOCK_LISTEN && how != SHUT_WR)
 		return listener_shutdown(sock);
-	if (state != NEAT_SOCK_CONNECT)
+	if (state != NEAT_SOCK_CONNECT) {
+		/* Linux notes it nevertheless, and poll() shows it (inet_shutdown, "hack to wake up"). */
+		if (how == SHUT_RDWR)
+			a32_or(&s->flags, NEAT_SOCKF_SHUT);
 		return -ENOTCONN;
+	}
 	c = nt_conn(s);
 	if (!(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED) || nt_conn_flags(&c) & NEAT_SLOT_HUP)
 		return -ENOTCONN;

@@ -155,6 +155,7 @@ def test_other_users_are_refused(native: Path) -> None:
                     os.write(write, str(refusal).encode())
                 finally:
                     os._exit(0)
+            os.close(write)
             os.waitpid(pid, 0)
             assert b"belongs to user 0" in os.read(read, 500)
         finally:

@@ -282,6 +282,24 @@ def test_simultaneous_open_with_an_ack(host: Host) -> None:
     assert peer.one().data == b"both called"
 
 
+def test_simultaneous_open_samples_the_round_trip(host: Host) -> None:
+    """RFC 6298 2.2 from the SYN; idle time afterwards is no part of any sample."""
+    peer = Peer(host)
+    host.learn(THERE)
+    slot = host.connect(THERE, peer.rport)
+    (syn,) = host.segments()
+    peer.port, peer.host_iss = syn.sport, syn.seq
+    peer.send("S", 0)
+    host.advance(100 * MS)
+    peer.send("A", 1, 1)
+    assert host.info(slot).srtt_us == 100 * MS
+    host.advance(60 * S)
+    host.write(slot, b"x")
+    host.advance(100 * MS)
+    peer.send("A", 1, 2)
+    assert host.info(slot).srtt_us == 100 * MS
+
+
 def test_simultaneous_open_of_two_stacks(make: Make) -> None:
     a, b = make(addr=HERE), make(addr=THERE, seed=2)
     a.learn(THERE)
