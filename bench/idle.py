@@ -48,6 +48,7 @@ class Outcome:
     p50: float  # us of that echo, 64 at a time in each process
     p99: float
     idle_cores: float
+    foreign: float  # cores used by others meanwhile: who also take and give back memory
 
 
 def _answers(clients: list[proc.Child], step: str) -> list[dict[str, float]]:
@@ -74,11 +75,14 @@ def _next(clients: list[proc.Child]) -> None:
         client.popen.stdin.flush()
 
 
-def _idle_cores(world: World, children: list[proc.Child]) -> float:
+def _quiet(world: World, children: list[proc.Child]) -> tuple[float, float]:
+    """Cores used by ours and by others while nothing is sent. Blocks for QUIET_S."""
     pids = [*proc.tree(c.pid for c in children), *world.replica_pids(), *world.control_pids()]
-    began, before = time.monotonic(), proc.cpu_ns(pids)
+    began, before, busy = time.monotonic(), proc.cpu_ns(pids), proc.busy_ns()
     time.sleep(QUIET_S)
-    return (proc.cpu_ns(pids) - before) / ((time.monotonic() - began) * 1e9)
+    ours, all_ = proc.cpu_ns(pids) - before, proc.busy_ns() - busy
+    passed = (time.monotonic() - began) * 1e9
+    return ours / passed, max(0.0, (all_ - ours) / passed)
 
 
 def run_world(world: World, size: Size, plan: Plan) -> Outcome:
@@ -99,17 +103,17 @@ def run_world(world: World, size: Size, plan: Plan) -> Outcome:
             stack.callback(clients[-1].stop)
         opened = _answers(clients, "open")
         before = proc.memory_used() - base
-        idle_cores = _idle_cores(world, [*servers, *clients])
+        idle_cores, others = _quiet(world, [*servers, *clients])
         _next(clients)
         echoed = _answers(clients, "echo")
         after = proc.memory_used() - base
         return Outcome(size.total / max(o["seconds"] for o in opened), before / size.total,
                        after / size.total, max(e["p50_us"] for e in echoed),
-                       max(e["p99_us"] for e in echoed), idle_cores)
+                       max(e["p99_us"] for e in echoed), idle_cores, others)
 
 
 def _side(name: str, outcomes: list[Outcome]) -> Side:
-    return Side(name, tuple(Sample(Reading(o.after, o.opened, o.p50, o.p99), None, 0.0)
+    return Side(name, tuple(Sample(Reading(o.after, o.opened, o.p50, o.p99), None, o.foreign)
                             for o in outcomes))
 
 

@@ -69,6 +69,7 @@ class Connection:
         self.owner: tuple[int, int] | None = None
         self.app_id: int | None = None
         self.pid = 0
+        self.foreign = False  # of another user: its first request is refused
         self.hung_up = False  # the other end was closed, by exec or exit
         self.busy = False
         self.open = True
@@ -165,7 +166,10 @@ class Server:
             sock, _ = self.listener.accept()
         except OSError:  # gone again, or out of descriptors: the next event tries again
             return
-        self.adopt(Connection(sock, self))
+        connection = Connection(sock, self)
+        # Who connected counts: a program of ours may have changed its user since.
+        connection.foreign = connection.peer()[1] not in (0, os.geteuid())
+        self.adopt(connection)
 
     def adopt(self, connection: Connection) -> None:
         self.connections.add(connection)
@@ -197,7 +201,7 @@ class Server:
             request = connection.peek()
             if request is None:
                 return
-            if request.uid not in (0, os.geteuid()):
+            if connection.foreign:
                 text = f"this instance belongs to user {os.geteuid()}; start your own: neatsock up"
                 raise Refused(errno.EPERM, text)
             if self.handle(connection, request):

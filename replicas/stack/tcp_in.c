@@ -134,7 +134,8 @@ static bool predicted(struct tcb *t, struct tcp_seg *g)
 	uint64_t una = snd_una(t), next = rcv_nxt(t);
 
 	if ((uint32_t)a64_relaxed(&t->e.state) != TCP_ESTABLISHED ||
-	    (g->flags & ~TCP_PSH) != TCP_ACK || t->recovery != TCP_OPEN || t->holes)
+	    (g->flags & ~TCP_PSH) != TCP_ACK || t->recovery != TCP_OPEN || t->holes ||
+	    t->flags & TCB_FIN_OOO)
 		return false;
 	if (g->wire_seq != t->irs + (uint32_t)next || g->len > t->rcv_adv - next)
 		return false;

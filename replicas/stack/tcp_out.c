@@ -14,24 +14,21 @@ enum { SEG_ROOM = 144 };	/* PKT_HEADROOM + what the alignment below needs */
 
 /*
  * Right edge to tell (W5): what the buffer allows, moved only in steps worth telling (RFC 9293
- * 3.8.6.2.2), never back. Returns the window field.
+ * 3.8.6.2.2), never back. Returns the window field. Rounding to the scale may take back less than
+ * one unit of it, which RFC 7323 2.4 allows as long as rcv_adv still decides what is accepted;
+ * rounding up instead would promise a little more than the buffer holds with every ACK.
  */
 static uint16_t window_field(struct tcb *t)
 {
-	uint64_t next = rcv_nxt(t), edge = rx_tail(t) + 1 + t->rcvbuf, room;
-	uint32_t step = u32_min(t->rcvbuf / 2, t->rcv_mss);
+	uint64_t next = rcv_nxt(t), limit = rx_tail(t) + 1 + t->rcvbuf, edge = limit, room;
+	uint32_t step = u32_min(t->rcvbuf / 2, t->rcv_mss), unit = 1u << t->rcv_wscale;
 
 	if (seq_lt(edge, t->rcv_adv + step))
 		edge = t->rcv_adv;
 	room = edge - next;
-	if (room >> t->rcv_wscale > 0xffff)
-		room = 0xffffull << t->rcv_wscale;
-	/* Rounded up when rounding down would take something back. */
-	if (seq_lt(next + (room >> t->rcv_wscale << t->rcv_wscale), t->rcv_adv))
-		room += (1u << t->rcv_wscale) - 1;
-	room >>= t->rcv_wscale;
-	if (room > 0xffff)
-		room = 0xffff;
+	if (seq_leq(next + ((room + unit - 1) & ~(uint64_t)(unit - 1)), limit))
+		room += unit - 1;
+	room = u64_min(room >> t->rcv_wscale, 0xffff);
 	if (seq_lt(t->rcv_adv, next + (room << t->rcv_wscale)))
 		t->rcv_adv = next + (room << t->rcv_wscale);
 	return (uint16_t)room;

@@ -356,9 +356,12 @@ def full_buffer() -> None:
     c, d = pair()
     c.setblocking(False)
     sent = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
+    while True:
+        try:
             sent += c.send(b"z" * 65536)
+        except BlockingIOError:
+            if settled(c, "OUT|WRNORM") != "OUT|WRNORM":
+                break
     print("poll", revents(c))
     print("filled", sent >= 65536)
     got = 0

@@ -32,3 +32,9 @@ def make(lib: Any) -> Iterator[Callable[..., Host]]:
 @pytest.fixture
 def host(make: Callable[..., Host]) -> Host:
     return make()
+
+
+@pytest.fixture(scope="session")
+def make_many(lib: Any) -> Callable[..., Host]:
+    """As `make` for hypothesis, which runs a test many times: the test frees what it makes."""
+    return lambda **keywords: Host(lib, Config(**keywords))
