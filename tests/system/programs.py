@@ -82,7 +82,7 @@ def lighttpd(site: Site, port: int) -> list[str]:
     conf = site.root.parent / f"lighttpd-{port}.conf"
     conf.write_text(
         f'server.document-root = "{site.root}"\nserver.bind = "127.0.0.1"\n'
-        f"server.port = {port}\nserver.max-keep-alive-requests = 0\n"
+        f"server.port = {port}\nserver.max-keep-alive-requests = 1000000000\n"
         'mimetype.assign = ("" => "application/octet-stream")\n'
     )
     return [need("lighttpd"), "-D", "-f", str(conf)]
