@@ -15,7 +15,9 @@ def main(argv: list[str]) -> int:
         return cli.main(argv or ["--help"])
     if argv[0] in cli.COMMANDS and not os.path.exists(argv[0]):
         return cli.main(argv)
-    options = [f"-X{key}" if value is True else f"-X{key}={value}" for key, value in sys._xoptions.items()]
+    options = [
+        f"-X{key}" if value is True else f"-X{key}={value}" for key, value in sys._xoptions.items()
+    ]
     command = [sys.executable, *(f"-W{w}" for w in sys.warnoptions), *options, *argv]
     try:
         cli.run(cli.default_name(), StartOptions(auto=True), command)

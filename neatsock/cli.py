@@ -120,7 +120,9 @@ def _count(text: str) -> int:
 
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=_count, metavar="N", help="number of TCP/IP stacks")
-    parser.add_argument("--spin-us", type=int, metavar="US", help="how long to spin before sleeping")
+    parser.add_argument(
+        "--spin-us", type=int, metavar="US", help="how long to spin before sleeping"
+    )
     parser.add_argument("--time-wait-ms", type=int, metavar="MS", help="TIME_WAIT, default 60000")
 
 
@@ -201,9 +203,7 @@ def describe(found: dict[str, Any]) -> str:
             f"{r['accepted']:>10} {r['segments_in']:>12} {r['segments_out']:>13} {r['cpu_s']:>8.2f}"
         )
     for app in found["apps"]:
-        ports = ", ".join(
-            f"{p['address']}:{p['port']}" for p in app["ports"] if p["listening"]
-        )
+        ports = ", ".join(f"{p['address']}:{p['port']}" for p in app["ports"] if p["listening"])
         pids = " ".join(str(pid) for pid in app["pids"])
         lines.append(f"{app['name']} (pid {pids})" + (f" listens on {ports}" if ports else ""))
     return "\n".join(lines)
@@ -212,7 +212,9 @@ def describe(found: dict[str, Any]) -> str:
 def _run(args: argparse.Namespace) -> int:
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
     if not command:
-        raise Refusal("no program given; usage: neatsock run [OPTIONS] [--] PROGRAM [ARGUMENT ...]", 2)
+        raise Refusal(
+            "no program given; usage: neatsock run [OPTIONS] [--] PROGRAM [ARGUMENT ...]", 2
+        )
     if args.program[0] != "--" and command[0].startswith("-"):
         raise Refusal(f"unknown option {command[0]}; see neatsock run --help", 2)
     run(args.name, start_options(args, auto=True), command)

@@ -252,7 +252,9 @@ def stop(name: str) -> None:
     finally:
         os.close(pidfd)
     if not ready:
-        raise InstanceError(f"instance {name!r} does not end; its log is {path.with_suffix('.log')}")
+        raise InstanceError(
+            f"instance {name!r} does not end; its log is {path.with_suffix('.log')}"
+        )
 
 
 def hold(name: str) -> None:
@@ -277,4 +279,6 @@ def ensure(name: str, options: StartOptions) -> None:
         except NotUp:
             continue  # it ended between the two questions
         return
-    raise InstanceError(f"instance {name!r} keeps ending, see {socket_path(name).with_suffix('.log')}")
+    raise InstanceError(
+        f"instance {name!r} keeps ending, see {socket_path(name).with_suffix('.log')}"
+    )

@@ -67,7 +67,9 @@ class Attachments:
         pid, state = apps.live_entries(app).get(index, (0, LIB.NEAT_PROC_FREE))
         # While it is CLAIMED, the pid is still that of the parent, who claimed it.
         if state != LIB.NEAT_PROC_CLAIMED and pid != request.pid:
-            raise Refused(errno.EINVAL, f"process entry {index} is not one of process {request.pid}")
+            raise Refused(
+                errno.EINVAL, f"process entry {index} is not one of process {request.pid}"
+            )
         assert self.server is not None
         own = socket.socket(fileno=request.take_fd())
         if own.family != socket.AF_UNIX or own.type != socket.SOCK_SEQPACKET:
@@ -142,7 +144,11 @@ class Attachments:
         )
         try:
             own = abi.memory_file(
-                "struct neat_seg_app", LIB.NEAT_OBJ_SEG_APP, replica, instance, LIB.NEAT_SEG_APP_SIZE
+                "struct neat_seg_app",
+                LIB.NEAT_OBJ_SEG_APP,
+                replica,
+                instance,
+                LIB.NEAT_SEG_APP_SIZE,
             )
         except OSError:
             os.close(pub)
@@ -152,7 +158,9 @@ class Attachments:
     def _rejoined(self, message: Any, pid: int) -> tuple[App, int]:
         app = self.state.apps.get(int(message.app_id))
         if app is None or int(message.instance) != self.state.instance:
-            raise Refused(errno.ESTALE, "the inherited sockets belong to an instance that has ended")
+            raise Refused(
+                errno.ESTALE, "the inherited sockets belong to an instance that has ended"
+            )
         entries = apps.live_entries(app)
         index = int(message.proc)
         if index == NO_PROCESS:

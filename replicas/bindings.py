@@ -411,4 +411,3 @@ class Bindings:
             for binding in self.table.values()
             if binding.claim.app_id == app_id
         ]
-

@@ -98,7 +98,9 @@ class Connection:
 
     def error(self, seq: int, code: int, text: str) -> None:
         raw = text.encode()[:239]
-        self.send(abi.pack("struct neat_msg_error", LIB.NEAT_MSG_ERROR, seq, status=-code, text=raw))
+        self.send(
+            abi.pack("struct neat_msg_error", LIB.NEAT_MSG_ERROR, seq, status=-code, text=raw)
+        )
 
     def peek(self) -> Request | None:
         """The oldest datagram, left on the socket. None: none now; EOFError: the peer closed."""

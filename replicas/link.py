@@ -84,7 +84,9 @@ class KeeperLink:
             self._poll(select.POLLIN)
         flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
         try:
-            data, ancillary, _, _ = self.sock.recvmsg(abi.MSG_MAX + abi.KEEPER_SIZE, ANCILLARY, flags)
+            data, ancillary, _, _ = self.sock.recvmsg(
+                abi.MSG_MAX + abi.KEEPER_SIZE, ANCILLARY, flags
+            )
         except BlockingIOError:
             return None
         if not data:
@@ -130,7 +132,9 @@ class KeeperLink:
         poller.register(self.sock, events)
         poller.poll()
 
-    def store(self, role: int, index: int, at: int, inner: bytes, fds: list[int] | None = None) -> None:
+    def store(
+        self, role: int, index: int, at: int, inner: bytes, fds: list[int] | None = None
+    ) -> None:
         """Keep `inner` under key `at`, forward it, replay it to every successor."""
         data = abi.wrap(LIB.NEAT_MSG_K_STORE, inner, role=role, index=index, key=at)
         self._send(data, fds or [])

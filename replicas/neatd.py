@@ -334,7 +334,8 @@ class Neatd:
         connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text, request.seq))
         if name == "down":
             log(f"process {request.pid} asks for the end")
-            self.link.stop()
+            # After the request was taken off the socket: unread, it would turn into ECONNRESET.
+            self.loop.call_soon(self.link.stop)
 
     def status(self) -> dict[str, Any]:
         return {

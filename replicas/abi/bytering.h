@@ -1,8 +1,8 @@
 /*
  * bytering.h - payload positions: where the byte at a stream offset lives in shared memory (L5).
  *
- * A direction of a slot has two memories: half a page in the dense small area (2 KiB, so that an
- * idle connection costs one page) and 1 MiB in the large area. The ring word names the one in use,
+ * A direction of a slot has a half page in the dense small area (2 KiB, so that an idle connection costs
+ * one page) and, in the large area, separate memory for each larger ring size up to 1 MiB. The ring word names the one in use,
  * its wrap size, and the stream offset `base` that sits at position 0. Because the place follows
  * from the slot number there is no allocator and no offset to distrust: any word, however hostile,
  * addresses only that slot's own memory.
@@ -10,8 +10,8 @@
  * The producer alone changes the word:
  *  - when the ring is empty: any size, base = current offset (so small traffic stays in one page);
  *  - when it is not: to a larger size, after copying every live byte to its new position. Readers
- *    that loaded the old word keep reading the old memory, which stays intact until the ring has
- *    been empty once.
+ *    that loaded the old word, and frames of `lo` that refer to it, keep reading the old memory. No
+ *    two sizes share memory, so it stays intact until the ring has been empty once.
  * Publication order: payload, ring word (release), head/tail (release). A reader loads the
  * head/tail first (acquire), then the word: the word it sees holds all bytes below that head.
  */
@@ -39,7 +39,7 @@ static inline uint8_t *neat_ring_memory(void *seg, uint32_t slot, enum neat_dir 
 {
 	if (log2 == NEAT_RING_LOG2_MIN)
 		return (uint8_t *)seg + NEAT_SEG_SMALL + (uint64_t)slot * NEAT_PAGE + (uint64_t)dir * (NEAT_PAGE / 2);
-	return (uint8_t *)seg + NEAT_SEG_LARGE + ((uint64_t)slot << 21) + ((uint64_t)dir << 20);
+	return (uint8_t *)seg + NEAT_SEG_LARGE + ((uint64_t)slot << 22) + ((uint64_t)dir << 21) + (1ull << log2);
 }
 
 /* One or two pieces of contiguous memory. */
@@ -122,21 +122,9 @@ static inline uint64_t neat_ring_reserve(void *seg, uint32_t slot, enum neat_dir
 	struct neat_span to = neat_ring_span(seg, slot, dir, grown, live_from, (uint32_t)live);
 	struct neat_span from = neat_ring_span(seg, slot, dir, word, live_from, (uint32_t)live);
 
-	/* Small to large: other memory, so the live bytes are copied to its start. */
-	if (log2 == NEAT_RING_LOG2_MIN) {
-		memcpy(to.p[0], from.p[0], from.len[0]);
-		memcpy(to.p[0] + from.len[0], from.p[1], from.len[1]);
-		return grown;
-	}
-	/* Same memory: keep the base modulo the old size, so bytes of the first lap stay in place
-	 * and only the wrapped ones move up by one old size. */
-	uint32_t size = 1u << log2;
-	uint64_t base = neat_ringword_base(word);
-	uint64_t lap = base + ((live_from - base) & ~(uint64_t)(size - 1));
-
-	grown = neat_ringword(lap, want);
+	memcpy(to.p[0], from.p[0], from.len[0]);
 	if (from.len[1])
-		memcpy(from.p[1] + size, from.p[1], from.len[1]);
+		memcpy(to.p[0] + from.len[0], from.p[1], from.len[1]);
 	return grown;
 }
 

@@ -263,7 +263,8 @@ enum neat_slot_flags {
  * A payload ring word: [base 56][log2 size 8]. The byte at stream offset `off` lives at
  * (off - base) & (size - 1) of the ring's memory; bytering.h has the rules by which the producer
  * alone may change it (L5). Which memory: log2 == NEAT_RING_LOG2_MIN is the slot's half page in
- * the small area, anything larger is the slot's 1 MiB in the large area.
+ * the small area; a larger ring of S bytes lies at S in the slot's 2 MiB of the large area, so that no
+ * two sizes share a byte.
  */
 
 struct neat_slot_pub {		/* replica writes; the application maps it read-only */
@@ -341,8 +342,8 @@ struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL
 	struct neat_slot_app slots[NEAT_SLOTS];
 };
 #define NEAT_SEG_SMALL 16777216ull		/* 16 MiB: NEAT_SLOTS pages; first half rx, second half tx */
-#define NEAT_SEG_LARGE 285212672ull		/* 272 MiB: NEAT_SLOTS * 2 MiB; first MiB rx, second tx */
-#define NEAT_SEG_APP_SIZE 137724166144ull	/* LARGE + 65536 * 2 MiB, sparse */
+#define NEAT_SEG_LARGE 285212672ull		/* 272 MiB: NEAT_SLOTS * 4 MiB; first half rx, second tx */
+#define NEAT_SEG_APP_SIZE 275163119616ull	/* LARGE + 65536 * 4 MiB, sparse */
 
 /* -------------------------------------------------- channel of (process, replica) (L1) ----- */
 
@@ -716,7 +717,7 @@ NEAT_ASSERT(offsetof(struct neat_seg_pub, slots) == 64);
 NEAT_ASSERT(offsetof(struct neat_seg_app, slots) == 128);
 NEAT_ASSERT(sizeof(struct neat_seg_app) <= NEAT_SEG_SMALL);
 NEAT_ASSERT(NEAT_SEG_SMALL + (uint64_t)NEAT_SLOTS * NEAT_PAGE == NEAT_SEG_LARGE);
-NEAT_ASSERT(NEAT_SEG_LARGE + ((uint64_t)NEAT_SLOTS << 21) == NEAT_SEG_APP_SIZE);
+NEAT_ASSERT(NEAT_SEG_LARGE + ((uint64_t)NEAT_SLOTS << 22) == NEAT_SEG_APP_SIZE);
 NEAT_ASSERT(sizeof(struct neat_app) <= NEAT_APP_FDS);
 NEAT_ASSERT(NEAT_APP_FDS + (uint64_t)NEAT_PROCS_MAX * NEAT_FDS_MAX * 8 == NEAT_APP_SIZE);
 NEAT_ASSERT(offsetof(struct neat_channel, cmd_tail) == 64);

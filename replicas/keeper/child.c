@@ -156,13 +156,16 @@ static void count_fault(struct keeper *k, struct child *c)
 	uint64_t now = clock_ms(), *oldest = &c->faults[c->nfaults++ % FAULTS_MAX];
 	char name[32];
 
-	if (*oldest && now - *oldest < FAULT_WINDOW_MS)
+	child_name(c, name, sizeof(name));
+	if (*oldest && now - *oldest < FAULT_WINDOW_MS) {
 		c->start_at = now + FAULT_DELAY_MS;
+		keeper_log("%s: %d faults within %d s, restart delayed by %d ms", name, FAULTS_MAX,
+			   FAULT_WINDOW_MS / 1000, FAULT_DELAY_MS);
+	}
 	*oldest = now;
 	c->unready_faults = c->ready ? 0 : c->unready_faults + 1;
 	if (c->unready_faults < FAULTS_MAX)
 		return;
-	child_name(c, name, sizeof(name));
 	keeper_log("%s failed %d times in a row before it was ready; the instance ends", name, FAULTS_MAX);
 	keeper_fail(k, "see the messages above");
 }

@@ -48,7 +48,8 @@ struct flow {
 /* Room for connections, half-open ones and TIME_WAIT at half load. */
 static uint32_t flow_capacity(const struct stack_config *cfg)
 {
-	uint32_t want = 2 * (cfg->connections_max * 2 + cfg->syn_backlog), n = 1024;
+	uint32_t connections = cfg->connections_max > 1024 ? cfg->connections_max : 1024;	/* tcp.c: TIME_WAIT */
+	uint32_t want = 2 * (connections * 2 + cfg->syn_backlog), n = 1024;
 
 	while (n < want)
 		n *= 2;

@@ -211,7 +211,8 @@ void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *from)
 	t->keepcnt = (uint8_t)u32_min(o.w[NEAT_OPT_KEEPCNT] ? o.w[NEAT_OPT_KEEPCNT] : 9, 127);
 	t->user_timeout_ms = o.w[NEAT_OPT_USER_TIMEOUT_MS];
 	t->syn_retries = (uint8_t)u32_min(o.w[NEAT_OPT_SYNCNT] ? o.w[NEAT_OPT_SYNCNT] : TCP_SYN_RETRIES, 127);
-	t->linger2_ms = o.w[NEAT_OPT_LINGER2_S] ? u32_min(o.w[NEAT_OPT_LINGER2_S] - 1, 60) * 1000 : 60000;
+	t->linger2_ms = o.w[NEAT_OPT_LINGER2_S] ? u32_min(o.w[NEAT_OPT_LINGER2_S] - 1, 60) * 1000 :
+			TCP_FIN_TIMEOUT_MS;
 	t->cc = o.w[NEAT_OPT_CONGESTION];
 	t->tos_ttl = (uint16_t)((o.w[NEAT_OPT_TOS] & 0xff) << 8 | (ttl > 255 ? 0 : ttl));
 	t->linger0 = t->opt_flags & NEAT_OPTF_LINGER && o.w[NEAT_OPT_LINGER_S] == 0;

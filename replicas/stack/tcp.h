@@ -70,7 +70,7 @@ enum {
 	TCP_SYNACK_RETRIES = 5,
 	TCP_RETRIES2 = 15,
 	TCP_ORPHAN_RETRIES = 8,
-	TCP_FIN_TIMEOUT_US = 60000000,	/* tcp(7) tcp_fin_timeout */
+	TCP_FIN_TIMEOUT_MS = 60000,	/* tcp(7) tcp_fin_timeout */
 	TCP_DRAIN_US = 20000,		/* CLOSED: a batch of lo is long over */
 	TCP_OOW_ACK_US = 500000,	/* RFC 5961 7: of one connection, answers to what is out of window */
 	TCP_CHALLENGE_PER_S = 1000,	/* RFC 5961 7: of the whole replica, +-50 % (CVE-2016-5696) */
@@ -434,6 +434,7 @@ bool tcp_send_syn(struct stack *s, struct tcb *t);
 void tcp_send_rst(struct stack *s, struct tcb *t);
 bool tcp_retransmit(struct stack *s, struct tcb *t, uint64_t start, uint64_t end);
 bool tcp_send_probe(struct stack *s, struct tcb *t);	/* zero bytes below snd_una: asks for an ACK */
+void tcp_send_override(struct stack *s, struct tcb *t);	/* what the small window allows, whatever SWS avoidance says */
 /* Answer to a segment that belongs to nothing (RFC 9293 3.10.7.1). */
 void tcp_refuse(struct stack *s, const struct tcp_seg *g, const struct flow_key *k);
 struct tcp_reply {	/* a segment without a control block; wire numbers */

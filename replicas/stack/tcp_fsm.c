@@ -120,8 +120,7 @@ void tcp_fin_sent_acked(struct stack *s, struct tcb *t)
 	case TCP_FIN_WAIT_1:
 		tcp_set_state(s, t, TCP_FIN_WAIT_2);
 		if (tcp_app_closed(t))
-			t->aux_at_us = s->now_us + (t->linger2_ms ? t->linger2_ms * 1000ull :
-						    TCP_FIN_TIMEOUT_US);
+			t->aux_at_us = s->now_us + t->linger2_ms * 1000ull;
 		break;
 	case TCP_CLOSING:
 		tcp_time_wait(s, t);

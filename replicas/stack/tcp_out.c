@@ -364,6 +364,11 @@ static void sent_new(struct stack *s, struct tcb *t, uint32_t len, uint64_t end)
 	t->last_tx_us = s->now_us;
 	t->flags &= ~(uint32_t)(TCB_PUSH_HELD | TCB_CORK_DUE);
 	t->cork_at_us = 0;
+	if (t->rtx_kind == TCP_RTX_PERSIST) {	/* from now on it is the RTO that matters */
+		t->rtx_kind = TCP_RTX_NONE;
+		t->rtx_at_us = 0;
+		t->backoff = 0;
+	}
 }
 
 static bool send_one_new(struct stack *s, struct tcb *t, uint64_t cwnd_room)
@@ -406,6 +411,17 @@ static void send_new(struct stack *s, struct tcb *t)
 			return;
 		pipe += t->snd_nxt - before;
 	}
+}
+
+/* RFC 9293 3.8.6.2.1 (4): a window too small to be worth it is used when nothing better came. */
+void tcp_send_override(struct stack *s, struct tcb *t)
+{
+	uint64_t avail = tx_tail(t) + 1 - t->snd_nxt;
+	uint32_t len = (uint32_t)u64_min(avail, u32_min(snd_wnd(t), t->mss));
+
+	if (send_data(s, t, t->snd_nxt, len, TCP_ACK | TCP_PSH))
+		sent_new(s, t, len, t->snd_nxt + len);
+	tcp_arm_rtx(s, t);
 }
 
 /* ---- retransmission ---- */

@@ -92,6 +92,10 @@ static void rto_expired(struct stack *s, struct tcb *t)
 
 static void persist_expired(struct stack *s, struct tcb *t)
 {
+	if (snd_wnd(t) && tcp_needs_persist(t)) {
+		tcp_send_override(s, t);
+		return;
+	}
 	if (!t->rtx_first_us)
 		t->rtx_first_us = s->now_us;
 	/* An answered probe resets `probes`: a peer may keep its window shut for ever, but an orphan

@@ -200,10 +200,14 @@ class Instance:
     def __init__(self, directory: Path, name: str = "t", **env: str) -> None:
         self.directory = directory
         self.name = name
-        self.env = dict(os.environ) | {
-            "NEATSOCK_DIR": str(directory),
-            "PYTHONPATH": str(ROOT),
-        } | env
+        self.env = (
+            dict(os.environ)
+            | {
+                "NEATSOCK_DIR": str(directory),
+                "PYTHONPATH": str(ROOT),
+            }
+            | env
+        )
 
     @property
     def path(self) -> Path:

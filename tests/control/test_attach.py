@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,9 +42,13 @@ def kernel_bind(port: int, **options: bool) -> socket.socket:
 
 def test_fingerprint_is_that_of_the_c_side(tmp_path) -> None:
     source = tmp_path / "f.c"
-    source.write_text('#include "ring.h"\n#include <stdio.h>\nint main(void)'
-                      '{ printf("%u", neat_abi_fingerprint()); }\n')
-    subprocess.run(["gcc", f"-I{ROOT}/replicas/abi", str(source), "-o", str(tmp_path / "f")], check=True)
+    source.write_text(
+        '#include "ring.h"\n#include <stdio.h>\nint main(void)'
+        '{ printf("%u", neat_abi_fingerprint()); }\n'
+    )
+    subprocess.run(
+        ["gcc", f"-I{ROOT}/replicas/abi", str(source), "-o", str(tmp_path / "f")], check=True
+    )
     assert int(subprocess.check_output([tmp_path / "f"])) == abi.fingerprint()
 
 
@@ -73,7 +78,9 @@ def test_what_the_replica_writes_is_read_only(client: Client) -> None:
             os.ftruncate(fd, 4096)
 
 
-def test_second_client_of_a_process_is_another_application(shared: Instance, client: Client) -> None:
+def test_second_client_of_a_process_is_another_application(
+    shared: Instance, client: Client
+) -> None:
     other = Client(shared.path)
     assert other.app_id != client.app_id
     other.close()
@@ -150,7 +157,10 @@ def test_two_sockets_one_port(
 def _kernel_verdict(first: int, second: int, listening: bool, addr: int) -> int:
     with socket.socket() as a, socket.socket() as b:
         for sock, flags in ((a, first), (b, second)):
-            for flag, option in ((REUSEADDR, socket.SO_REUSEADDR), (REUSEPORT, socket.SO_REUSEPORT)):
+            for flag, option in (
+                (REUSEADDR, socket.SO_REUSEADDR),
+                (REUSEPORT, socket.SO_REUSEPORT),
+            ):
                 sock.setsockopt(socket.SOL_SOCKET, option, int(bool(flags & flag)))
         a.bind(("0.0.0.0", 0))
         if listening:
@@ -245,13 +255,19 @@ def test_a_child_attaches_over_its_parents_connection(instance: Instance) -> Non
         try:
             own = client.child(1)
             entry = own.app.at.procs[1]
-            ok = (own.proc, int(entry.pid.v), int(entry.state.v)) == (1, os.getpid(), LIB.NEAT_PROC_LIVE)
+            ok = (own.proc, int(entry.pid.v), int(entry.state.v)) == (
+                1,
+                os.getpid(),
+                LIB.NEAT_PROC_LIVE,
+            )
             ok = ok and own.app_id == client.app_id and own.segments[0][0].channel == 1
             code = 0 if ok and own.bind(7) > 0 else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    wait_for(lambda: client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE, "the entry is free again")
+    wait_for(
+        lambda: client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE, "the entry is free again"
+    )
     assert client.bind(1) > 0  # the parent's connection is unharmed
 
 
@@ -276,7 +292,11 @@ def test_rejoin_is_refused_to_strangers(shared: Instance, client: Client) -> Non
     )
     done = subprocess.run(
         [sys.executable, "-c", puppet, str(shared.path), str(client.app_id), str(client.instance)],
-        cwd=ROOT, env=shared.env, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        env=shared.env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "not part of application" in done.stdout
     stale = Client(shared.path, attach=False)
@@ -400,3 +420,143 @@ def test_a_silent_child_keeps_its_sockets_alive(instance: Instance, puppets: lis
     assert watcher.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
     os.kill(child, 9)
     wait_for(lambda: watcher.port_entry(port) is None, "the last holder's death frees the port")
+
+
+# ---- fork and exec in a row ----
+
+DAEMONIZE = """
+import signal, time
+c.new_sock(1)
+port = c.listen(1).port
+c.app.at.procs[1].state.v = LIB.NEAT_PROC_CLAIMED
+c.app.at.procs[1].pid.v = os.getpid()
+c.set_fd(5, 1, proc=1); c.app.at.socks[1].refs.v = 2
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == parent:
+    time.sleep(0.001)
+say([port, os.getpid(), c.app_id])
+own = c.child(1)
+say(own.bind(2))
+"""
+
+
+def test_a_daemon_attaches_after_its_parent_died(instance: Instance, puppets: list[Puppet]) -> None:
+    puppet = Puppet(instance, DAEMONIZE)
+    puppets.append(puppet)
+    port, pid, app_id = puppet.step()
+    watcher = Client(instance.path)
+
+    def pids() -> list[int]:
+        return [
+            p for a in instance.quick_status()["apps"] for p in a["pids"] if a["app_id"] == app_id
+        ]
+
+    wait_for(lambda: not pids(), "neatd saw the parent die")
+    assert watcher.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
+    puppet.go_on()
+    assert puppet.step() > 0
+    assert pids() == [pid]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: watcher.port_entry(port) is None, "the daemon's death frees its port")
+
+
+def test_a_child_that_never_lived_does_not_keep_the_application(
+    instance: Instance, puppets: list[Puppet]
+) -> None:
+    puppet = Puppet(instance, DAEMONIZE)
+    puppets.append(puppet)
+    port, pid, _ = puppet.step()
+    watcher = Client(instance.path)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: watcher.port_entry(port) is None, "its port is free")
+
+
+EXEC = """
+import fcntl
+for sock, fd, flags in ((1, 5, 0), (2, 6, LIB.NEAT_FD_CLOEXEC)):
+    c.new_sock(sock, fd=fd)
+    c.set_fd(fd, sock | flags << 48)
+ports = [c.listen(1).port, c.listen(2).port]
+if KEEP == 0:
+    c.set_fd(5, 0, 0); c.unbind(1)
+say([*ports, c.app_id])
+os.set_inheritable(0, True)
+os.execv("/bin/cat", ["cat"])
+"""
+
+
+@pytest.mark.parametrize("keep", [1, 0])
+def test_exec_closes_what_is_close_on_exec(
+    instance: Instance, puppets: list[Puppet], keep: int
+) -> None:
+    puppet = Puppet(instance, EXEC.replace("KEEP", str(keep)))
+    puppets.append(puppet)
+    kept, closed, app_id = puppet.step()
+    watcher = Client(instance.path)
+    puppet.go_on()
+    wait_for(lambda: watcher.port_entry(closed) is None, "the close-on-exec listener is gone")
+    if keep:
+        assert watcher.port_entry(kept) == (LIB.NEAT_PORT_LISTENING, 3)
+    ids = [app["app_id"] for app in instance.quick_status()["apps"]]
+    assert (app_id in ids) == bool(keep)
+    assert puppet.process.poll() is None  # cat lives on
+    puppet.kill()
+    wait_for(lambda: watcher.port_entry(kept) is None, "all is gone with the process")
+
+
+def test_orphaned_connection_gives_its_slot_back(instance: Instance) -> None:
+    """A connect() slot that only a killed child held: the claim bit and the record become free."""
+    client = Client(instance.path)
+    slot, bit = LIB.NEAT_SLOT_APP_FIRST + 70, 70
+    record = client.app.at.socks[9]
+    record.gen.v, record.refs.v = 3, 1
+    record.replica, record.slot, record.slot_gen = 1, slot, 1
+    record.state.v = LIB.NEAT_SOCK_CONNECT
+    bits = client.app.at.slot_bits[1]
+    bits[bit // 64].v = 1 << bit % 64 | 1 << 50
+    client.app.at.procs[1].state.v = LIB.NEAT_PROC_CLAIMED
+    client.set_fd(700, 9, 3, proc=1)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            client.child(1)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    wait_for(lambda: record.state.v == LIB.NEAT_SOCK_FREE, "the record is free")
+    assert record.refs.v == 0
+    assert bits[bit // 64].v == 1 << 50
+    assert client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE
+
+
+def test_sweep_lowers_counts_against_living_processes(native, tmp_path) -> None:
+    """The helper's decrements and those of a living process meet in the same words."""
+    shared = abi.Object.create("struct neat_app", LIB.NEAT_OBJ_APP, 1, 1, LIB.NEAT_APP_SIZE)
+    row = LIB.NEAT_APP_FDS + 5 * LIB.NEAT_FDS_MAX * 8
+    for sock in (1, 2, 65535):
+        record = shared.at.socks[sock]
+        record.gen.v, record.refs.v = 0x12345, 2
+        record.state.v = LIB.NEAT_SOCK_NEW
+    words = [
+        0x2345 << 32 | 1,
+        0x2345 << 32 | 2,
+        0x2345 << 32 | 2,
+        0x1111 << 32 | 65535,
+        0xFFFFFFFFFFFFFFFF,
+        LIB.NEAT_FD_INTERNAL << 48,
+    ]
+    for i, word in enumerate(words):
+        at = row + i * 8 * 3000
+        shared.memory[at : at + 8] = word.to_bytes(8, "little")
+    command = [native / "neat-keeper", "--sweep", "5"]
+    done = subprocess.run(command, stdin=shared.fd, stdout=subprocess.PIPE, check=True)
+    # Record 1 lost one of two references, record 2 both, 65535 none (another generation).
+    assert [int(shared.at.socks[s].refs.v) for s in (1, 2, 65535)] == [1, 0, 2]
+    assert done.stdout == struct.pack("=6I", 2, 0x12345, LIB.NEAT_SOCK_NEW, 0, 0, 0)
+    assert not any(os.pread(shared.fd, LIB.NEAT_FDS_MAX * 8, row))
+    for bad in ("256", "-1", ""):
+        code = subprocess.run([*command[:2], bad], stdin=shared.fd, check=False).returncode
+        assert code == (0 if bad == "" else 2)
+    shared.close()

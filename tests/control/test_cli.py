@@ -27,8 +27,20 @@ def test_up_status_down(fresh: Instance) -> None:
     fresh.up("--replicas", "2")
     status = fresh.status()
     assert status["neatd"]["pid"] and status["nic"] == {"pid": None}
-    assert [set(r) >= {"index", "pid", "state", "connections", "accepted", "segments_in",
-                       "segments_out", "cpu_s"} for r in status["replicas"]] == [True, True]
+    assert [
+        set(r)
+        >= {
+            "index",
+            "pid",
+            "state",
+            "connections",
+            "accepted",
+            "segments_in",
+            "segments_out",
+            "cpu_s",
+        }
+        for r in status["replicas"]
+    ] == [True, True]
     assert [r["state"] for r in status["replicas"]] == ["ready", "ready"]
     pids = processes(fresh)
     text = fresh.cli("status", "--name", "t")
@@ -94,7 +106,10 @@ def test_run_becomes_the_program(fresh: Instance, native: Path) -> None:
     env = fresh.env | {"LD_PRELOAD": str(native / "libneatsock.so")}
     process = subprocess.Popen(
         [sys.executable, "-m", "neatsock", "run", "--name", "t", "--", sys.executable, "-c", SHOW],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     out, err = process.communicate(timeout=60)
     preload, path, pid = out.split()
@@ -104,14 +119,20 @@ def test_run_becomes_the_program(fresh: Instance, native: Path) -> None:
     assert int(pid) == process.pid
 
 
-def test_run_prepends_to_ld_preload_and_passes_the_exit_status(fresh: Instance, native: Path) -> None:
+def test_run_prepends_to_ld_preload_and_passes_the_exit_status(
+    fresh: Instance, native: Path
+) -> None:
     other = native.parent / "other.so"
     shutil.copy(native / "libneatsock.so", other)
     env = fresh.env | {"LD_PRELOAD": str(other)}
     code = "import os, sys; print(os.environ['LD_PRELOAD']); sys.exit(42)"
     done = subprocess.run(
         [sys.executable, "-m", "neatsock", "run", "--name", "t", sys.executable, "-c", code],
-        env=env, capture_output=True, text=True, timeout=60, check=False,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 42
     assert done.stdout.strip() == f"{native}/libneatsock.so:{other}"

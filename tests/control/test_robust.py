@@ -22,7 +22,9 @@ HEADER = struct.Struct("<IHHII")
 
 
 def patched(data: bytes, **fields: int) -> bytes:
-    values = dict(zip(("magic", "version", "type", "len", "seq"), HEADER.unpack_from(data), strict=True))
+    values = dict(
+        zip(("magic", "version", "type", "len", "seq"), HEADER.unpack_from(data), strict=True)
+    )
     return HEADER.pack(*(values | fields).values()) + data[HEADER.size :]
 
 
@@ -221,7 +223,8 @@ def test_killed_neatd_takes_over_where_it_was(instance: Instance, puppets: list[
     before = instance.quick_status()
     os.kill(before["neatd"]["pid"], signal.SIGKILL)
     after = wait_for(
-        lambda: (s := instance.quick_status()) and s["neatd"] != before["neatd"] and s, "a new neatd"
+        lambda: (s := instance.quick_status()) and s["neatd"] != before["neatd"] and s,
+        "a new neatd",
     )
     assert [r["pid"] for r in after["replicas"]] == [r["pid"] for r in before["replicas"]]
     assert [r["state"] for r in after["replicas"]] == ["ready", "ready"]
@@ -274,7 +277,9 @@ def test_listen_in_flight_survives_neatd(instance: Instance) -> None:
     )
     wait_for(lambda: instance.quick_status()["apps"][0]["ports"], "neatd has the request")
     os.kill(status["neatd"]["pid"], signal.SIGKILL)
-    wait_for(lambda: instance.quick_status().get("neatd", status["neatd"]) != status["neatd"], "neatd")
+    wait_for(
+        lambda: instance.quick_status().get("neatd", status["neatd"]) != status["neatd"], "neatd"
+    )
     os.kill(stopped, signal.SIGCONT)
     head, data, _ = client.receive()
     answer = abi.unpack("struct neat_msg_listening", data)
@@ -312,6 +317,15 @@ def test_many_kills_from_outside_are_no_fault(instance: Instance) -> None:
         restarted(instance, 0, epoch)
 
 
+def test_faults_are_counted_and_slow_the_restart_down(instance: Instance) -> None:
+    for epoch in range(2, 9):
+        os.kill(replica(instance, 0)["pid"], signal.SIGSEGV)
+        restarted(instance, 0, epoch)
+    assert instance.log().count("Segmentation fault") == 7
+    assert "delayed" in instance.log()
+    assert replica(instance, 1)["epoch"] == 1
+
+
 def test_a_replica_that_never_starts_ends_the_instance(native: Path, tmp_path: Path) -> None:
     broken = tmp_path / "native"
     broken.mkdir()
@@ -331,7 +345,9 @@ def test_creds_of_another_process_are_not_accepted(shared: Instance) -> None:
     client = Client(shared.path)
     ucred = struct.pack("3i", os.getpid(), 65534, 65534)
     rights = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, ucred)]
-    data = abi.pack("struct neat_msg_bind", LIB.NEAT_MSG_BIND, 1, sock=1, sock_gen=1, port=81, proto=6)
+    data = abi.pack(
+        "struct neat_msg_bind", LIB.NEAT_MSG_BIND, 1, sock=1, sock_gen=1, port=81, proto=6
+    )
     client.sock.sendmsg([data], rights)
     _, answer, _ = client.receive()
     assert abi.unpack("struct neat_msg_result", answer).status == -13  # EACCES: not root's port

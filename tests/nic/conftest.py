@@ -12,8 +12,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-FLAGS = """-std=gnu11 -O1 -g -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes
--Wmissing-prototypes -Wvla -Werror""".split()
+WARNINGS = [
+    "all",
+    "extra",
+    "conversion",
+    "shadow",
+    "strict-prototypes",
+    "missing-prototypes",
+    "vla",
+]
+FLAGS = ["-std=gnu11", "-O1", "-g", "-Werror", *(f"-W{name}" for name in WARNINGS)]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
 PURE = ["arp", "filters", "frame", "gso", "pcapng", "queue", "steer", "wire"]
 ffi = cffi.FFI()

@@ -31,7 +31,7 @@ ffi.cdef(
     ).stdout
 )
 ABI: Any = ffi.dlopen(None)
-SEG_APP_SIZE, SMALL, LARGE = 137724166144, 16777216, 285212672
+SEG_APP_SIZE, SMALL, LARGE = 275163119616, 16777216, 285212672
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
@@ -219,7 +219,7 @@ class Connection:
             if head == tail:
                 break
             size = 1 << (word & 255)
-            base = SMALL + self.slot * 4096 if size == 2048 else LARGE + (self.slot << 21)
+            base = SMALL + self.slot * 4096 if size == 2048 else LARGE + (self.slot << 22) + size
             for off in range(tail, min(head, tail + length - len(out))):
                 out.append(self.app.app.memory[base + (off - (word >> 8)) % size])
             self.words.rx_tail.v = tail + min(head - tail, length)

@@ -124,5 +124,5 @@ def test_no_traffic_no_cpu(replica: Replica) -> None:
     sleeps, ticks = replica.status.at.sleeps.v, replica.cpu_ticks()
     started = time.monotonic()
     wait_for(lambda: time.monotonic() - started > 1.0, "one second")
-    assert replica.cpu_ticks() == ticks
+    assert replica.cpu_ticks() <= ticks + 1  # the kernel bills whole ticks of 10 ms
     assert replica.status.at.sleeps.v - sleeps <= 2

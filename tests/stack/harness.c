@@ -42,6 +42,7 @@ struct host_info {
 	uint64_t snd_una, snd_nxt, snd_max, rcv_nxt, rcv_adv, tx_una, rx_head;
 	uint64_t segments_in, segments_out, retransmits, rto, fast_retransmits, resets_in, resets_out;
 	uint32_t iss, irs, notified, half_open;
+	uint32_t laddr, lport, raddr, rport;
 };
 
 #define API __attribute__((visibility("default")))
@@ -540,6 +541,10 @@ void host_info(struct host *h, uint32_t slot, struct host_info *o)
 	o->snd_max = snd_max(t);
 	o->rcv_nxt = rcv_nxt(t);
 	o->rcv_adv = t->rcv_adv;
+	o->laddr = t->key.laddr;
+	o->lport = t->key.lport;
+	o->raddr = t->key.raddr;
+	o->rport = t->key.rport;
 	o->iss = t->iss;
 	o->irs = t->irs;
 }

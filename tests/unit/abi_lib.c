@@ -51,11 +51,11 @@ int span_inside(void *seg, uint32_t slot, int dir, uint64_t word, uint64_t off, 
 {
 	struct neat_span s = neat_ring_span(seg, slot, (enum neat_dir)dir, word, off, len);
 	uint8_t *small = (uint8_t *)seg + NEAT_SEG_SMALL + (uint64_t)slot * NEAT_PAGE + (uint64_t)dir * 2048;
-	uint8_t *large = (uint8_t *)seg + NEAT_SEG_LARGE + (((uint64_t)slot * 2 + (uint64_t)dir) << 20);
+	uint8_t *large = (uint8_t *)seg + NEAT_SEG_LARGE + (((uint64_t)slot * 2 + (uint64_t)dir) << 21);
 
 	for (int i = 0; i < 2; i++) {
 		int in_small = s.p[i] >= small && s.p[i] + s.len[i] <= small + 2048;
-		int in_large = s.p[i] >= large && s.p[i] + s.len[i] <= large + (1u << 20);
+		int in_large = s.p[i] >= large && s.p[i] + s.len[i] <= large + (2u << 20);
 
 		if (!in_small && !in_large)
 			return 0;

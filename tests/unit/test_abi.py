@@ -110,6 +110,28 @@ def test_reader_with_an_old_word_reads_the_right_bytes(lib: Any, seg: Any, sizes
             assert stream.read(word, 0, head) == stream.sent[:head]
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    before=st.lists(st.tuples(st.integers(1, 70000), st.integers(0, 70000)), max_size=6),
+    sizes=st.lists(st.sampled_from([500, 40000, 65536, 200000, 700000]), min_size=1, max_size=8),
+)
+def test_unconsumed_bytes_stay_where_an_old_word_finds_them(
+    lib: Any, seg: Any, before: list[tuple[int, int]], sizes: list[int]
+) -> None:
+    """A frame of `lo` refers to ring memory, and a reader may be preempted in the middle of its copy:
+    until they are consumed, bytes stay in place although the ring wrapped, grew and was filled."""
+    stream = Stream(lib, seg, 11, 1)
+    for length, consumed in before:
+        stream.write(length)
+        stream.una = min(stream.tail, stream.una + consumed)
+    seen = []
+    for size in sizes:
+        seen.append((stream.word, stream.tail))
+        stream.write(size)
+    for word, head in seen:
+        assert stream.read(word, stream.una, head) == stream.sent[stream.una : head]
+
+
 def test_an_idle_small_ring_is_one_page_and_shrinks_back(lib: Any, seg: Any) -> None:
     stream = Stream(lib, seg, 9, 1)
     stream.write(2048)
