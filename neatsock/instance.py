@@ -1,4 +1,6 @@
-"""Instances of neatsock: where they live, how they start, how to ask them. No cffi, no asyncio here.
+"""Instances of neatsock: where they live, how they start, how to ask them.
+
+Imports neither cffi nor asyncio: `neatsock run` pays for it at every start.
 
 An instance is a neat-keeper process and its children; its control socket is DIR/NAME.sock.
 """
@@ -12,7 +14,6 @@ import select
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ ASK_S = 10.0
 REPLICAS_MAX = 16
 ALREADY_UP = 3  # exit status of neat-keeper
 SUN_PATH = 107
+LOG_MAX = 1 << 20  # bytes; a longer log is put aside when an instance starts
 
 
 class InstanceError(Exception):
@@ -66,7 +68,7 @@ def default_replicas() -> int:
 
 
 def runtime_dir() -> Path:
-    """Directory of control sockets, created if missing: 0700 and ours. InstanceError if it is not."""
+    """Directory of control sockets, made if missing: 0700 and ours. InstanceError if it is not."""
     if "NEATSOCK_DIR" in os.environ:
         path = Path(os.environ["NEATSOCK_DIR"]).absolute()
     elif os.environ.get("XDG_RUNTIME_DIR"):
@@ -80,7 +82,8 @@ def runtime_dir() -> Path:
         raise InstanceError(f"cannot use the directory {path}: {err.strerror}") from err
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise InstanceError(
-            f"{path} does not belong to user {os.geteuid()}; set NEATSOCK_DIR to a directory of yours"
+            f"{path} does not belong to user {os.geteuid()}; "
+            "set NEATSOCK_DIR to a directory of yours"
         )
     if found.st_mode & 0o077:
         path.chmod(0o700)
@@ -149,18 +152,14 @@ def status(name: str) -> dict[str, Any]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, without what would put the instance's own processes on top of neatsock."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("NEATSOCK_")}
-    preload = [
-        item
-        for item in env.pop("LD_PRELOAD", "").replace(":", " ").split()
-        if Path(item).name != "libneatsock.so"
-    ]
-    if preload:
-        env["LD_PRELOAD"] = ":".join(preload)
-    root = str(Path(__file__).resolve().parent.parent)
-    path = env.get("PYTHONPATH")
-    env["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    """Ours, without what is meant for programs: nothing is preloaded into an instance."""
+    env = {
+        k: v for k, v in os.environ.items() if k != "LD_PRELOAD" and not k.startswith("NEATSOCK_")
+    }
+    root = Path(__file__).resolve().parent.parent
+    if root.name not in ("site-packages", "dist-packages"):  # a source tree
+        path = env.get("PYTHONPATH")
+        env["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else str(root)
     env["PYTHONSAFEPATH"] = "1"
     return env
 
@@ -170,6 +169,8 @@ def start(name: str, options: StartOptions) -> dict[str, Any]:
 
     If it is up already, or somebody starts it at the same moment, that one is waited for.
     """
+    import subprocess  # costs 10 ms, which `neatsock run` need not pay every time
+
     path = socket_path(name)
     log_path = path.with_suffix(".log")
     command = [
@@ -180,6 +181,8 @@ def start(name: str, options: StartOptions) -> dict[str, Any]:
         *("--python", sys.executable),
         *options.arguments(),
     ]
+    if log_path.exists() and log_path.stat().st_size > LOG_MAX:
+        log_path.replace(log_path.with_suffix(".log.old"))
     with open(log_path, "ab", buffering=0) as log:
         begin = log.tell()
         log.write(f"--- neatsock {__version__}: {' '.join(command)}\n".encode())
@@ -263,7 +266,7 @@ def hold(name: str) -> None:
 
 
 def ensure(name: str, options: StartOptions) -> None:
-    """An instance is up and stays while this process lives; `options` count if it must be started."""
+    """An instance is up and stays while this process lives; `options` are for starting one."""
     for _ in range(3):
         try:
             found = status(name)

@@ -193,7 +193,7 @@ class Attachments:
             self._died(app, process)  # its end is known, but was not handled yet
             process = None
         if process is not None:
-            self._leave_image(app, process, connection)
+            self._leave_image(app, process)
         else:
             process = self._watch(app, index, pid)
         number = app.free_number()
@@ -215,16 +215,16 @@ class Attachments:
         self._own(app, process, connection)
         self._remember_process(app, process)
 
-    def _leave_image(self, app: App, process: Process, successor: Connection) -> None:
-        """The process attaches again: exec replaced the image that had these channels."""
+    def _leave_image(self, app: App, process: Process) -> None:
+        """The process attaches again: exec replaced the image that had these channels.
+
+        Its connection stays until nobody has its other end, as after a death.
+        """
         self._drop_channels(app, process)
         old = self.state.connections.get((app.app_id, process.index))
         if old is not None:
             self._exec_closed(app, process)
             self._disown(old)
-            assert self.server is not None
-            if os.fstat(old.sock.fileno()).st_ino != os.fstat(successor.sock.fileno()).st_ino:
-                self.server.drop(old)
 
     def _own(self, app: App, process: Process, connection: Connection) -> None:
         connection.owner = (app.app_id, process.index)
@@ -387,7 +387,7 @@ class Attachments:
                 self._exec_closed(app, process)
                 if not apps.has_descriptors(app, process.index):
                     self._died(app, process)  # the new image has nothing of ours
-        elif connection.pid:
+        elif connection.pid not in (process.pid for process in app.processes.values()):
             self._free_unborn(app, connection.pid)
         self._drop_if_gone(app)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -184,16 +185,12 @@ class Server:
         self.connections.discard(connection)
         self.loop.remove_reader(connection.sock.fileno())
         # Unread datagrams would turn the peer's end of file into ECONNRESET, before our last word.
-        try:
+        with contextlib.suppress(OSError):
             while connection.sock.recv(1):
                 pass
-        except OSError:
-            pass
-        try:
+        with contextlib.suppress(OSError):
             # A copy of the descriptor may be in the keeper's store for a moment longer.
             connection.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         connection.sock.close()
         self.gone(connection)
 

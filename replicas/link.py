@@ -127,7 +127,7 @@ class KeeperLink:
                 self._poll(select.POLLOUT)
 
     def _poll(self, events: int) -> None:
-        """Wait; uvloop makes what it watches non-blocking, so the flag of the socket says nothing."""
+        """Wait. The socket's own flag says nothing: uvloop makes what it watches non-blocking."""
         poller = select.poll()
         poller.register(self.sock, events)
         poller.poll()

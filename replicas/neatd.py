@@ -26,7 +26,7 @@ from .apps import App
 from .attach import Attachments
 from .bindings import Bindings
 from .clients import Connection, Refused, Request, Server
-from .link import REPLICA, KeeperLink, News
+from .link import NIC, REPLICA, KeeperLink, News
 from .registry import Registry
 from .state import Options, Replica, State, replica_of, start_replica
 
@@ -251,6 +251,8 @@ class Neatd:
             sys.exit(0)
 
     def on_news(self, item: News) -> None:
+        if item.role == NIC and item.kind in (LIB.NEAT_MSG_K_STARTED, LIB.NEAT_MSG_K_DIED):
+            self.state.nic_pid = item.pid if item.kind == LIB.NEAT_MSG_K_STARTED else None
         if item.role != REPLICA or item.index >= len(self.state.replicas):
             item.close()
             return
@@ -340,7 +342,7 @@ class Neatd:
     def status(self) -> dict[str, Any]:
         return {
             "neatd": {"pid": os.getpid()},
-            "nic": {"pid": None},
+            "nic": {"pid": self.state.nic_pid},
             "replicas": [self._replica_status(replica) for replica in self.state.replicas],
             "apps": [
                 {
@@ -385,7 +387,7 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     loop = event_loop()
     Neatd(options, KeeperLink(), loop)

@@ -40,7 +40,7 @@ def overlap(a: Claim, b: Claim) -> bool:
 
 
 def may_share(wanted: Claim, held: Claim) -> bool:
-    """socket(7): SO_REUSEPORT on both, of one user; or SO_REUSEADDR on both, the holder no listener.
+    """socket(7): SO_REUSEPORT on both, of one user; or SO_REUSEADDR on both and held no listener.
 
     Linux asks again at listen(): of two bound sockets the first to listen wins.
     """
@@ -52,9 +52,9 @@ def may_share(wanted: Claim, held: Claim) -> bool:
 def conflict(wanted: Claim, held: Iterable[Claim]) -> Claim | None:
     """The first holder that `wanted` cannot live with. A socket does not conflict with itself."""
     for claim in held:
-        if claim.owner != wanted.owner and overlap(claim, wanted):
-            if not may_share(wanted, claim):
-                return claim
+        others = claim.owner != wanted.owner and overlap(claim, wanted)
+        if others and not may_share(wanted, claim):
+            return claim
     return None
 
 
@@ -66,7 +66,7 @@ def check_address(addr: int, ours: Iterable[int]) -> int:
 
 
 def check_privilege(port: int, uid: int, first_unprivileged: int) -> int:
-    """EACCES for a port below ip_unprivileged_port_start, unless root asks; 0 = any port is free."""
+    """EACCES for a port below ip_unprivileged_port_start, unless root asks; 0 = any port."""
     if port != 0 and port < first_unprivileged and uid != 0:
         return errno.EACCES
     return 0

@@ -21,7 +21,7 @@ def port_hash(port: int, proto: int) -> int:
 
 
 class Registry:
-    """The mapped page and where each port's entry is. Entries are counted: sockets may share one."""
+    """The mapped page and where each port's entry is. Counted: sockets may share an entry."""
 
     def __init__(self, page: abi.Object) -> None:
         self.page = page

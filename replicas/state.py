@@ -1,4 +1,4 @@
-"""What neatd knows: one instance, its replicas, its applications. Recovered from the keeper's store."""
+"""What neatd knows: one instance, its replicas and applications; a copy of the keeper's store."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ class State:
     apps: dict[int, App] = field(default_factory=dict)
     connections: dict[tuple[int, int], Connection] = field(default_factory=dict)
     next_app: int = 1
+    nic_pid: int | None = None
 
     def process_connection(self, app_id: int, index: int) -> Connection | None:
         return self.connections.get((app_id, index))

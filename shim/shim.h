@@ -23,4 +23,7 @@
 		return r_ < 0 ? -1 : r_;        \
 	} while (0)
 
+/* shim_process.c: LD_PRELOAD brought us, so every call of the program arrives here. */
+bool shim_preloaded(void);
+
 #endif

@@ -17,6 +17,14 @@
 
 extern char **environ;
 
+/* Asked of the program's global scope: RTLD_DEFAULT would find us in our own. */
+bool shim_preloaded(void)
+{
+	void *global = dlopen(NULL, RTLD_LAZY);
+
+	return global && dlsym(global, "recvmmsg") == (void *)(uintptr_t)&recvmmsg;
+}
+
 static void parent(void) { nt_fork_parent(0); }
 
 /*
@@ -34,6 +42,8 @@ __attribute__((constructor)) static void load(int argc, char **argv, char **envp
 			join = *e + 14;
 		else if (strncmp(*e, "NEATSOCK_SOCKET=", 16) == 0)
 			nt_set_socket(*e + 16);
+	/* Preloaded, the dynamic linker finds our functions first; loaded by patch(), it does not. */
+	nt_default(shim_preloaded());
 	nt_init(join);
 	pthread_atfork(nt_fork_prepare, parent, nt_fork_child);
 }

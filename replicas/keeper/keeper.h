@@ -27,6 +27,7 @@ struct msg {
 	int nfds;
 	int fds[NEAT_MSG_FDS_MAX];
 	union {
+		uint64_t align;
 		struct neat_msg_header h;
 		uint8_t bytes[NEAT_MSG_MAX];
 	} u;		/* allocated as long as len needs */
@@ -98,6 +99,7 @@ struct neat_msg_keeper keeper_message(uint16_t type, const struct child *c, cons
 /* msg.c */
 struct received {
 	union {
+		uint64_t align;
 		struct neat_msg_header h;
 		uint8_t bytes[NEAT_MSG_MAX];
 	} u;

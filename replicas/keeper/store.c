@@ -1,13 +1,14 @@
 /* store.c - messages with their descriptors: the store of each child and the queue towards it. */
 #define _GNU_SOURCE
 #include "keeper.h"
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 struct msg *msg_new(const void *bytes, uint32_t len, const int *fds, int nfds)
 {
-	struct msg *m = malloc(sizeof(*m) - sizeof(m->u.bytes) + (len > sizeof(m->u.h) ? len : sizeof(m->u.h)));
+	struct msg *m = malloc(offsetof(struct msg, u) + (len > sizeof(m->u.h) ? len : sizeof(m->u.h)));
 
 	if (!m)
 		keeper_die("malloc");

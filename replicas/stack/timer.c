@@ -92,6 +92,9 @@ uint64_t timer_next(const struct timer_wheel *w)
 {
 	uint64_t tick = w->count ? next_tick(w) : UINT64_MAX;
 
+	/* What the budget of the last run left over. */
+	if (w->slot[0][w->tick & (TIMER_SLOTS - 1)])
+		tick = w->tick;
 	return tick == UINT64_MAX ? tick : tick * 1000;
 }
 

@@ -27,6 +27,9 @@ enum { NT_KERNEL = -4096 };	/* outside the errno range */
 
 /* Path of the instance's control socket (the environment's NEATSOCK_SOCKET). */
 void nt_set_socket(const char *path);
+/* Whether new sockets are ours: by default (LD_PRELOAD, patch()), or for this thread only. */
+void nt_default(bool on);
+void nt_explicit(bool on);
 /* Called by the constructor. `join`: value of NEATSOCK_JOIN, not NULL if we were exec'ed with sockets. */
 void nt_init(const char *join);
 /* Attach if not yet done. 0, or -errno after one clear line on stderr (no instance, version skew). */

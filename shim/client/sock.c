@@ -10,12 +10,19 @@
 #include <netinet/in.h>
 #include <unistd.h>
 
+static neat_a32 by_default;
+static __thread bool explicitly __attribute__((tls_model("initial-exec")));
+
+void nt_default(bool on) { a32_store(&by_default, on); }
+void nt_explicit(bool on) { explicitly = on; }
+
 int nt_socket(int domain, int type, int protocol)
 {
 	uint32_t sock;
 	int fd, err;
 
-	if (domain != AF_INET || (type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) || nt_attach())
+	if (domain != AF_INET || (type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) ||
+	    !(a32_relaxed(&by_default) || explicitly) || nt_attach())
 		return NT_KERNEL;
 	sock = nt_sock_claim();
 	if (!sock)

@@ -36,6 +36,15 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> 
         time.sleep(0.002)
 
 
+def kernel_may_bind(port: int) -> bool:
+    with socket.socket() as sock:
+        try:
+            sock.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
+
+
 class Refused(Exception):
     """NEAT_MSG_ERROR came."""
 

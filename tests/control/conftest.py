@@ -11,9 +11,19 @@ import pytest
 
 from .client import ROOT, Instance, Puppet
 
-WARNINGS = (
-    "-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Werror"
-).split()
+WARNINGS = [
+    f"-W{name}"
+    for name in (
+        "all",
+        "extra",
+        "conversion",
+        "shadow",
+        "strict-prototypes",
+        "missing-prototypes",
+        "vla",
+        "error",
+    )
+]
 
 
 def compile_c(output: Path, sources: list[Path], *flags: str) -> None:

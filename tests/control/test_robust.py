@@ -9,12 +9,13 @@ import socket
 import stat
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from neatsock import abi
 
-from .client import LIB, Client, Instance, Puppet, Refused, wait_for
+from .client import LIB, Client, Instance, Puppet, Refused, kernel_may_bind, wait_for
 from .conftest import alive
 
 GOOD = abi.pack("struct neat_msg_bind", LIB.NEAT_MSG_BIND, 7, sock=1, proto=6)
@@ -46,8 +47,9 @@ def patched(data: bytes, **fields: int) -> bytes:
         (abi.pack_text(LIB.NEAT_MSG_BIND, bytes(20000)), "too long"),
         (abi.pack("struct neat_msg_attach", LIB.NEAT_MSG_ATTACH, abi_size=1), "memory layout"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("attached", [False, True], ids=["stranger", "attached"])
 def test_garbage_gets_a_clear_error_and_ends_one_connection(
     shared: Instance, data: bytes, complaint: str, attached: bool
 ) -> None:
@@ -167,7 +169,7 @@ def test_other_users_are_refused(native: Path) -> None:
 # ---- kills ----
 
 
-def replica(instance: Instance, index: int) -> dict[str, object]:
+def replica(instance: Instance, index: int) -> dict[str, Any]:
     found = instance.quick_status()
     return found["replicas"][index] if found else {}
 
@@ -252,7 +254,7 @@ def test_neatd_inherits_the_watch_over_processes(instance: Instance, puppets: li
         lambda: (s := instance.quick_status()) and s["neatd"]["pid"] != old and s["apps"] == [],
         "the program's death is noticed by the new neatd",
     )
-    socket.socket().bind(("0.0.0.0", port))
+    wait_for(lambda: kernel_may_bind(port), "the reservation in the kernel is gone, too")
 
 
 def test_request_sent_while_neatd_is_down_is_answered(instance: Instance) -> None:

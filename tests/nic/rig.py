@@ -291,7 +291,9 @@ class Stream:
         head, word = int(pub.rx_head.v), int(pub.rx_ring.v)
         length = min(head - tail, limit)
         size, at = 1 << (word & 255), tail - (word >> 8)
-        base = 16777216 + self.at.slot * 4096 if size == 2048 else LARGE + (self.at.slot << 22) + size
+        base = (
+            16777216 + self.at.slot * 4096 if size == 2048 else LARGE + (self.at.slot << 22) + size
+        )
         memory = self.app.app.memory
         first = min(length, size - at % size)
         data = bytes(memory[base + at % size : base + at % size + first])

@@ -118,7 +118,8 @@ def ping(namespace: Namespace, size: int = 56) -> bytes:
         raw.sendto(head + body, (OUR, 0))
         while True:
             packet, sender = raw.recvfrom(70000)
-            if sender[0] == OUR and packet[20] == 0:
+            # A raw socket sees every reply: those to others may still be on their way.
+            if sender[0] == OUR and packet[20] == 0 and packet[24:28] == body[:4]:
                 assert checksum(packet[20:]) == 0
                 assert packet[24:] == body
                 return packet
