@@ -216,8 +216,8 @@ void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *from)
 	t->cc = o.w[NEAT_OPT_CONGESTION];
 	t->tos_ttl = (uint16_t)((o.w[NEAT_OPT_TOS] & 0xff) << 8 | (ttl > 255 ? 0 : ttl));
 	t->linger0 = t->opt_flags & NEAT_OPTF_LINGER && o.w[NEAT_OPT_LINGER_S] == 0;
-	if (user && t->mss && user < t->mss)
-		t->mss = (uint16_t)u32_max(user, TCP_MSS_MIN);
+	if (user && t->mss)
+		t->mss = (uint16_t)u32_min(t->mss, u32_max(user, TCP_MSS_MIN));
 	if (t->opt_flags & NEAT_OPTF_QUICKACK_OFF)
 		t->quick = 0;
 	buffer_options(s, t, &o);

@@ -270,6 +270,7 @@ struct tcp_seg {
 /* ---- numbers ---- */
 static inline bool seq_lt(uint64_t a, uint64_t b) { return (int64_t)(a - b) < 0; }
 static inline bool seq_leq(uint64_t a, uint64_t b) { return (int64_t)(a - b) <= 0; }
+static inline uint64_t seq_max(uint64_t a, uint64_t b) { return seq_lt(a, b) ? b : a; }
 static inline bool wire_lt(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
 /* Extend a wire number: the value nearest to `near` whose low bits match. */
 static inline uint64_t seq_extend(uint32_t wire, uint32_t isn, uint64_t near)

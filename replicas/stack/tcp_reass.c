@@ -112,13 +112,12 @@ void tcp_deliver(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 static void ooo_merge(struct tcb *t)
 {
 	struct tcp_ranges *o = &t->holes->ooo;
-	uint64_t next = rcv_nxt(t);
 
-	if (o->n && seq_leq(o->r[0].start, next) && seq_lt(next, o->r[0].end)) {
-		next = o->r[0].end;
-		e_rcv_nxt(&t->e, next);
+	ranges_cut(o, rcv_nxt(t));
+	if (o->n && o->r[0].start == rcv_nxt(t)) {
+		e_rcv_nxt(&t->e, o->r[0].end);
+		ranges_cut(o, rcv_nxt(t));
 	}
-	ranges_cut(o, next);
 }
 
 /* Newest first, each once (RFC 2018 4). */

@@ -115,7 +115,7 @@ static uint64_t ranges_bytes(const struct tcp_ranges *r, uint64_t start, uint64_
  */
 static bool is_dsack(const struct tcp_seg *g, uint64_t start, uint64_t end, uint64_t una)
 {
-	if (seq_lt(start, u64_max(una, g->ack)) && seq_leq(end, u64_max(una, g->ack)))
+	if (seq_lt(start, seq_max(una, g->ack)) && seq_leq(end, seq_max(una, g->ack)))
 		return true;
 	return g->nsack > 1 && !wire_lt(g->sack[0].start, g->sack[1].start) &&
 	       !wire_lt(g->sack[1].end, g->sack[0].end);
@@ -137,7 +137,7 @@ uint64_t tcp_sack_input(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 			continue;
 		}
 		/* Stale: below what is acknowledged (RFC 2018 4). */
-		if (!seq_lt(u64_max(una, g->ack), end))
+		if (!seq_lt(seq_max(una, g->ack), end))
 			continue;
 		if (seq_lt(start, una))
 			start = una;

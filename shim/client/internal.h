@@ -91,6 +91,7 @@ struct nt_process {
 	neat_a32 eventfd;		/* fd + 1 of the process's eventfd; 0 = not made yet */
 	uint32_t pid;
 	uint32_t sub_epoch;		/* +1 at fork: subscriptions were the parent's */
+	uint32_t request_seq;		/* under control_lock */
 	struct nt_lock control_lock;	/* one request at a time on control_fd */
 	struct nt_lock table_lock;	/* changes of our row */
 	struct nt_lock watch_lock;

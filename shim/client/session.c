@@ -140,16 +140,23 @@ static void header(void *msg, uint16_t type, size_t len)
 
 int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uint16_t want)
 {
+	struct neat_msg_header *h = msg;
 	struct received m;
 	int err;
 
-	header(msg, ((struct neat_msg_header *)msg)->type, len);
+	header(msg, h->type, len);
 	if (nt.child_pending && (err = nt_session_child()) != 0)
 		return err;
 	nt_lock(&nt.control_lock);
+	h->seq = ++nt.request_seq;
 	err = nt.control_fd < 0 ? -ENOTCONN : send_message(nt.control_fd, msg, len, fd);
-	if (!err)
+	/* A neatd that died between its answer and its note of it answers twice: old ones are skipped. */
+	while (!err) {
 		err = expect(nt.control_fd, &m, want, reply_len, 0);
+		if (err || m.u.h.seq == h->seq)
+			break;
+		close_fds(&m);
+	}
 	if (!err) {
 		memcpy(reply, m.u.bytes, reply_len);
 		close_fds(&m);

@@ -368,6 +368,9 @@ static void finish_all(struct fuzz *f)
 		let_go(h);
 	}
 	check_all(f);
+	for (uint32_t i = 0; i < tcp->high_tcb; i++)
+		if (tcp_state(&tcp->tcbs[i]) != TCP_FREE)
+			fprintf(stderr, "block %u in state %d\n", i, (int)tcp_state(&tcp->tcbs[i]));
 	CHECK(host_blocks(h, NULL, 0) == 0);
 	CHECK(host_time_waits(h) == 0);
 	CHECK(tcp->half_open == 0);

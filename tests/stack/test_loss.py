@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.stack.host import (
-    LIKE_LINUX, MS, OPT_CONGESTION, OPT_SNDBUF, OPT_USER_TIMEOUT, S, THERE, Host, Peer,
+    LIKE_LINUX, MS, OPT_CONGESTION, OPT_MAXSEG, OPT_SNDBUF, OPT_USER_TIMEOUT, S, THERE, Host, Peer,
 )  # fmt: skip
 from tests.stack.packet import Options, Segment
 
@@ -487,6 +487,25 @@ def test_impossible_sack_blocks_are_ignored(host: Host, blocks: tuple[tuple[int,
         peer.send("A", 1, 1, options=Options(sack=blocks))
     peer.none()
     assert host.info(slot).fast_retransmits == 0
+
+
+def test_sack_blocks_before_the_stream_began_are_ignored(host: Host) -> None:
+    """With an ACK from before our SYN: numbers below zero compare as such."""
+    peer, slot = server(host, SACK)
+    burst(host, peer, slot, 5)
+    peer.send("A", 1, -100, options=Options(sack=((-90, -50), (-40, -30))))
+    peer.none()
+    for _ in range(2):
+        peer.send("A", 1, 1, options=Options(sack=((edge(1), edge(4)),)))
+    assert spans(peer.recv())[0] == (0, 1)
+
+
+def test_maxseg_set_later_only_lowers(host: Host) -> None:
+    """tcp(7) TCP_MAXSEG; the timestamps' share was deducted already."""
+    peer, slot = server(host, Options(mss=88, ts=(0, 0)))
+    host.option(slot, OPT_MAXSEG, 80)
+    host.write(slot, bytes(1000))
+    assert max(len(s.data) for s in peer.recv()) == 76
 
 
 def test_many_sack_blocks_do_not_break_the_sender(make: Make) -> None:

@@ -59,6 +59,8 @@ def test_any_order_gives_the_same_stream(host: Host, order: tuple[int, ...], opt
         pytest.param([(100, 200), (300, 400), (150, 350), (0, 100)], 400, id="joins two"),
         pytest.param([(300, 400), (200, 300), (100, 200), (0, 100)], 400, id="backwards"),
         pytest.param([(0, 100), (20, 80)], 100, id="old middle"),
+        pytest.param([(20, 40), (60, 200), (0, 100)], 200, id="covers one and touches the next"),
+        pytest.param([(20, 40), (60, 80), (100, 200), (0, 100)], 200, id="covers two, meets the third"),
         pytest.param([(100, 200), (100, 200), (0, 100)], 200, id="held twice"),
     ],
 )
