@@ -18,7 +18,7 @@ from neatsock import _core
 _core.patch(default_on=False)
 
 
-class socket(_std.socket):  # noqa: N801
+class socket(_std.socket):  # type: ignore[no-redef]
     """socket.socket on neatsock; the same methods, exceptions and context manager."""
 
     def __init__(
@@ -50,7 +50,7 @@ def _here(function: Any) -> Any:
     return copy
 
 
-SocketType = socket
+SocketType = socket  # type: ignore[assignment,misc]
 create_connection = _here(_std.create_connection)
 create_server = _here(_std.create_server)
 fromfd = _here(_std.fromfd)

@@ -31,12 +31,12 @@ void tcp_arm_rtx(struct stack *s, struct tcb *t)
 	}
 }
 
-/* RFC 5482 and tcp(7): TCP_USER_TIMEOUT bounds the time without any acknowledgement. */
+/* RFC 5482 and tcp(7): TCP_USER_TIMEOUT bounds the time without any acknowledgement; it keeps no orphan. */
 static bool out_of_patience(const struct stack *s, const struct tcb *t, unsigned limit)
 {
-	if (t->user_timeout_ms)
-		return s->now_us - t->rtx_first_us >= t->user_timeout_ms * 1000ull;
-	return t->backoff >= limit;
+	if (t->user_timeout_ms && s->now_us - t->rtx_first_us >= t->user_timeout_ms * 1000ull)
+		return true;
+	return (!t->user_timeout_ms || tcp_app_closed(t)) && t->backoff >= limit;
 }
 
 static unsigned retry_limit(const struct tcb *t)
@@ -68,7 +68,8 @@ static void rto_expired(struct stack *s, struct tcb *t)
 		return;
 	}
 	s->count.rto++;
-	t->backoff++;			/* RFC 6298 5.5 */
+	if (t->backoff < UINT8_MAX)
+		t->backoff++;		/* RFC 6298 5.5 */
 	t->rtt_seq = 0;
 	t->rtx_at_us = s->now_us + rto_backed_off(t);
 	if (state == TCP_SYN_SENT || state == TCP_SYN_RCVD) {
@@ -100,7 +101,7 @@ static void persist_expired(struct stack *s, struct tcb *t)
 		t->rtx_first_us = s->now_us;
 	/* An answered probe resets `probes`: a peer may keep its window shut for ever, but an orphan
 	 * is not kept alive by one (sockstress, CVE-2008-4609). */
-	if ((t->user_timeout_ms && t->probes && out_of_patience(s, t, 0)) ||
+	if ((t->user_timeout_ms && t->probes && out_of_patience(s, t, TCP_ORPHAN_RETRIES)) ||
 	    t->probes >= retry_limit(t) || (tcp_app_closed(t) && t->backoff >= TCP_ORPHAN_RETRIES)) {
 		give_up(s, t);
 		return;

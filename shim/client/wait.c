@@ -53,7 +53,8 @@ static bool core_wanted(void)
 	for (uint32_t i = 0; i < nt.nreplicas; i++) {
 		const struct neat_replica_status *st = nt.rep[i].status;
 
-		if ((a32_relaxed(&st->awake) && a32_relaxed(&st->cpu) == cpu) ||
+		/* Its wake word, not its own `awake`: a replica that was just woken is not there yet. */
+		if ((a32_relaxed(&nt.rep[i].app->replica_asleep) == NEAT_AWAKE && a32_relaxed(&st->cpu) == cpu) ||
 		    __atomic_load_n(&st->runnable[cpu], __ATOMIC_RELAXED) > 1)
 			return true;
 	}

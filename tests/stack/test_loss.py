@@ -87,7 +87,7 @@ def test_timeout_backs_off_and_gives_up(host: Host) -> None:
     assert {s.letters for s in got} == {"A", "RA"}
     again = [s for s in got if s.letters == "A"]
     assert spans(again) == [(0, 1)] * 15
-    gaps = [b - a for a, b in zip([start] + [s.at for s in again], [s.at for s in again])]
+    gaps = [b - a for a, b in zip([start, *(s.at for s in again)], (s.at for s in again), strict=False)]
     for i, gap in enumerate(gaps):
         want = min(300 * MS << i, 120 * S)
         assert want <= gap <= want + 2 * MS
@@ -178,6 +178,24 @@ def test_user_timeout(host: Host) -> None:
     assert host.error(slot) == 0
     host.advance(5 * S)
     assert host.error(slot) == errno.ETIMEDOUT
+
+
+def test_back_off_does_not_wrap(host: Host) -> None:
+    """A user timeout of 20 days: more timeouts than fit a byte, all 120 s apart (RFC 6298 2.5)."""
+    peer, slot = server(host, rtt_us=100 * MS, words={OPT_USER_TIMEOUT: 20 * 86400 * 1000})
+    burst(host, peer, slot, 1)
+    host.advance(300 * 120 * S)
+    at = [s.at for s in peer.recv()]
+    assert len(at) > 260
+    assert {round((b - a) / S) for a, b in zip(at[20:], at[21:], strict=False)} == {120}
+
+
+def test_user_timeout_keeps_no_orphan(host: Host) -> None:
+    peer, slot = server(host, rtt_us=100 * MS, words={OPT_USER_TIMEOUT: 20 * 86400 * 1000})
+    burst(host, peer, slot, 1)
+    host.close(slot)
+    host.advance(3600 * S)
+    assert host.blocks == []
 
 
 # ---- window after a timeout ----

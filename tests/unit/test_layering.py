@@ -1,0 +1,97 @@
+"""The architecture as rules over #include lines, system calls, sizes and the table of calls."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
+SYSTEM = re.compile(r"^#include <([^>]+)>", re.MULTILINE)
+
+# Which rooms the files of a room may include from.
+MAY_INCLUDE = {
+    "replicas/abi": ["replicas/abi"],
+    "replicas/stack": ["replicas/stack", "replicas/abi"],
+    "replicas/nic": ["replicas/nic", "replicas/abi"],
+    "replicas/keeper": ["replicas/keeper", "replicas/abi"],
+    "shim/client": ["shim/client", "replicas/abi"],
+    "shim": ["shim", "shim/client", "replicas/abi"],
+}
+# shim/ sees only the public face of client/.
+CLIENT_PUBLIC = {"client.h"}
+# Files of the stack that talk to the operating system.
+PROCESS_FILES = {"main.c", "main_control.c", "main.h", "nicq.c"}
+# Headers without system calls, clock or input.
+PURE_HEADERS = {"stdbool.h", "stddef.h", "stdint.h", "string.h", "errno.h", "assert.h", "limits.h"}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted(p for p in (ROOT / room).glob("*.[ch]"))
+
+
+@pytest.mark.parametrize("room", list(MAY_INCLUDE))
+def test_includes_point_one_way(room: str) -> None:
+    allowed = {p.name for r in MAY_INCLUDE[room] for p in sources(r)}
+    for path in sources(room):
+        for name in INCLUDE.findall(path.read_text()):
+            assert name in allowed, f"{path.relative_to(ROOT)} includes {name}"
+            if room == "shim" and (ROOT / "shim/client" / name).exists():
+                assert name in CLIENT_PUBLIC, f"{path.name} reaches into client/ by {name}"
+
+
+def test_the_stack_makes_no_system_calls() -> None:
+    for path in sources("replicas/stack"):
+        if path.name in PROCESS_FILES:
+            continue
+        for name in SYSTEM.findall(path.read_text()):
+            assert name in PURE_HEADERS, f"replicas/stack/{path.name} includes <{name}>"
+
+
+def test_the_stack_has_no_mutable_statics(tmp_path: Path) -> None:
+    """Data and bss of every object of the library part are empty: all state is an argument."""
+    if not shutil.which("nm"):
+        pytest.skip("nm is not installed (apt install binutils)")
+    for path in sources("replicas/stack"):
+        if path.suffix != ".c" or path.name in PROCESS_FILES:
+            continue
+        out = tmp_path / (path.stem + ".o")
+        include = [f"-I{ROOT}/replicas/{r}" for r in ("abi", "stack")]
+        subprocess.run(["gcc", "-std=gnu11", *include, "-c", str(path), "-o", str(out)], check=True)
+        names = subprocess.run(["nm", str(out)], check=True, capture_output=True, text=True).stdout
+        mutable = [line for line in names.splitlines() if re.search(r" [bBdDC] ", line)]
+        assert not mutable, f"{path.name}: {mutable}"
+
+
+def calls() -> list[str]:
+    return re.findall(r"^NEAT_SHIM\((\w+)\)", (ROOT / "shim/calls.h").read_text(), re.MULTILINE)
+
+
+def test_the_table_names_what_the_library_exports() -> None:
+    exported = re.findall(r"^\t\t(\w+);", (ROOT / "shim/libneatsock.map").read_text(), re.MULTILINE)
+    assert sorted(exported) == sorted(calls())
+    defined = set()
+    for path in sources("shim"):
+        defined |= set(re.findall(r"^SHIM [^;{]*?\b(\w+)\(", path.read_text(), re.MULTILINE))
+    assert {n for n in defined if not n.startswith("neatsock_")} == set(calls())
+
+
+def test_files_and_functions_stay_small() -> None:
+    """Files below 800 lines, functions below 60 (style of the house)."""
+    long_files, long_functions = [], []
+    for room in MAY_INCLUDE:
+        for path in sources(room):
+            lines = path.read_text().splitlines()
+            if len(lines) > 800:
+                long_files.append(f"{path.name}: {len(lines)}")
+            start = 0
+            for number, line in enumerate(lines):
+                if line == "{":
+                    start = number
+                if line == "}" and number - start > 60:
+                    long_functions.append(f"{path.name}:{start}: {number - start}")
+    assert not long_files and not long_functions, (long_files, long_functions)
