@@ -177,7 +177,17 @@ static uint32_t header_check(struct stack *s, const struct pkt *p, const struct 
 	return ihl;
 }
 
-static void deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, const struct pkt *whole)
+static void unknown_protocol(struct stack *s, const struct pkt *p, uint32_t ihl)
+{
+	struct pkt whole = *p;
+
+	whole.data -= ihl;
+	whole.len += ihl;
+	stack_drop(s, DROP_IP_PROTO);
+	icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PROTO, &whole);
+}
+
+static void deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl)
 {
 	switch (m->proto) {
 	case IP_PROTO_TCP:
@@ -190,8 +200,7 @@ static void deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, con
 		icmp_input(s, p, m);
 		break;
 	default:
-		stack_drop(s, DROP_IP_PROTO);
-		icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PROTO, whole);
+		unknown_protocol(s, p, ihl);
 	}
 }
 
@@ -199,7 +208,6 @@ void ip_input(struct stack *s, struct pkt *p)
 {
 	const struct wire_ip *h = pkt_get(p, 0, sizeof(*h));
 	struct ip_meta m;
-	struct pkt whole = *p;
 	uint32_t ihl;
 
 	if (!h) {
@@ -225,7 +233,7 @@ void ip_input(struct stack *s, struct pkt *p)
 	if (be16_get(h->total_len))
 		pkt_trim(p, be16_get(h->total_len));
 	if (pkt_pull(p, ihl))
-		deliver(s, p, &m, &whole);
+		deliver(s, p, &m, ihl);
 }
 
 /* ---- out ---- */

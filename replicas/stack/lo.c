@@ -68,5 +68,8 @@ bool lo_deliver(struct stack *s)
 	ip_input(s, &p);
 	/* After the effects: what this frame caused went to the tail, so its memory is ours till now. */
 	lo->head++;
+	/* Mostly it is empty now: begin at the front again, where the cache is warm. */
+	if (lo->head == lo->tail)
+		lo->head = lo->tail = 0;
 	return true;
 }

@@ -167,6 +167,12 @@ for _ in range(20):
         s.setblocking(False); s.connect_ex(listener.getsockname())
     for s in many:
         s.close()
+    listener.setblocking(False)
+    try:
+        while True:
+            listener.accept()
+    except BlockingIOError:
+        pass
 c = socket.create_connection(listener.getsockname(), 10)
 print("again")
 """
