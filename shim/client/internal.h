@@ -2,7 +2,7 @@
  * internal.h - what the files of client/ share: the process's state, waiters, and small helpers.
  *
  * Two kinds of state: shared memory (neat_abi.h), and the one struct nt_process below, which is this
- * process's own; fork copies it and nt_fork_child() mends it. Lock order: table, arm, watch,
+ * process's own; fork copies it and nt_fork_child() mends it. Lock order: table, control, arm, watch,
  * epoll.lock, channel; a lock is held over no system call but the control socket's.
  */
 #ifndef NT_INTERNAL_H

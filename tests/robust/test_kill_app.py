@@ -159,12 +159,10 @@ def test_workers_killed_in_their_accept_loops(rig: Rig, bystander: Bystander) ->
         for process in clients:
             process.kill()
             process.communicate()
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
         server.kill()
-        server.communicate()
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
+        server.communicate()
     wait_until(
         lambda: not any(p["port"] == int(port) for a in rig.status()["apps"] for p in a["ports"]),
         "the port of the dead application is free",
