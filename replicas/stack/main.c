@@ -225,19 +225,19 @@ static void replica_sleep(struct replica *r, bool company)
 /* Spin within the budget, and only while nobody of ours wants this core. True: there is work. */
 static bool replica_spin(struct replica *r, bool *company)
 {
-	uint64_t start = clock_us(), deadline = stack_deadline(&r->stack);
+	uint64_t start = clock_us(), deadline = stack_deadline(&r->stack), now = start;
 
-	for (unsigned i = 1;; i++) {
+	for (unsigned i = 0;; i++) {
 		if (work_waits(r))
 			return true;
+		/* The first look comes before the first pause: who we just woke may wait for this core. */
+		if (i % 8 == 0) {
+			*company = refresh_hints(r);
+			now = i ? clock_us() : start;
+			if (*company || now - start >= r->spin_us || now >= deadline)
+				return now >= deadline;
+		}
 		neat_pause();
-		if (i % 8)
-			continue;
-		*company = refresh_hints(r);
-		uint64_t now = clock_us();
-
-		if (*company || now - start >= r->spin_us || now >= deadline)
-			return now >= deadline;
 	}
 }
 

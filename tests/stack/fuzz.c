@@ -197,6 +197,26 @@ static uint32_t make_segment(struct fuzz *f, uint8_t *p, const struct tcb *t)
 	return 40 + opt + len;
 }
 
+/* ARP and rubbish through the link layer. */
+static void inject_frame(struct fuzz *f)
+{
+	uint32_t len = below(f, 80);
+	uint8_t *room = malloc(PKT_HEADROOM + len);
+	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = len };
+	static const uint8_t arp[] = { 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0 };
+
+	for (uint32_t i = 0; i < len; i++)
+		p.data[i] = i < sizeof(arp) && !chance(f, 2) ? arp[i] : (uint8_t)rnd(f);
+	if (len >= 42 && chance(f, 80)) {
+		p.data[21] = (uint8_t)below(f, 3);
+		put32(p.data + 28, HERE + below(f, 300));
+		put32(p.data + 38, HERE + below(f, 2));
+	}
+	link_input(&f->h->stack, &p);
+	free(room);
+	host_drain(f->h);
+}
+
 static void inject(struct fuzz *f)
 {
 	uint8_t p[12000];
@@ -207,6 +227,8 @@ static void inject(struct fuzz *f)
 		p[32] = (uint8_t)rnd(f);
 	if (chance(f, 3))
 		len = 40 + below(f, len - 39);
+	if (chance(f, 2))
+		p[9] = chance(f, 40) ? IP_PROTO_ICMP : chance(f, 70) ? IP_PROTO_UDP : (uint8_t)rnd(f);
 	checksums(p, len);
 	if (chance(f, 4)) {
 		for (uint32_t i = below(f, 4) + 1; i; i--)
@@ -245,6 +267,32 @@ static void complete_one(struct fuzz *f)
 }
 
 /* ---- applications ---- */
+
+/*
+ * The application scribbles over its words while segments arrive, and perhaps dies so. A kick would
+ * bring them to api.c first, which aborts the connection; here tcp itself reads them.
+ */
+static void torn_words(struct fuzz *f, uint32_t slot)
+{
+	struct neat_slot_app *app = &f->h->mem.app->slots[slot];
+	uint64_t tx = a64_relaxed(&app->tx_tail), rx = a64_relaxed(&app->rx_tail);
+
+	a64_store(&app->tx_tail, chance(f, 50) ? rnd(f) << 11 : tx + below(f, 1 << 21));
+	a64_store(&app->rx_tail, chance(f, 50) ? rnd(f) << 11 : rx + below(f, 1 << 21));
+	for (uint32_t i = below(f, 4); i; i--)
+		inject(f);
+	if (chance(f, 30) && f->h->tcb[slot]) {
+		f->h->closed[slot] = 1;
+		tcp_close(&f->h->stack, f->h->tcb[slot]);
+		host_drain(f->h);
+		return;
+	}
+	a64_store(&app->tx_tail, tx);
+	/* What tcp took over it cannot be asked to forget. */
+	if (f->h->tcb[slot] && rx_tail(f->h->tcb[slot]) > rx)
+		rx = rx_tail(f->h->tcb[slot]);
+	a64_store(&app->rx_tail, rx);
+}
 
 static uint32_t any_slot(struct fuzz *f)
 {
@@ -291,6 +339,8 @@ static void use(struct fuzz *f, uint32_t slot)
 	default:
 		if (chance(f, 20))
 			a32_store(&app->shut, (uint32_t)rnd(f));
+		else if (chance(f, 30))
+			torn_words(f, slot);
 		break;
 	}
 }
@@ -327,8 +377,10 @@ static void one_step(struct fuzz *f)
 {
 	uint32_t what = below(f, 100), slot;
 
-	if (what < 60) {
+	if (what < 59) {
 		inject(f);
+	} else if (what < 60) {
+		inject_frame(f);
 	} else if (what < 66) {
 		complete_one(f);
 	} else if (what < 85) {

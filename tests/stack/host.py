@@ -226,9 +226,10 @@ class Host:
     def drops(self) -> dict[str, int]:
         """Counters that are not zero, by name."""
         out, i = {}, 0
-        while name := ffi.string(self.lib.host_drop_name(i)).decode():
+        while name := ffi.string(self.lib.host_drop_name(i)):
+            assert isinstance(name, bytes)
             if count := self.lib.host_drops(self.h, i):
-                out[name] = int(count)
+                out[name.decode()] = int(count)
             i += 1
         return out
 
@@ -251,7 +252,7 @@ class Peer:
     def send(self, flags: str, seq: int, ack: int | None = None, data: bytes = b"", *,
              window: int | None = None, options: Options | None = None,
              ts: tuple[int, int] | None = None, tos: int = 0) -> None:  # fmt: skip
-        """`ack` None: without the ACK flag's number. Timestamps: now, unless `ts` says otherwise."""
+        """`ack` None: that field is 0. Timestamps: now, unless `ts` says otherwise."""
         opts = options or Options()
         if opts.sack:
             base = self.host_iss
@@ -350,4 +351,5 @@ def show(seg: Segment) -> str:
     """For messages of failed assertions."""
     o = seg.options
     extra = f" sack {o.sack}" if o.sack else ""
-    return f"[{seg.at}us {seg.letters} {seg.seq}:{seg.seq + len(seg.data)} ack {seg.ack} win {seg.window}{extra}]"
+    end = seg.seq + len(seg.data)
+    return f"[{seg.at}us {seg.letters} {seg.seq}:{end} ack {seg.ack} win {seg.window}{extra}]"

@@ -10,6 +10,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tests.stack.host import HERE, THERE, Host
 from tests.stack.packet import SYN, decode
@@ -41,7 +42,9 @@ class Link:
         if packet[9] != 6 or not packet[33] & SYN or not self.faults.strip:
             return packet
         seg = decode(packet)
-        gone = {name: False if name == "sack_ok" else None for name in self.faults.strip}
+        gone: dict[str, Any] = dict.fromkeys(self.faults.strip)
+        if "sack_ok" in gone:
+            gone["sack_ok"] = False
         return replace(seg, options=replace(seg.options, **gone)).encode()
 
     def corrupted(self, packet: bytes) -> bytes:
@@ -74,7 +77,7 @@ class Link:
                     self.fly(1 - i, packet, self.random.randrange(50_000))
 
     def run(self, until: Callable[[], bool], limit_us: int) -> bool:
-        """Until `until()` holds; False when simulated time went on for `limit_us` or nothing is left.
+        """Until `until()` holds; False after `limit_us` of simulated time or when nothing is left.
 
         `until` may let applications act; one that dawdles is asked a hundred times in a row.
         """

@@ -22,7 +22,7 @@ def checksum(data: bytes) -> int:
     """Internet checksum (RFC 1071) of `data`, 16-bit words in network order."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -113,7 +113,7 @@ class Segment:
 
     @property
     def letters(self) -> str:
-        """Flags as letters in the order SFRAU; PSH is `push`: where it is set is the sender's taste."""
+        """Flags in the order SFRAU; PSH is `push`: where it is set is the sender's taste."""
         return "".join(letter for letter in "SFRAU" if self.flags & LETTERS[letter])
 
     @property

@@ -8,15 +8,34 @@ from collections.abc import Callable
 import pytest
 
 from tests.stack.host import (
-    CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, HERE, HOUR, HUP, LAST_ACK, LIKE_LINUX,
-    LOCALHOST, MS, OPT_LINGER2, RX_EOF, S, THERE, TX_SHUT, Host, Peer,
+    CLOSE_WAIT,
+    CLOSING,
+    ESTABLISHED,
+    FIN_WAIT_1,
+    FIN_WAIT_2,
+    HERE,
+    HOUR,
+    HUP,
+    LAST_ACK,
+    LIKE_LINUX,
+    LOCALHOST,
+    MS,
+    OPT_LINGER2,
+    RX_EOF,
+    THERE,
+    TX_SHUT,
+    Host,
+    Peer,
+    S,
 )  # fmt: skip
 from tests.stack.packet import Options
 
 Make = Callable[..., Host]
 
 
-def server(host: Host, options: Options | None = None, words: dict[int, int] | None = None) -> tuple[Peer, int]:
+def server(
+    host: Host, options: Options | None = None, words: dict[int, int] | None = None
+) -> tuple[Peer, int]:
     peer = Peer(host)
     slot = peer.open(host.listen(80, options=words), options)
     return peer, slot

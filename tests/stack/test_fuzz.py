@@ -1,5 +1,7 @@
-"""Hostile segments under ASan and UBSan (fuzz.c). To go on for longer: build and run it by hand with
-other seeds, or NEAT_FUZZ_SECONDS=600 python -m pytest tests/stack/test_fuzz.py."""
+"""Hostile segments under ASan and UBSan (fuzz.c).
+
+To go on for longer: build it and run it by hand with other seeds, or
+NEAT_FUZZ_SECONDS=600 python -m pytest tests/stack/test_fuzz.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening: options, sequence numbers, retransmission of SYNs, backlogs (RFC 9293, 7323, 2018, 6528)."""
+"""Opening: options, numbers, retransmission of SYNs, backlogs (RFC 9293, 7323, 2018, 6528)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,25 @@ from itertools import product
 import pytest
 
 from tests.stack.host import (
-    CONNECTED, CONNECTING, ESTABLISHED, HERE, HOUR, LIKE_LINUX, MS, OPT_DEFER_ACCEPT, OPT_MAXSEG,
-    OPT_RCVBUF, OPT_SYNCNT, OPT_TOS, OPT_TTL, S, SYN_RCVD, SYN_SENT, THERE, Host, Peer,
+    CONNECTED,
+    CONNECTING,
+    ESTABLISHED,
+    HERE,
+    HOUR,
+    LIKE_LINUX,
+    MS,
+    OPT_DEFER_ACCEPT,
+    OPT_MAXSEG,
+    OPT_RCVBUF,
+    OPT_SYNCNT,
+    OPT_TOS,
+    OPT_TTL,
+    SYN_RCVD,
+    SYN_SENT,
+    THERE,
+    Host,
+    Peer,
+    S,
 )  # fmt: skip
 from tests.stack.packet import Options
 
@@ -19,7 +36,9 @@ Make = Callable[..., Host]
 
 
 @pytest.mark.parametrize(("sack", "ts", "ws"), list(product([False, True], repeat=3)))
-def test_syn_ack_offers_only_what_the_syn_offered(host: Host, sack: bool, ts: bool, ws: bool) -> None:
+def test_syn_ack_offers_only_what_the_syn_offered(
+    host: Host, sack: bool, ts: bool, ws: bool
+) -> None:
     """RFC 7323 1.3 and 3.2, RFC 2018 2: an option is sent in a SYN-ACK only if the SYN had it."""
     host.listen(80)
     peer = Peer(host)
@@ -117,7 +136,7 @@ def test_tos_and_ttl_of_the_listener_are_inherited(host: Host) -> None:
 
 
 def test_window_told_in_the_syn_ack_is_what_will_be_accepted(host: Host) -> None:
-    """RFC 9293 3.8.6: the window must not shrink, so the SYN-ACK may not promise more than the buffer."""
+    """RFC 9293 3.8.6: a window must not shrink; the SYN-ACK promises what the buffer holds."""
     listener = host.listen(80, options={OPT_RCVBUF: 8192})
     peer = Peer(host)
     answer = peer.syn()
@@ -401,7 +420,9 @@ def test_lost_third_segment_is_made_up_by_data(host: Host) -> None:
     listener = host.listen(80)
     peer = Peer(host)
     peer.syn()
-    peer.send("A", 6, 1, b"second")  # nothing of the first segment yet: still completes the handshake
+    peer.send(
+        "A", 6, 1, b"second"
+    )  # nothing of the first segment yet: still completes the handshake
     slot = host.accept(listener)
     assert slot > 0
     assert host.readable(slot) == 0

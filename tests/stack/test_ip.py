@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from tests.stack.host import ESTABLISHED, HERE, S, THERE, Host, Peer
+from tests.stack.host import ESTABLISHED, HERE, THERE, Host, Peer, S
 from tests.stack.packet import RST, SYN, Options, Segment, checksum, decode, ip
 
 
@@ -29,6 +29,10 @@ def with_header(packet: bytes, at: int, value: bytes, *, fix: bool = True) -> by
 GOOD = syn().encode()
 
 
+def bad_offset(value: int) -> bytes:
+    return GOOD[20:32] + bytes([value]) + GOOD[33:]
+
+
 def test_good_packet_is_answered(host: Host) -> None:
     host.input(GOOD)
     (answer,) = host.segments()
@@ -43,7 +47,7 @@ def test_good_packet_is_answered(host: Host) -> None:
         pytest.param(with_header(GOOD, 8, b"\1", fix=False), "IP_CSUM", id="header checksum"),
         pytest.param(with_header(GOOD, 0, b"\x65"), "IP_VERSION", id="version 6"),
         pytest.param(with_header(GOOD, 0, b"\x44"), "IP_HEADER", id="header of 16 bytes"),
-        pytest.param(with_header(GOOD, 0, b"\x4f"), "IP_HEADER", id="header longer than the packet"),
+        pytest.param(with_header(GOOD, 0, b"\x4f"), "IP_HEADER", id="header too long"),
         pytest.param(with_header(GOOD, 2, b"\xff\xff"), "IP_HEADER", id="longer than the frame"),
         pytest.param(with_header(GOOD, 2, b"\0\x13"), "IP_HEADER", id="shorter than its header"),
         pytest.param(with_header(GOOD, 6, b"\x20\0"), "IP_FRAGMENT", id="first fragment"),
@@ -58,8 +62,8 @@ def test_good_packet_is_answered(host: Host) -> None:
         pytest.param(syn(src=HERE).encode(), "IP_MARTIAN", id="from ourselves"),
         pytest.param(ip(THERE, HERE, 6, GOOD[20:39]), "TCP_SHORT", id="TCP header cut"),
         pytest.param(GOOD[:20] + GOOD[20:36] + b"\0\0" + GOOD[38:], "TCP_CSUM", id="TCP checksum"),
-        pytest.param(ip(THERE, HERE, 6, GOOD[20:32] + b"\x40" + GOOD[33:]), "TCP_SHORT", id="offset 4"),
-        pytest.param(ip(THERE, HERE, 6, GOOD[20:32] + b"\xf0" + GOOD[33:]), "TCP_SHORT", id="offset 15"),
+        pytest.param(ip(THERE, HERE, 6, bad_offset(0x40)), "TCP_SHORT", id="offset 4"),
+        pytest.param(ip(THERE, HERE, 6, bad_offset(0xF0)), "TCP_SHORT", id="offset 15"),
     ],
 )  # fmt: skip
 def test_bad_packets_are_dropped_and_counted(host: Host, packet: bytes, reason: str) -> None:
@@ -83,7 +87,12 @@ def test_padding_behind_the_packet_is_ignored(host: Host) -> None:
 def option(raw: bytes) -> bytes:
     body = GOOD[20:]
     total = 20 + len(raw) + len(body)
-    head = struct.pack("!BBHHHBBHII", 0x40 | (5 + len(raw) // 4), 0, total, 0, 0, 64, 6, 0, THERE, HERE) + raw
+    head = (
+        struct.pack(
+            "!BBHHHBBHII", 0x40 | (5 + len(raw) // 4), 0, total, 0, 0, 64, 6, 0, THERE, HERE
+        )
+        + raw
+    )
     return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + body
 
 
@@ -121,7 +130,9 @@ def test_echo(host: Host) -> None:
     assert struct.unpack("!II", answer[12:20]) == (HERE, THERE)
 
 
-@pytest.mark.parametrize("message", [icmp(8, 0, 1, b"x")[:-1], b"\x08\0\0", icmp(0, 0, 1, b""), icmp(13, 0, 1, b"")])
+@pytest.mark.parametrize(
+    "message", [icmp(8, 0, 1, b"x")[:-1], b"\x08\0\0", icmp(0, 0, 1, b""), icmp(13, 0, 1, b"")]
+)
 def test_other_icmp_is_not_answered(host: Host, message: bytes) -> None:
     host.input(ip(THERE, HERE, 1, message))
     assert host.packets() == []
@@ -169,8 +180,8 @@ def quoted(host: Host, code: int, seq: int | None = None) -> tuple[int, Segment]
 
 @pytest.mark.parametrize(
     ("code", "want"),
-    [(0, errno.ENETUNREACH), (1, errno.EHOSTUNREACH), (2, errno.ENOPROTOOPT), (3, errno.ECONNREFUSED),
-     (13, errno.EHOSTUNREACH)],
+    [(0, errno.ENETUNREACH), (1, errno.EHOSTUNREACH), (2, errno.ENOPROTOOPT),
+     (3, errno.ECONNREFUSED), (13, errno.EHOSTUNREACH)],
 )  # fmt: skip
 def test_unreachable_ends_a_connect(host: Host, code: int, want: int) -> None:
     """Linux icmp_err_convert; RFC 5461 2.1 for opening connections."""
@@ -187,7 +198,7 @@ def test_unreachable_about_something_else_is_ignored(host: Host) -> None:
 
 
 def test_unreachable_does_not_end_a_connection(host: Host) -> None:
-    """RFC 1122 4.2.3.9, RFC 5461: a soft error; it becomes the reason of a later timeout."""
+    """RFC 1122 4.2.3.9, RFC 5461: a soft error; it is the reason of a later timeout."""
     peer = Peer(host)
     slot = peer.open(host.listen(80), Options(mss=1460))
     host.write(slot, b"data")

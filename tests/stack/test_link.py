@@ -11,8 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stack.host import (
-    CONNECTED, CORK, ERROR, HERE, NODELAY, OPT_FLAGS, OPT_RCVBUF, OPT_SNDBUF, RX_EOF, S, THERE,
-    TX_SHUT, Host,
+    CONNECTED,
+    CORK,
+    ERROR,
+    HERE,
+    NODELAY,
+    OPT_FLAGS,
+    OPT_RCVBUF,
+    OPT_SNDBUF,
+    RX_EOF,
+    THERE,
+    TX_SHUT,
+    Host,
+    S,
 )  # fmt: skip
 from tests.stack.link import Faults, Link
 
@@ -108,7 +119,9 @@ def test_streams_arrive_and_connections_end(
     there, back = BLOB[: sizes[0]], BLOB[-sizes[1] :] if sizes[1] else b""
     listener = b.listen(80, options=opts[1])
     ends = (
-        End(a, there, back, half[0], random.Random(seed), slot=a.connect(THERE, 80, options=opts[0])),
+        End(
+            a, there, back, half[0], random.Random(seed), slot=a.connect(THERE, 80, options=opts[0])
+        ),
         End(b, back, there, half[1], random.Random(seed + 1)),
     )
     converse(a, b, link, ends, listener)

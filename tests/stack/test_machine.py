@@ -1,7 +1,7 @@
 """Random commands of applications on two hosts: no stream is ever wrong and nothing is left over.
 
-The model knows of each connection (by its tuple) what each end wrote. Whatever happens, an end reads
-a prefix of what the other wrote; as long as neither was aborted it reads all of it.
+The model knows of each connection (by its tuple) what each end wrote. Whatever happens, an end
+reads a prefix of what the other wrote; as long as neither was aborted it reads all of it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,28 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from tests.stack.host import (
-    CONNECTED, CONNECTING, CORK, DEAD, ERROR, HERE, KEEPALIVE, LINGER, LOCALHOST, NODELAY, OPT_FLAGS,
-    OPT_KEEPIDLE, OPT_LINGER, OPT_RCVBUF, OPT_SNDBUF, OPT_USER_TIMEOUT, RX_EOF, S, THERE, TX_SHUT,
-    Config, Host,
+    CONNECTED,
+    CONNECTING,
+    CORK,
+    DEAD,
+    ERROR,
+    HERE,
+    KEEPALIVE,
+    LINGER,
+    LOCALHOST,
+    NODELAY,
+    OPT_FLAGS,
+    OPT_KEEPIDLE,
+    OPT_LINGER,
+    OPT_RCVBUF,
+    OPT_SNDBUF,
+    OPT_USER_TIMEOUT,
+    RX_EOF,
+    THERE,
+    TX_SHUT,
+    Config,
+    Host,
+    S,
 )  # fmt: skip
 from tests.stack.link import Faults, Link
 
@@ -52,7 +71,9 @@ class Applications(RuleBasedStateMachine):
         self.b = Host(lib, Config(addr=THERE, connections=64, seed=2, mtu=1000))
         self.link = Link(self.a, self.b, Faults(loss=0.03, reorder=0.1, duplicate=0.03), 1)
         self.listeners = {
-            (host, port): host.listen(port, backlog=8) for host in (self.a, self.b) for port in (80, 81)
+            (host, port): host.listen(port, backlog=8)
+            for host in (self.a, self.b)
+            for port in (80, 81)
         }
         self.socks: list[Sock] = []
         self.calls: dict[tuple[int, int, int, int], Sock] = {}

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.stack.host import (
-    CLOSE_WAIT, ESTABLISHED, FIN_WAIT_1, HUP, LIKE_LINUX, MS, OPT_RCVBUF, RX_EOF, S, Host, Peer,
+    CLOSE_WAIT,
+    ESTABLISHED,
+    FIN_WAIT_1,
+    HUP,
+    LIKE_LINUX,
+    MS,
+    OPT_RCVBUF,
+    RX_EOF,
+    Host,
+    Peer,
+    S,
 )  # fmt: skip
 from tests.stack.packet import ACK, Options, Segment
 
@@ -21,7 +31,9 @@ SACK = Options(mss=MSS, sack_ok=True)
 TEXT = bytes(range(1, 251)) * 400
 
 
-def server(host: Host, options: Options = SACK, words: dict[int, int] | None = None) -> tuple[Peer, int]:
+def server(
+    host: Host, options: Options = SACK, words: dict[int, int] | None = None
+) -> tuple[Peer, int]:
     peer = Peer(host)
     slot = peer.open(host.listen(80, options=words), options)
     return peer, slot
@@ -37,7 +49,9 @@ def give(peer: Peer, start: int, end: int, letters: str = "A") -> None:
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))
 @pytest.mark.parametrize("options", [SACK, PLAIN, LIKE_LINUX], ids=["sack", "plain", "ts"])
-def test_any_order_gives_the_same_stream(host: Host, order: tuple[int, ...], options: Options) -> None:
+def test_any_order_gives_the_same_stream(
+    host: Host, order: tuple[int, ...], options: Options
+) -> None:
     peer, slot = server(host, options)
     for i in order:
         give(peer, i * 100, i * 100 + 100)
@@ -60,7 +74,9 @@ def test_any_order_gives_the_same_stream(host: Host, order: tuple[int, ...], opt
         pytest.param([(300, 400), (200, 300), (100, 200), (0, 100)], 400, id="backwards"),
         pytest.param([(0, 100), (20, 80)], 100, id="old middle"),
         pytest.param([(20, 40), (60, 200), (0, 100)], 200, id="covers one and touches the next"),
-        pytest.param([(20, 40), (60, 80), (100, 200), (0, 100)], 200, id="covers two, meets the third"),
+        pytest.param(
+            [(20, 40), (60, 80), (100, 200), (0, 100)], 200, id="covers two, meets the third"
+        ),
         pytest.param([(100, 200), (100, 200), (0, 100)], 200, id="held twice"),
     ],
 )
@@ -374,7 +390,7 @@ def test_segment_wholly_beyond_the_window_is_answered_and_dropped(host: Host) ->
 
 
 def test_window_probe_is_answered(host: Host) -> None:
-    """RFC 9293 3.8.6.1 (MUST-36 for the sender): the receiver acknowledges with the current window."""
+    """RFC 9293 3.8.6.1 (MUST-36 for the sender): answered with the current window."""
     peer, _ = server(host, words={OPT_RCVBUF: 8192})
     peer.send("A", 1, 1, TEXT[:4096])
     assert peer.one().window == 0
@@ -573,7 +589,7 @@ def test_data_and_fin_acknowledge_our_fin_together(host: Host) -> None:
 
 
 def test_urgent_data_is_in_line(host: Host) -> None:
-    """RFC 6093 6: new applications do not use it; like SO_OOBINLINE the byte is part of the stream."""
+    """RFC 6093 6: like SO_OOBINLINE, the byte is part of the stream."""
     peer, slot = server(host)
     peer.send("UA", 1, 1, b"urgent")
     assert host.read(slot) == b"urgent"
@@ -596,7 +612,9 @@ def test_odd_options_do_no_harm(host: Host, raw: bytes) -> None:
     assert host.read(slot) == b"data"
 
 
-@pytest.mark.parametrize("raw", [bytes([2, 0, 0, 0]), bytes([2, 1, 0, 0]), bytes([1, 1, 1, 2]), bytes([2, 40, 0, 0])])
+@pytest.mark.parametrize(
+    "raw", [bytes([2, 0, 0, 0]), bytes([2, 1, 0, 0]), bytes([1, 1, 1, 2]), bytes([2, 40, 0, 0])]
+)
 def test_options_that_leave_the_header_drop_the_segment(host: Host, raw: bytes) -> None:
     peer, slot = server(host)
     send_raw(peer, raw)

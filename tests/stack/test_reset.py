@@ -8,8 +8,23 @@ from collections.abc import Callable
 import pytest
 
 from tests.stack.host import (
-    CLOSE_WAIT, DEAD, ERROR, ESTABLISHED, FIN_WAIT_2, HERE, HUP, LIKE_LINUX, LINGER, MS, OPT_FLAGS,
-    OPT_LINGER, RX_EOF, S, THERE, Host, Peer,
+    CLOSE_WAIT,
+    DEAD,
+    ERROR,
+    ESTABLISHED,
+    FIN_WAIT_2,
+    HERE,
+    HUP,
+    LIKE_LINUX,
+    LINGER,
+    MS,
+    OPT_FLAGS,
+    OPT_LINGER,
+    RX_EOF,
+    THERE,
+    Host,
+    Peer,
+    S,
 )  # fmt: skip
 from tests.stack.packet import Options
 
@@ -220,7 +235,7 @@ def test_syn_is_challenged_wherever_it_is(host: Host, letters: str, seq: int) ->
 
 @pytest.mark.parametrize("ack", [2, 1000, -70000, 1 << 31])
 def test_ack_out_of_range_is_challenged(host: Host, ack: int) -> None:
-    """RFC 5961 5.2: SND.UNA - MAX.SND.WND <= SEG.ACK <= SND.NXT; otherwise the text is not taken."""
+    """RFC 5961 5.2: SND.UNA - MAX.SND.WND <= SEG.ACK <= SND.NXT; else the text is not taken."""
     peer, slot = connected(host)
     peer.send("A", 1, ack, b"injected")
     assert is_challenge(peer, 1, 1)

@@ -1,4 +1,4 @@
-"""The sender without loss: Nagle, CORK, windows, probes, congestion window (RFC 9293, 5681, 9438)."""
+"""The sender without loss: Nagle, CORK, windows, probes, cwnd (RFC 9293, 5681, 9438)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ from collections.abc import Callable
 import pytest
 
 from tests.stack.host import (
-    CONNECTED, CORK, HOUR, KEEPALIVE, MORE, MS, NODELAY, OPT_CONGESTION, OPT_FLAGS, OPT_KEEPCNT,
-    OPT_KEEPIDLE, OPT_KEEPINTVL, OPT_USER_TIMEOUT, S, Host, Peer,
+    CONNECTED,
+    CORK,
+    HOUR,
+    KEEPALIVE,
+    MORE,
+    MS,
+    NODELAY,
+    OPT_CONGESTION,
+    OPT_FLAGS,
+    OPT_KEEPCNT,
+    OPT_KEEPIDLE,
+    OPT_KEEPINTVL,
+    OPT_USER_TIMEOUT,
+    Host,
+    Peer,
+    S,
 )  # fmt: skip
 from tests.stack.packet import Options, Segment
 
@@ -256,7 +270,7 @@ def test_segment_sent_after_a_shut_window_is_retransmitted(host: Host) -> None:
 
 
 def test_small_window_is_used_in_the_end(host: Host) -> None:
-    """RFC 9293 3.8.6.2.1 (4): the override timeout; else sender and receiver wait for each other."""
+    """RFC 9293 3.8.6.2.1 (4): the override timeout; else both ends wait for each other."""
     peer, slot = server(host)
     host.write(slot, bytes(10 * MSS))
     peer.recv()
@@ -276,6 +290,18 @@ def test_user_timeout_ends_a_shut_window(host: Host) -> None:
     host.write(slot, b"waiting")
     host.advance(20 * S)
     assert host.error(slot) == errno.ETIMEDOUT
+
+
+def test_user_timeout_does_not_hurry_an_orphan(host: Host) -> None:
+    """A long one: the orphan is probed as often as any other, then it ends."""
+    peer, slot = server(host, {OPT_USER_TIMEOUT: 24 * 3600 * 1000}, window=0)
+    host.write(slot, b"waiting")
+    host.close(slot)
+    host.advance(5 * S)
+    assert len(peer.recv()) >= 4
+    assert len(host.blocks) == 1
+    host.advance(HOUR)
+    assert host.blocks == []
 
 
 # ---- keepalive: RFC 9293 3.8.4, tcp(7) ----

@@ -36,9 +36,14 @@ def flows() -> Iterator[Flows]:
 
 
 keys = st.tuples(
-    st.sampled_from([HERE, LOCALHOST]), st.integers(1, 8), st.integers(THERE, THERE + 3), st.integers(1, 4)
+    st.sampled_from([HERE, LOCALHOST]),
+    st.integers(1, 8),
+    st.integers(THERE, THERE + 3),
+    st.integers(1, 4),
 )
-commands = st.lists(st.tuples(st.sampled_from(["insert", "insert", "remove", "find"]), keys), max_size=300)
+commands = st.lists(
+    st.tuples(st.sampled_from(["insert", "insert", "remove", "find"]), keys), max_size=300
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -120,14 +125,14 @@ listens = st.lists(
 def test_listeners_against_a_model(steps: list[tuple[str, int, int, int, int]]) -> None:
     flows = Flows()
     model: dict[tuple[int, int], set[int]] = {}
-    for command, addr, port, l, h in steps:
+    for command, addr, port, who, h in steps:
         group = model.setdefault((addr, port), set())
-        if command == "listen" and l not in group:
-            assert flows.listen(addr, port, l) == 0
-            group.add(l)
+        if command == "listen" and who not in group:
+            assert flows.listen(addr, port, who) == 0
+            group.add(who)
         elif command == "unlisten":
-            flows.unlisten(addr, port, l)
-            group.discard(l)
+            flows.unlisten(addr, port, who)
+            group.discard(who)
         want = group or model.get((0, port), set())
         got = flows.listener(addr, port, h)
         assert got in want if want else got == 0
@@ -137,12 +142,12 @@ def test_listeners_against_a_model(steps: list[tuple[str, int, int, int, int]]) 
 @pytest.mark.parametrize("members", [1, 2, 3, 7])
 def test_group_is_picked_evenly_by_hash(flows: Flows, members: int) -> None:
     """SO_REUSEPORT: equal shares of the hash."""
-    for l in range(1, members + 1):
-        flows.listen(0, 80, l)
+    for who in range(1, members + 1):
+        flows.listen(0, 80, who)
     counts: dict[int, int] = {}
     for i in range(2100):
-        l = flows.listener(HERE, 80, i * (2**32 // 2100))
-        counts[l] = counts.get(l, 0) + 1
+        who = flows.listener(HERE, 80, i * (2**32 // 2100))
+        counts[who] = counts.get(who, 0) + 1
     assert len(counts) == members
     assert max(counts.values()) - min(counts.values()) <= 2
 
@@ -198,7 +203,10 @@ def test_chosen_port_steers_back_to_this_replica(flows: Flows, index: int) -> No
 def test_local_ports_need_no_steering(flows: Flows) -> None:
     """lo never leaves the replica."""
     flows.steer(3, 4)
-    found = {flows.replica(LOCALHOST, flows.choose(LOCALHOST, LOCALHOST, 80), LOCALHOST, 80) for _ in range(40)}
+    found = {
+        flows.replica(LOCALHOST, flows.choose(LOCALHOST, LOCALHOST, 80), LOCALHOST, 80)
+        for _ in range(40)
+    }
     assert len(found) > 1
 
 

@@ -1,4 +1,4 @@
-"""Toeplitz (replicas/stack/rss.h) against the vectors that Microsoft publishes and the definition."""
+"""Toeplitz (replicas/stack/rss.h) against Microsoft's published vectors and the definition."""
 
 from __future__ import annotations
 
@@ -57,5 +57,7 @@ def test_reference_gives_the_published_address_hashes(
     ports=st.tuples(*[st.integers(0, 65535)] * 2),
 )  # fmt: skip
 def test_against_the_definition(key: bytes, addrs: tuple[int, int], ports: tuple[int, int]) -> None:
-    data = b"".join(a.to_bytes(4, "big") for a in addrs) + b"".join(p.to_bytes(2, "big") for p in ports)
+    data = b"".join(a.to_bytes(4, "big") for a in addrs) + b"".join(
+        p.to_bytes(2, "big") for p in ports
+    )
     assert units().toeplitz(key, *addrs, *ports) == reference(key, data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -36,8 +35,8 @@ class Wheel:
     def next(self) -> int:
         return int(self.lib.wheel_next(self.w))
 
-    def pending(self) -> set[int]:
-        return {i for i in range(self.n) if self.lib.wheel_pending(self.w, i)}
+    def pending(self) -> frozenset[int]:
+        return frozenset(i for i in range(self.n) if self.lib.wheel_pending(self.w, i))
 
     def free(self) -> None:
         self.lib.wheel_free(self.w)
@@ -139,7 +138,7 @@ commands = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(start=times, steps=commands)
 def test_against_a_model(start: int, steps: list[tuple[str, int, int]]) -> None:
-    """Model: the deadline of each timer. Due when a whole tick at or after the deadline has passed."""
+    """Model: the deadline of each timer, rounded up to a tick."""
     wheel, now = Wheel(start), start
     model: dict[int, int] = {}
     for command, i, us in steps:

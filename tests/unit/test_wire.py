@@ -13,7 +13,7 @@ from tests.unit.units import ffi, units
 
 def reference(data: bytes) -> int:
     """RFC 1071 1: one's complement of the one's complement sum of 16-bit words."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

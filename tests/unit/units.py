@@ -24,7 +24,10 @@ def units() -> Any:
     """Raises CalledProcessError when gcc does; its words are on stderr."""
     with tempfile.TemporaryDirectory(prefix="neat-units-") as directory:
         out = Path(directory) / "units.so"
-        files = [ROOT / "tests/unit/units_lib.c", *(STACK / f for f in ("timer.c", "flow.c", "ip.c"))]
+        files = [
+            ROOT / "tests/unit/units_lib.c",
+            *(STACK / f for f in ("timer.c", "flow.c", "ip.c")),
+        ]
         flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
         includes = [f"-I{ROOT}/replicas/abi", f"-I{STACK}"]
         subprocess.run(["gcc", *flags, *includes, *map(str, files), "-o", str(out)], check=True)
