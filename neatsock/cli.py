@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
 import os
 import shutil
@@ -118,6 +119,17 @@ def _count(text: str) -> int:
     return value
 
 
+def _interface(text: str) -> str:
+    found = ipaddress.IPv4Interface(text)
+    if found.network.prefixlen in (0, 32):
+        raise argparse.ArgumentTypeError(f"{text} names no network; write e.g. 10.1.0.2/24")
+    return str(found)
+
+
+def _address(text: str) -> str:
+    return str(ipaddress.IPv4Address(text))
+
+
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=_count, metavar="N", help="number of TCP/IP stacks")
     parser.add_argument(
@@ -147,6 +159,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
         _start_arguments(sub)
+    up.add_argument("--tap", metavar="IFNAME", help="TAP device to the kernel and the outside")
+    up.add_argument("--address", type=_interface, metavar="A.B.C.D/N", help="ours on that link")
+    up.add_argument("--gateway", type=_address, metavar="A.B.C.D", help="for other networks")
     up.add_argument("--auto", action="store_true", help="end after the last attached program")
     status.add_argument("--json", action="store_true", help="machine-readable")
     run_.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -154,7 +169,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
-    return StartOptions(args.replicas, args.spin_us, args.time_wait_ms, auto)
+    uplink = {name: getattr(args, name, None) for name in ("tap", "address", "gateway")}
+    if bool(uplink["tap"]) != bool(uplink["address"]) or (uplink["gateway"] and not uplink["tap"]):
+        raise InstanceError("--tap IFNAME and --address A.B.C.D/N go together")
+    return StartOptions(args.replicas, args.spin_us, args.time_wait_ms, auto, **uplink)
 
 
 def _up(args: argparse.Namespace) -> int:

@@ -48,6 +48,9 @@ class StartOptions:
     spin_us: int | None = None
     time_wait_ms: int | None = None
     auto: bool = False
+    tap: str | None = None
+    address: str | None = None
+    gateway: str | None = None
 
     def arguments(self) -> list[str]:
         """For neat-keeper, which hands them to neatd."""
@@ -58,6 +61,10 @@ class StartOptions:
             out += ["--time-wait-ms", str(self.time_wait_ms)]
         if self.auto:
             out.append("--auto")
+        if self.tap and self.address:
+            out += ["--tap", self.tap, "--address", self.address]
+        if self.gateway:
+            out += ["--gateway", self.gateway]
         return out
 
 

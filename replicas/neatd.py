@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import errno
 import importlib
+import ipaddress
 import json
 import os
 import resource
@@ -29,6 +30,8 @@ from .clients import Connection, Refused, Request, Server
 from .link import NIC, REPLICA, KeeperLink, News
 from .registry import Registry
 from .state import Options, Replica, State, replica_of, start_replica
+from .uplink import Queue, Uplink, UplinkError
+from .uplink import start as start_uplink
 
 LIB = abi.lib
 LINGER_S = 1.0  # an --auto instance ends this long after its last program
@@ -48,6 +51,9 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--time-wait-ms", type=int, default=60000)
     parser.add_argument("--auto", action="store_true")
+    parser.add_argument("--tap")
+    parser.add_argument("--address", type=ipaddress.IPv4Interface)
+    parser.add_argument("--gateway", type=ipaddress.IPv4Address)
     args = parser.parse_args(argv)
     if not 1 <= args.replicas <= LIB.NEAT_REPLICAS_MAX:
         parser.error(f"--replicas must be 1 to {LIB.NEAT_REPLICAS_MAX}")
@@ -59,6 +65,7 @@ def parse(argv: list[str]) -> Options:
         args.batch,
         args.time_wait_ms,
         args.auto,
+        Uplink(args.tap, args.address, args.gateway) if args.tap else None,
     )
 
 
@@ -122,13 +129,14 @@ class Neatd:
         store, news = self._read_store()
         own = [self._own_state(stored) for stored in store if stored.role == LIB.NEAT_ROLE_NEATD]
         self.boot, self.listener, registry = self._booted(own)
+        replicas, early = self._replicas(store, registry)
         self.state = State(
             options,
             link,
             registry,
             abi.read_only(registry.page.fd),
             self.boot["instance"],
-            self._replicas(store, registry),
+            replicas,
         )
         self.bindings = Bindings(self.state, loop)
         self.attachments = Attachments(
@@ -140,7 +148,7 @@ class Neatd:
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable
         self._recover(own, store)
-        for item in news:
+        for item in [*news, *early]:
             self.on_news(item)
         loop.add_reader(link.fileno(), self._link_readable)
         self.lifetime.check()
@@ -179,7 +187,24 @@ class Neatd:
         self.link.remember("boot", fds=[registry.page.fd, listener.fileno()], **boot)
         return boot, listener, registry
 
-    def _replicas(self, store: list[News], registry: Registry) -> list[Replica]:
+    def _queues(self, registry: Registry) -> tuple[list[Queue | None], list[News]]:
+        """Queue pairs of a NIC that is started now; the news that came meanwhile."""
+        uplink, count = self.options.uplink, self.options.replicas
+        if uplink is None:
+            return [None] * count, []
+        try:
+            queues, news = start_uplink(
+                self.link, uplink, self.boot["instance"], count, registry
+            )
+        except UplinkError as err:
+            log(str(err))
+            self.link.stop()
+            sys.exit(1)
+        return list(queues), news
+
+    def _replicas(
+        self, store: list[News], registry: Registry
+    ) -> tuple[list[Replica], list[News]]:
         known: dict[int, Replica] = {}
         for item in store:
             if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_CONFIG:
@@ -188,10 +213,14 @@ class Neatd:
                 item.fds = [other for other in item.fds if other != fd]
                 known[item.index] = replica_of(item.index, status)
                 item.close()
-        return [
-            known.get(i) or start_replica(self.link, self.options, self.boot, registry, i)
+        if known:
+            return [known[i] for i in sorted(known)], []
+        queues, news = self._queues(registry)
+        started = [
+            start_replica(self.link, self.options, self.boot, registry, i, queues[i])
             for i in range(self.options.replicas)
         ]
+        return started, news
 
     def _recover(self, own: list[tuple[dict[str, Any], list[int]]], store: list[News]) -> None:
         """Take over applications, their memory, processes and ports from a predecessor."""

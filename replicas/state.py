@@ -13,6 +13,7 @@ from .apps import App
 from .clients import Connection
 from .link import REPLICA, KeeperLink, key
 from .registry import Registry
+from .uplink import Queue, Uplink
 
 LIB = abi.lib
 
@@ -28,6 +29,7 @@ class Options:
     batch: int
     time_wait_ms: int
     auto: bool
+    uplink: Uplink | None = None
 
     @property
     def socket_path(self) -> Path:
@@ -89,7 +91,12 @@ def new_arena() -> int:
 
 
 def start_replica(
-    link: KeeperLink, options: Options, boot: dict[str, Any], registry: Registry, index: int
+    link: KeeperLink,
+    options: Options,
+    boot: dict[str, Any],
+    registry: Registry,
+    index: int,
+    queue: Queue | None,
 ) -> Replica:
     """Store R_CONFIG and have the replica started. The arena stays with the keeper alone."""
     status, arena = new_status(index, boot["instance"]), new_arena()
@@ -105,6 +112,12 @@ def start_replica(
     )
     fds = [arena, status.fd, registry.page.fd]
     link.store(REPLICA, index, key(LIB.NEAT_MSG_R_CONFIG), inner, fds)
+    if queue is not None:
+        pack = abi.pack("struct neat_msg_header", LIB.NEAT_MSG_R_QUEUE)
+        fds = [queue.memory, queue.doorbell]
+        link.store(REPLICA, index, key(LIB.NEAT_MSG_R_QUEUE), pack, fds)
+        for fd in fds:
+            os.close(fd)
     link.spawn(REPLICA, index)
     os.close(arena)
     return replica_of(index, status)

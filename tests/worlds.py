@@ -64,10 +64,10 @@ def neatsock_env(directory: Path) -> dict[str, str]:
 class Instance:
     """A private instance of neatsock."""
 
-    def __init__(self, directory: Path, replicas: int = 1) -> None:
+    def __init__(self, directory: Path, replicas: int = 1, *options: str) -> None:
         self.directory = directory
         self.env = neatsock_env(directory)
-        self.cli("up", "--replicas", str(replicas))
+        self.cli("up", "--replicas", str(replicas), *options)
 
     def cli(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(

@@ -75,7 +75,21 @@ static _Noreturn void child_exec(struct keeper *k, const struct child *c, int so
 	_exit(127);
 }
 
-static void queue_store(struct child *c)
+/* Frames of this replica's former incarnation are worthless; those for the new one wait (W11, row 42). */
+static void fence_at_nic(struct keeper *k, const struct child *c)
+{
+	struct neat_msg_n_queue fence = { .replica = c->index, .epoch = c->epoch };
+	struct msg *m;
+
+	if (c->role != NEAT_ROLE_REPLICA || !k->nic.pid)
+		return;
+	fence.h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, NEAT_MSG_N_FENCE, sizeof(fence), 0 };
+	m = msg_new(&fence, sizeof(fence), NULL, 0);
+	queue_add(&k->nic.out, NULL, m);
+	msg_put(m);
+}
+
+static void queue_store(struct keeper *k, struct child *c)
 {
 	struct neat_msg_header start = { NEAT_ABI_MAGIC, NEAT_ABI_VERSION, NEAT_MSG_R_START, sizeof(start), 0 };
 	struct msg *m;
@@ -83,9 +97,13 @@ static void queue_store(struct child *c)
 	queue_clear(&c->out);
 	for (struct entry *e = c->stored; e; e = e->next) {
 		struct neat_msg_r_config *config = (void *)e->m->u.bytes;
+		struct neat_msg_n_queue *queue = (void *)e->m->u.bytes;
 
 		if (config->h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(*config))
 			config->epoch = c->epoch;
+		if (queue->h.type == NEAT_MSG_N_QUEUE && e->m->len >= sizeof(*queue) &&
+		    queue->replica < NEAT_REPLICAS_MAX)
+			queue->epoch = k->replica[queue->replica].epoch;
 		queue_add(&c->out, NULL, e->m);
 	}
 	m = msg_new(&start, sizeof(start), NULL, 0);
@@ -127,7 +145,8 @@ void child_start(struct keeper *k, struct child *c)
 		neatd_handback(k);
 		return;
 	}
-	queue_store(c);
+	fence_at_nic(k, c);
+	queue_store(k, c);
 	started = keeper_message(NEAT_MSG_K_STARTED, c, NULL);
 	tell_neatd(k, &started);
 }

@@ -84,7 +84,7 @@ void child_message(struct keeper *k, struct child *c, struct received *r)
 	struct msg *m = msg_new(r->u.bytes, r->len, r->fds, r->nfds);
 
 	r->nfds = 0;
-	if (r->u.h.type == NEAT_MSG_R_READY)
+	if (r->u.h.type == NEAT_MSG_R_READY || r->u.h.type == NEAT_MSG_N_READY)
 		c->ready = true;
 	if (r->u.h.type == NEAT_MSG_R_LISTENING && r->len >= sizeof(answer)) {
 		memcpy(&answer, r->u.bytes, sizeof(answer));

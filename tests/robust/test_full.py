@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs in strings
 """Full rings, full queues, no descriptors left: callers wait or get an errno, and all goes on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs in strings
 """Applications killed at the worst moment, and applications that write garbage."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs in strings
 """Fork storms, and many threads on the same sockets."""
 
 from __future__ import annotations

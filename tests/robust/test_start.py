@@ -22,25 +22,6 @@ a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen()
 c = socket.create_connection(a.getsockname(), 10); s, _ = a.accept()
 c.sendall(b"through"); print(s.recv(10).decode())
 """
-C_TALK = r"""
-#include <stdio.h>
-#include <string.h>
-#include <arpa/inet.h>
-#include <sys/socket.h>
-#include <unistd.h>
-int main(void)
-{
-	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	socklen_t n = sizeof(in);
-	int a = socket(AF_INET, SOCK_STREAM, 0), c = socket(AF_INET, SOCK_STREAM, 0), s;
-	char b[8] = "";
-
-	if (bind(a, (void *)&in, n) || listen(a, 5) || getsockname(a, (void *)&in, &n) ||
-	    connect(c, (void *)&in, n) || (s = accept(a, NULL, NULL)) < 0 || write(c, "through", 7) != 7)
-		return 1;
-	return read(s, b, 8) != 7 || puts(b) < 0;
-}
-"""
 
 
 def compile_c(source: str, out: Path, *flags: str) -> Path:
