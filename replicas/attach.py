@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -21,6 +22,20 @@ from .state import State
 
 LIB = abi.lib
 NO_PROCESS = 0xFFFFFFFF
+
+
+def open_living(pid: int) -> int | None:
+    """A pidfd, or None when the process is dead, reaped or not."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    if poller.poll(0):
+        os.close(pidfd)
+        return None
+    return pidfd
 
 
 class Attachments:
@@ -65,6 +80,22 @@ class Attachments:
         index = int(message.proc)
         app = self.state.apps[parent.app_id]
         pid, state = apps.live_entries(app).get(index, (0, LIB.NEAT_PROC_FREE))
+        pidfd = open_living(request.pid)
+        if pidfd is None:
+            # It died before we read its first word. Nobody waits for an answer, and its parent, over
+            # whose connection this came, goes on.
+            if pid == request.pid and index not in app.processes:
+                self._sweep(app, index)
+                apps.free_entry(app, index)
+            return
+        try:
+            self._adopt_child(app, index, pid, state, request, pidfd)
+        finally:
+            os.close(pidfd)
+
+    def _adopt_child(
+        self, app: App, index: int, pid: int, state: int, request: Request, pidfd: int
+    ) -> None:
         # While it is CLAIMED, the pid is still that of the parent, who claimed it.
         if state != LIB.NEAT_PROC_CLAIMED and pid != request.pid:
             raise Refused(
@@ -80,7 +111,7 @@ class Attachments:
         entry = app.shared.at.procs[index]
         entry.pid.v = request.pid
         entry.state.v = LIB.NEAT_PROC_LIVE
-        self._open_process(app, index, request.pid, connection)
+        self._open_process(app, index, request.pid, connection, os.dup(pidfd))
         self._answer(app, index, connection, request.seq)
 
     def eventfd(self, connection: Connection, request: Request) -> None:
@@ -186,7 +217,9 @@ class Attachments:
 
     # ---- processes ----
 
-    def _open_process(self, app: App, index: int, pid: int, connection: Connection) -> None:
+    def _open_process(
+        self, app: App, index: int, pid: int, connection: Connection, pidfd: int | None = None
+    ) -> None:
         """Fresh channels for a process; what it had before exec goes."""
         process = app.processes.get(index)
         if process is not None and process.pid != pid:
@@ -194,8 +227,10 @@ class Attachments:
             process = None
         if process is not None:
             self._leave_image(app, process)
+            if pidfd is not None:
+                os.close(pidfd)
         else:
-            process = self._watch(app, index, pid)
+            process = self._watch(app, index, pid, pidfd)
         number = app.free_number()
         for replica in range(len(app.segments)):
             process.channels.append(

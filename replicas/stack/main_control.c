@@ -160,7 +160,8 @@ static void on_segment(struct replica *r, const struct neat_msg_r_app *m, struct
 	app = map_anonymous(sizeof(*app));
 	app->app_id = m->app_id;
 	app->mem.pub = map_object(msg->fds[0], NEAT_OBJ_SEG_PUB, sizeof(struct neat_seg_pub));
-	app->mem.app = map_object(msg->fds[1], NEAT_OBJ_SEG_APP, NEAT_SEG_APP_SIZE);
+	/* Not map_object: the header is the application's to overwrite, and a successor must survive it. */
+	app->mem.app = map_shared(msg->fds[1], NEAT_SEG_APP_SIZE);
 	app->slots = map_anonymous(sizeof(*app->slots) * NEAT_SLOTS);
 	app->free = map_anonymous(sizeof(*app->free) * NEAT_SLOT_APP_FIRST);
 	if (api_app_add(&r->api, app))
@@ -176,7 +177,7 @@ static void on_channel(struct replica *r, const struct neat_msg_r_channel *m, st
 		return;
 	if (!c) {
 		c = map_anonymous(sizeof(*c));
-		c->mem = map_object(msg->fds[0], NEAT_OBJ_CHANNEL, sizeof(struct neat_channel));
+		c->mem = map_shared(msg->fds[0], sizeof(struct neat_channel));
 		c->app = app;
 		c->number = m->number;
 		c->eventfd = -1;

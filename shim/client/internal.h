@@ -106,7 +106,11 @@ struct nt_process {
 extern NT_HIDDEN struct nt_process nt;
 
 static inline bool nt_on(void) { return NT_LIKELY(nt.row != NULL); }
-static inline struct neat_sock *nt_sock(uint32_t i) { return &nt.app->socks[i & (NEAT_SOCKS_MAX - 1)]; }
+/* Callers name record 0 before they know whether there is one, also while nt.app is NULL. */
+static inline struct neat_sock *nt_sock(uint32_t i)
+{
+	return (struct neat_sock *)((uintptr_t)nt.app + offsetof(struct neat_app, socks)) + (i & (NEAT_SOCKS_MAX - 1));
+}
 
 /* One fd-table word: [flags 16][gen 16][sock 32]. */
 static inline uint64_t nt_fdword(uint32_t flags, uint32_t gen, uint32_t sock)

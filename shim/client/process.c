@@ -185,10 +185,12 @@ void nt_fork_child(void)
 	fork_proc = NO_PROC;
 	nt.row = row_of(nt.proc);
 	child_own_state();
-	nt_session_fork();
-	nt_fd_mark_internal(nt.control_fd);
+	/* First of all who holds this row: neatd finds us by it if we die before our first word. */
+	nt.pid = (uint32_t)getpid();
 	a32_store(&nt.app->procs[nt.proc].pid, nt.pid);
 	a32_release(&nt.app->procs[nt.proc].state, NEAT_PROC_LIVE);
+	nt_session_fork();
+	nt_fd_mark_internal(nt.control_fd);
 	nt_epoll_fork_child();
 }
 
