@@ -45,9 +45,15 @@ def accept():
     while True:
         threading.Thread(target=serve, args=[a.accept()[0]], daemon=True).start()
 threading.Thread(target=accept, daemon=True).start()
+going = threading.Barrier(5)
 def client():
+    first = True
     while True:
-        s = socket.create_connection(a.getsockname(), 10); s.settimeout(None)
+        try:
+            s = socket.create_connection(a.getsockname(), 10)
+        except OSError:
+            continue    # its replica died under the handshake
+        s.settimeout(None)
         try:
             while True:
                 sent = os.urandom(30000); s.sendall(sent)
@@ -55,10 +61,12 @@ def client():
                 if got != sent:
                     if not sent.startswith(got): say("WRONG")
                     say("client EOF" if not s.recv(1) else "client WRONG"); break
+                if first: first = False; going.wait()
         except OSError as err:
             say("client", errno.errorcode.get(err.errno, str(err)))
         s.close()
 for _ in range(4): threading.Thread(target=client, daemon=True).start()
+going.wait()
 say("loaded")
 threading.Event().wait()
 """
