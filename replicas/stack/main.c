@@ -87,8 +87,11 @@ void eventfd_ring(int fd)
 static void wake_process(void *world, struct channel *c, uint32_t how)
 {
 	struct replica *r = world;
+	uint8_t *there = &r->status->runnable[a32_relaxed(&c->mem->cpu) & (NEAT_CPUS_MAX - 1)];
 
 	a64_store(&r->status->wakes, a64_relaxed(&r->status->wakes) + 1);
+	/* Whoever spins on that core must see at once that it is wanted; the next refresh counts anew. */
+	__atomic_store_n(there, (uint8_t)(*there + 1), __ATOMIC_RELAXED);
 	if (how == NEAT_ASLEEP_EVENTFD)
 		eventfd_ring(c->eventfd);
 	futex_wake(&c->mem->asleep, 1);

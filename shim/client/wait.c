@@ -83,7 +83,7 @@ bool nt_spin(struct nt_waiter *w, int64_t deadline_ns)
 			return true;
 		}
 		neat_pause();
-		if (i % 16 == 0 && (core_wanted() || nt_now_ns() >= until))
+		if (i % 4 == 0 && (core_wanted() || nt_now_ns() >= until))
 			return false;
 	}
 }
