@@ -130,6 +130,65 @@ def _address(text: str) -> str:
     return str(ipaddress.IPv4Address(text))
 
 
+def _ifname(text: str) -> str:
+    # dev_valid_name() of the kernel; % would ask it to choose a number.
+    if not 1 <= len(text.encode()) <= 15 or text in (".", "..") or set(text) & set("/:% \t\n"):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a network device")
+    return text
+
+
+def _wire(text: str) -> str:
+    path = os.path.abspath(text)
+    if len(os.fsencode(path)) > instance.SUN_PATH:
+        raise argparse.ArgumentTypeError(f"{path} is too long for a socket")
+    return path
+
+
+# tc-netem's notation -> (field of struct neat_wire, its unit).
+PPM = {"%": 10_000.0}
+MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6}
+BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+IMPAIRMENTS = {
+    "loss": ("loss_ppm", PPM),
+    "reorder": ("reorder_ppm", PPM),
+    "duplicate": ("duplicate_ppm", PPM),
+    "corrupt": ("corrupt_ppm", PPM),
+    "delay": ("delay_us", MICROSECONDS),
+    "jitter": ("jitter_us", MICROSECONDS),
+    "rate": ("rate_bps", BITS),
+    "seed": ("seed", {"": 1.0}),
+}
+
+
+def _quantity(text: str, units: dict[str, float]) -> int:
+    """`text` in the unit of a field. ValueError for a wrong unit or number."""
+    unit = max((u for u in units if text.endswith(u)), key=len, default=None)
+    if unit is None:
+        raise ValueError(f"{text} ends with none of {', '.join(units)}")
+    number = float(text.removesuffix(unit))
+    value = round(number * units[unit])
+    if not 0 <= value < 2**32 and not (units is BITS and 0 <= value < 2**53):
+        raise ValueError(f"{text} is out of range")
+    if units is PPM and value > 1_000_000:
+        raise ValueError(f"{text} is more than 100%")
+    return value
+
+
+def _impair(text: str) -> str:
+    out = []
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        try:
+            at, units = IMPAIRMENTS[name]
+            out.append(f"{at}={_quantity(value, units)}")
+        except KeyError:
+            known = ", ".join(IMPAIRMENTS)
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {known}") from None
+        except (ValueError, OverflowError) as err:
+            raise argparse.ArgumentTypeError(f"{item}: {err}") from err
+    return ",".join(out)
+
+
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=_count, metavar="N", help="number of TCP/IP stacks")
     parser.add_argument(
@@ -159,9 +218,22 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
         _start_arguments(sub)
-    up.add_argument("--tap", metavar="IFNAME", help="TAP device to the kernel and the outside")
-    up.add_argument("--address", type=_interface, metavar="A.B.C.D/N", help="ours on that link")
+    where = up.add_mutually_exclusive_group()
+    where.add_argument(
+        "--tap", type=_ifname, metavar="IFNAME", help="network by this TAP device, made if missing"
+    )
+    where.add_argument(
+        "--wire", type=_wire, metavar="PATH", help="network with the instance that names this too"
+    )
+    up.add_argument("--address", type=_interface, metavar="A.B.C.D/N", help="ours on that network")
     up.add_argument("--gateway", type=_address, metavar="A.B.C.D", help="for other networks")
+    up.add_argument(
+        "--impair",
+        type=_impair,
+        metavar="WHAT=HOW,...",
+        help="what a --wire does to frames we send, e.g. loss=1%%,delay=2ms,seed=7; also "
+        + ", ".join(n for n in IMPAIRMENTS if n not in ("loss", "delay", "seed")),
+    )
     up.add_argument("--auto", action="store_true", help="end after the last attached program")
     status.add_argument("--json", action="store_true", help="machine-readable")
     run_.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -169,28 +241,67 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
-    uplink = {name: getattr(args, name, None) for name in ("tap", "address", "gateway")}
-    if bool(uplink["tap"]) != bool(uplink["address"]) or (uplink["gateway"] and not uplink["tap"]):
-        raise InstanceError("--tap IFNAME and --address A.B.C.D/N go together")
-    return StartOptions(args.replicas, args.spin_us, args.time_wait_ms, auto, **uplink)
+    """InstanceError for options that do not go together."""
+    names = ("tap", "wire", "address", "gateway", "impair")
+    options = StartOptions(
+        args.replicas,
+        args.spin_us,
+        args.time_wait_ms,
+        auto,
+        **{name: getattr(args, name, None) for name in names},
+    )
+    _check_uplink(options)
+    return options
+
+
+def _check_uplink(options: StartOptions) -> None:
+    if options.uplink is None:
+        if options.address or options.gateway or options.impair:
+            raise Refusal("--address, --gateway and --impair need --tap IFNAME or --wire PATH", 2)
+        return
+    if options.address is None:
+        raise Refusal(f"--{options.uplink} needs an address of ours: --address A.B.C.D/N", 2)
+    if options.impair and not options.wire:
+        raise Refusal("--impair is for --wire; for a TAP device see tc-netem(8)", 2)
+    ours = ipaddress.IPv4Interface(options.address)
+    if ours.is_loopback or ours.is_multicast or ours.is_unspecified:
+        raise Refusal(f"--address {ours} is no address of a host on a network", 2)
+    if options.gateway and ipaddress.IPv4Address(options.gateway) not in ours.network:
+        raise Refusal(f"--gateway {options.gateway} is not in {ours.network}", 2)
 
 
 def _up(args: argparse.Namespace) -> int:
+    options = start_options(args, args.auto)
     try:
         found = instance.status(args.name)
     except instance.NotUp:
-        found = instance.start(args.name, start_options(args, args.auto))
+        found = instance.start(args.name, options)
         word = "up"
     else:
         word = "already up"
-        if args.replicas is not None and args.replicas != len(found["replicas"]):
-            raise InstanceError(
-                f"instance {args.name!r} is already up with {len(found['replicas'])} replicas; "
-                "end it first: neatsock down"
-            )
+    # Also after a start: somebody else's, at the same moment, may have won.
+    _check_same(args.name, options, found)
     count = len(found["replicas"])
-    say(f"instance {args.name!r} is {word}: {count} replica{'s' if count > 1 else ''}")
+    at = f", {found['nic']['address']} on {found['nic']['uplink']}" if options.uplink else ""
+    say(f"instance {args.name!r} is {word}: {count} replica{'s' if count > 1 else ''}{at}")
     return 0
+
+
+def _check_same(name: str, options: StartOptions, found: dict[str, Any]) -> None:
+    """InstanceError when what is up is not what was asked for."""
+    count, nic = len(found["replicas"]), found["nic"]
+    up_with = None
+    if options.replicas is not None and options.replicas != count:
+        up_with = f"{count} replicas"
+    elif options.uplink and (options.uplink, options.address) != (
+        nic.get("uplink"),
+        nic.get("address"),
+    ):
+        up_with = f"{nic['uplink']}, {nic['address']}" if "uplink" in nic else "no uplink"
+    if up_with:
+        raise InstanceError(
+            f"instance {name!r} is already up with {up_with}; end it first: neatsock down"
+        )
 
 
 def _down(args: argparse.Namespace) -> int:
@@ -207,11 +318,15 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _network(nic: dict[str, Any]) -> str:
+    return f" ({nic['address']} on {nic['uplink']})" if "uplink" in nic else ""
+
+
 def describe(found: dict[str, Any]) -> str:
     """Status for a person."""
     lines = [
         f"instance {found['name']}: up {found['uptime_s']:.0f} s, keeper {found['keeper']['pid']}, "
-        f"neatd {found['neatd']['pid']}, nic {found['nic']['pid'] or '-'}",
+        f"neatd {found['neatd']['pid']}, nic {found['nic']['pid'] or '-'}" + _network(found["nic"]),
         f"{'replica':>7} {'pid':>8} {'state':>9} {'connections':>12} {'accepted':>10} "
         f"{'segments in':>12} {'segments out':>13} {'cpu s':>8}",
     ]

@@ -49,8 +49,17 @@ class StartOptions:
     time_wait_ms: int | None = None
     auto: bool = False
     tap: str | None = None
-    address: str | None = None
+    wire: str | None = None
+    address: str | None = None  # A.B.C.D/N, with tap or wire
     gateway: str | None = None
+    impair: str | None = None  # FIELD=NUMBER,... of struct neat_wire
+
+    @property
+    def uplink(self) -> str | None:
+        """As status names it."""
+        if self.tap:
+            return f"tap {self.tap}"
+        return f"wire {self.wire}" if self.wire else None
 
     def arguments(self) -> list[str]:
         """For neat-keeper, which hands them to neatd."""
@@ -61,10 +70,10 @@ class StartOptions:
             out += ["--time-wait-ms", str(self.time_wait_ms)]
         if self.auto:
             out.append("--auto")
-        if self.tap and self.address:
-            out += ["--tap", self.tap, "--address", self.address]
-        if self.gateway:
-            out += ["--gateway", self.gateway]
+        for name in ("tap", "wire", "address", "gateway", "impair"):
+            value = getattr(self, name)
+            if value is not None:
+                out += [f"--{name}", value]
         return out
 
 
@@ -245,6 +254,10 @@ def _failure(what: str, log_path: Path, begin: int) -> str:
     with open(log_path, "rb") as log:
         log.seek(begin)
         tail = log.read()[-4000:].decode("utf-8", "replace").splitlines()[-15:]
+    # neatd ends an instance that cannot be as it was asked for; it says why.
+    reasons = [line.split(" neatd: ", 1)[1] for line in tail if " neatd: " in line]
+    if reasons and tail[-1].endswith("the instance has ended"):
+        return f"the instance did not start: {reasons[-1]}"
     lines = "".join(f"\n  | {line}" for line in tail)
     return f"the instance did not start: {what}. Its log ({log_path}) ends with:{lines}"
 

@@ -18,6 +18,7 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from .bindings import Bindings
 from .clients import Connection, Refused, Request, Server
 from .link import NIC, REPLICA, KeeperLink, News
 from .registry import Registry
-from .state import Options, Replica, State, replica_of, start_replica
-from .uplink import Queue, Uplink, UplinkError
-from .uplink import start as start_uplink
+from .state import Options, Replica, State, replica_of, start_replica, store_queue
+from .uplink import Queue, Uplink
+from .uplink import ensure as ensure_uplink
+from .wire import UplinkError, Wire
 
 LIB = abi.lib
 LINGER_S = 1.0  # an --auto instance ends this long after its last program
@@ -54,6 +56,8 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--tap")
     parser.add_argument("--address", type=ipaddress.IPv4Interface)
     parser.add_argument("--gateway", type=ipaddress.IPv4Address)
+    parser.add_argument("--wire", type=Path)
+    parser.add_argument("--impair", default="", help="FIELD=NUMBER,... of struct neat_wire")
     args = parser.parse_args(argv)
     if not 1 <= args.replicas <= LIB.NEAT_REPLICAS_MAX:
         parser.error(f"--replicas must be 1 to {LIB.NEAT_REPLICAS_MAX}")
@@ -65,8 +69,14 @@ def parse(argv: list[str]) -> Options:
         args.batch,
         args.time_wait_ms,
         args.auto,
-        Uplink(args.tap, args.address, args.gateway) if args.tap else None,
+        uplink_of(args) if args.address else None,
     )
+
+
+def uplink_of(args: argparse.Namespace) -> Uplink:
+    fields = dict(item.split("=", 1) for item in args.impair.split(",") if item)
+    impair = {name: int(value) for name, value in fields.items()}
+    return Uplink(args.address, args.gateway, args.tap, args.wire, impair)
 
 
 def listening_socket(path: Path) -> socket.socket:
@@ -84,9 +94,12 @@ def listening_socket(path: Path) -> socket.socket:
 class Lifetime:
     """When an --auto instance ends: nobody attached, nobody announced, for LINGER_S."""
 
-    def __init__(self, state: State, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, state: State, loop: asyncio.AbstractEventLoop, end: Callable[[], None]
+    ) -> None:
         self.state = state
         self.loop = loop
+        self.end = end
         self.holders: set[int] = set()
         self.timer: asyncio.TimerHandle | None = None
         self.patience = FIRST_ATTACH_S
@@ -118,7 +131,7 @@ class Lifetime:
 
     def _end(self) -> None:
         log("no program is attached any more: the instance ends")
-        self.state.link.stop()
+        self.end()
 
 
 class Neatd:
@@ -129,7 +142,8 @@ class Neatd:
         store, news = self._read_store()
         own = [self._own_state(stored) for stored in store if stored.role == LIB.NEAT_ROLE_NEATD]
         self.boot, self.listener, registry = self._booted(own)
-        replicas, early = self._replicas(store, registry)
+        self.wire: Wire | None = None
+        replicas, early = self._replicas(store, own, registry)
         self.state = State(
             options,
             link,
@@ -142,7 +156,7 @@ class Neatd:
         self.attachments = Attachments(
             self.state, loop, self.bindings.release_orphan, self.bindings.app_gone
         )
-        self.lifetime = Lifetime(self.state, loop)
+        self.lifetime = Lifetime(self.state, loop, self.end)
         self.server = Server(self.listener, loop, self.handle, self._connection_gone)
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
@@ -187,25 +201,47 @@ class Neatd:
         self.link.remember("boot", fds=[registry.page.fd, listener.fileno()], **boot)
         return boot, listener, registry
 
-    def _queues(self, registry: Registry) -> tuple[list[Queue | None], list[News]]:
-        """Queue pairs of a NIC that is started now; the news that came meanwhile."""
+    def _wire(self, own: list[tuple[dict[str, Any], list[int]]]) -> Wire | None:
+        """The wire, if we are on one. Ends the instance when it cannot be had."""
+        uplink = self.options.uplink
+        if uplink is None or uplink.wire is None:
+            return None
+        for state, fds in own:
+            if state["kind"] == "wire":
+                return Wire.adopt(uplink.wire, self.link, fds, state["used"])
+        return Wire.join(uplink.wire, self.link)
+
+    def _queues(
+        self,
+        store: list[News],
+        own: list[tuple[dict[str, Any], list[int]]],
+        registry: Registry,
+    ) -> tuple[list[Queue], list[News]]:
+        """Queue pairs of the NIC, none without an uplink; the news that came meanwhile."""
         uplink, count = self.options.uplink, self.options.replicas
         if uplink is None:
-            return [None] * count, []
+            return [], []
         try:
-            queues, news = start_uplink(
-                self.link, uplink, self.boot["instance"], count, registry
-            )
+            self.wire = self._wire(own)
+            instance = self.boot["instance"]
+            found = ensure_uplink(self.link, uplink, self.wire, instance, count, registry, store)
         except UplinkError as err:
             log(str(err))
             self.link.stop()
             sys.exit(1)
-        return list(queues), news
+        if self.wire is not None:
+            self.wire.serve(self.loop)
+        return found
 
     def _replicas(
-        self, store: list[News], registry: Registry
+        self,
+        store: list[News],
+        own: list[tuple[dict[str, Any], list[int]]],
+        registry: Registry,
     ) -> tuple[list[Replica], list[News]]:
+        """All replicas, those that a predecessor did not get to included."""
         known: dict[int, Replica] = {}
+        queued: set[int] = set()
         for item in store:
             if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_CONFIG:
                 fd = item.fds[1]
@@ -213,14 +249,20 @@ class Neatd:
                 item.fds = [other for other in item.fds if other != fd]
                 known[item.index] = replica_of(item.index, status)
                 item.close()
-        if known:
-            return [known[i] for i in sorted(known)], []
-        queues, news = self._queues(registry)
-        started = [
-            start_replica(self.link, self.options, self.boot, registry, i, queues[i])
-            for i in range(self.options.replicas)
-        ]
-        return started, news
+            elif item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_QUEUE:
+                queued.add(item.index)
+                item.close()
+        queues, news = self._queues(store, own, registry)
+        found = []
+        for i in range(self.options.replicas):
+            replica = known.get(i) or start_replica(self.link, self.options, self.boot, registry, i)
+            if queues and i not in queued:
+                store_queue(self.link, i, queues[i])
+            self.link.spawn(REPLICA, i)
+            found.append(replica)
+        for queue in queues:
+            queue.close()
+        return found, news
 
     def _recover(self, own: list[tuple[dict[str, Any], list[int]]], store: list[News]) -> None:
         """Take over applications, their memory, processes and ports from a predecessor."""
@@ -366,12 +408,24 @@ class Neatd:
         if name == "down":
             log(f"process {request.pid} asks for the end")
             # After the request was taken off the socket: unread, it would turn into ECONNRESET.
-            self.loop.call_soon(self.link.stop)
+            self.loop.call_soon(self.end)
+
+    def end(self) -> None:
+        """The whole instance ends, this process included."""
+        if self.wire is not None:
+            self.wire.close()
+        self.link.stop()
+
+    def _nic_status(self) -> dict[str, Any]:
+        status: dict[str, Any] = {"pid": self.state.nic_pid}
+        if uplink := self.options.uplink:
+            status |= {"uplink": uplink.name, "address": str(uplink.address)}
+        return status
 
     def status(self) -> dict[str, Any]:
         return {
             "neatd": {"pid": os.getpid()},
-            "nic": {"pid": self.state.nic_pid},
+            "nic": self._nic_status(),
             "replicas": [self._replica_status(replica) for replica in self.state.replicas],
             "apps": [
                 {

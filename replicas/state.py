@@ -91,14 +91,9 @@ def new_arena() -> int:
 
 
 def start_replica(
-    link: KeeperLink,
-    options: Options,
-    boot: dict[str, Any],
-    registry: Registry,
-    index: int,
-    queue: Queue | None,
+    link: KeeperLink, options: Options, boot: dict[str, Any], registry: Registry, index: int
 ) -> Replica:
-    """Store R_CONFIG and have the replica started. The arena stays with the keeper alone."""
+    """Store R_CONFIG, the first message of all. The arena stays with the keeper alone."""
     status, arena = new_status(index, boot["instance"]), new_arena()
     inner = abi.pack(
         "struct neat_msg_r_config",
@@ -112,12 +107,12 @@ def start_replica(
     )
     fds = [arena, status.fd, registry.page.fd]
     link.store(REPLICA, index, key(LIB.NEAT_MSG_R_CONFIG), inner, fds)
-    if queue is not None:
-        pack = abi.pack("struct neat_msg_header", LIB.NEAT_MSG_R_QUEUE)
-        fds = [queue.memory, queue.doorbell]
-        link.store(REPLICA, index, key(LIB.NEAT_MSG_R_QUEUE), pack, fds)
-        for fd in fds:
-            os.close(fd)
-    link.spawn(REPLICA, index)
     os.close(arena)
     return replica_of(index, status)
+
+
+def store_queue(link: KeeperLink, index: int, queue: Queue) -> None:
+    """Store R_QUEUE: before any segment, because the stack is made with the address in it."""
+    inner = abi.pack("struct neat_msg_header", LIB.NEAT_MSG_R_QUEUE)
+    fds = [queue.memory, queue.doorbell]
+    link.store(REPLICA, index, key(LIB.NEAT_MSG_R_QUEUE), inner, fds)

@@ -210,13 +210,15 @@ static struct neat_queue_pair *map_queue(int fd)
 
 static void fill_queue_pair(const struct nic *n, struct neat_queue_pair *q)
 {
-	q->mtu = n->cfg.mtu;
 	memcpy(q->mac, n->cfg.mac, sizeof(q->mac));
 	q->addr = n->cfg.addr;
 	q->prefix = n->cfg.prefix;
 	q->gateway = n->cfg.gateway;
 	memcpy(q->rss_key, n->cfg.rss_key, sizeof(q->rss_key));
 	memcpy(q->reta, n->steer.reta, sizeof(q->reta));
+	/* Last: who sees an MTU may believe the rest (neatd, after its predecessor got our answer). */
+	neat_fence();
+	q->mtu = n->cfg.mtu;
 }
 
 static void on_queue(struct nic *n, struct message *msg)

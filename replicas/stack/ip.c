@@ -194,7 +194,7 @@ static void deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, uin
 		tcp_input(s, p, m);
 		break;
 	case IP_PROTO_UDP:
-		udp_input(s, p, m);
+		udp_input(s, p, m, ihl);
 		break;
 	case IP_PROTO_ICMP:
 		icmp_input(s, p, m);

@@ -24,6 +24,7 @@ uint16_t csum_fold(uint64_t sum);
 uint64_t csum_pkt(uint64_t sum, const struct pkt *p);
 
 void icmp_input(struct stack *s, struct pkt *p, const struct ip_meta *m);
-void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m);
+/* ihl: bytes of IP header in front of p->data. */
+void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl);
 
 #endif

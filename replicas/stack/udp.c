@@ -4,7 +4,7 @@
  */
 #include "ip.h"
 
-void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m)
+void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl)
 {
 	const struct wire_udp *h = pkt_get(p, 0, sizeof(*h));
 	uint32_t len;
@@ -24,11 +24,10 @@ void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m)
 		return;
 	}
 	stack_drop(s, DROP_UDP_NO_PORT);
-	/* The IP header lies in front of what was pulled. */
+	/* The IP header, options included, lies in front of what was pulled. */
 	struct pkt whole = *p;
 
-	whole.data -= sizeof(struct wire_ip);
-	whole.len += (uint32_t)sizeof(struct wire_ip);
-	if ((uintptr_t)(p->data - p->buf) >= sizeof(struct wire_ip))
-		icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PORT, &whole);
+	whole.data -= ihl;
+	whole.len += ihl;
+	icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PORT, &whole);
 }

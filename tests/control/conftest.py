@@ -27,7 +27,7 @@ WARNINGS = [
 
 
 def compile_c(output: Path, sources: list[Path], *flags: str) -> None:
-    include = [f"-I{ROOT}/replicas/{name}" for name in ("abi", "stack", "keeper")]
+    include = [f"-I{ROOT}/replicas/{name}" for name in ("abi", "stack", "keeper", "nic")]
     command = ["gcc", "-std=gnu11", "-O2", "-g", *flags, *include, *map(str, sources)]
     subprocess.run([*command, "-o", str(output)], check=True)
 
@@ -37,8 +37,10 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A _native directory whose libneatsock.so does nothing."""
     directory = tmp_path_factory.mktemp("native")
     keeper, stack = ROOT / "replicas/keeper", ROOT / "replicas/stack"
+    nic = ROOT / "replicas/nic"
     compile_c(directory / "neat-keeper", sorted(keeper.glob("*.c")), *WARNINGS)
     compile_c(directory / "neat-replica", sorted(stack.glob("*.c")))
+    compile_c(directory / "neat-nic", sorted(nic.glob("*.c")), *WARNINGS)
     empty = directory / "empty.c"
     empty.write_text("int neat_dummy(void);\nint neat_dummy(void) { return 1; }\n")
     compile_c(directory / "libneatsock.so", [empty], "-shared", "-fPIC")

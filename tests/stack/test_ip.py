@@ -148,6 +148,22 @@ def test_udp_to_no_port(host: Host) -> None:
     assert answer[28:] == packet[:28]
 
 
+def test_udp_to_no_port_behind_ip_options(host: Host) -> None:
+    """The error goes to the source of the header, not to an address that options spell."""
+    udp = struct.pack("!HHHH", 1, 2, 12, 0) + b"data"
+    raw = b"\x94\4\0\0" * 2
+    plain = ip(THERE, HERE, 17, raw + udp)
+    packet = with_header(plain, 0, b"\x47")
+    head = bytearray(packet[:28])
+    head[10:12] = b"\0\0"
+    head[10:12] = checksum(bytes(head)).to_bytes(2, "big")
+    packet = bytes(head) + packet[28:]
+    host.input(packet)
+    (answer,) = host.packets()
+    assert struct.unpack("!II", answer[12:20]) == (HERE, THERE)
+    assert answer[28:] == packet[:36]
+
+
 def test_unknown_protocol(host: Host) -> None:
     packet = ip(THERE, HERE, 99, b"whatever")
     host.input(packet)

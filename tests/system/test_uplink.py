@@ -11,17 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ..worlds import Instance, World
+from ..worlds import Instance, World, neatsock_env
 from . import programs
 from .programs import Site, free_port, need, wait_until
 
-OURS, PEER = "10.99.7.2", "10.99.7.1"
+OURS, PEER, FAR = "10.99.7.2", "10.99.7.1", "198.51.100.1"
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     made = None
     try:
         directory = tmp_path_factory.mktemp("uplink")
-        made = Instance(directory, request.param, "--tap", name, "--address", f"{OURS}/24")
+        options = ("--tap", name, "--address", f"{OURS}/24", "--gateway", PEER)
+        made = Instance(directory, request.param, *options)
         ip("link", "set", name, "netns", name)
         ip("-n", name, "addr", "add", f"{PEER}/24", "dev", name)
         ip("-n", name, "link", "set", name, "up")
         ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", name, "addr", "add", f"{FAR}/32", "dev", "lo")
         yield Net(made, name)
     finally:
         if made:
@@ -73,7 +76,7 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     root = tmp_path_factory.mktemp("site") / "www"
     root.mkdir()
-    made = Site(root, b"over the wire", random.Random(2).randbytes(1 << 25))
+    made = Site(root, b"over the wire", random.Random(2).randbytes(1 << 26))
     (root / "small.txt").write_bytes(made.small)
     (root / "large.bin").write_bytes(made.large)
     return made
@@ -99,7 +102,85 @@ def url(net: Net, site: Site, scratch: Path) -> Iterator[str]:
         yield f"http://{OURS}:{port}"
 
 
-def test_kernel_curl_reaches_an_unchanged_server(net: Net, url: str, site: Site, scratch: Path) -> None:
+@contextmanager
+def lighttpd_at(net: Net, site: Site, scratch: Path, address: str) -> Iterator[int]:
+    """Its port. Found ready by a client of the same world, at 127.0.0.1 or our address."""
+    port = free_port()
+    command = programs.lighttpd(site, port)
+    conf = Path(command[-1])
+    conf.write_text(conf.read_text().replace('bind = "127.0.0.1"', f'bind = "{address}"'))
+    with (scratch / "log").open("w") as log:
+        server = net.neat.start(*command, stdout=log, stderr=log)
+    try:
+        local = address if address != "0.0.0.0" else "127.0.0.1"
+        fetch = (need("curl"), "-sS", "--max-time", "5", f"http://{local}:{port}/small.txt")
+        wait_until(
+            lambda: net.neat.run(*fetch, check=False).stdout == site.small.decode(), "a reply", 30
+        )
+        yield port
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def peer_fetch(net: Net, url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return net.peer.run(need("curl"), "-sS", "--max-time", "10", *options, url, check=False)
+
+
+def test_a_server_bound_to_our_address(net: Net, site: Site, scratch: Path) -> None:
+    """The kernel does not have that address, yet bind(), local and remote clients all work."""
+    with lighttpd_at(net, site, scratch, OURS) as port:
+        assert peer_fetch(net, f"http://{OURS}:{port}/small.txt").stdout == site.small.decode()
+
+
+def test_a_server_bound_to_loopback_is_not_exposed(net: Net, site: Site, scratch: Path) -> None:
+    with lighttpd_at(net, site, scratch, "127.0.0.1") as port:
+        assert peer_fetch(net, f"http://{OURS}:{port}/small.txt").returncode == 7  # refused
+
+
+def test_a_client_of_another_network_is_answered_by_the_gateway(
+    net: Net, url: str, site: Site
+) -> None:
+    assert peer_fetch(net, f"{url}/small.txt", "--interface", FAR).stdout == site.small.decode()
+
+
+PING = """
+import os, socket, struct, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+s.settimeout(10)
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xffff) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xffff
+for size in (56, 1400):
+    rest = struct.pack("!HH", os.getpid() & 0xffff, size) + os.urandom(size)
+    s.sendto(struct.pack("!BBH", 8, 0, checksum(b"\\x08\\0\\0\\0" + rest)) + rest, (sys.argv[1], 0))
+    while True:
+        packet, who = s.recvfrom(2000)
+        if who[0] == sys.argv[1] and packet[20:22] == b"\\0\\0" and packet[24:] == rest:
+            break
+"""
+
+
+def test_ping(net: Net) -> None:
+    net.peer.run(sys.executable, "-c", PING, OURS)
+
+
+def test_nobody_there(net: Net) -> None:
+    """A neighbour that does not answer ARP: an error at last, not a hang, and not the kernel."""
+    code = (
+        "import socket, sys\n"
+        "s = socket.socket(); s.settimeout(3)\n"
+        "try: s.connect((sys.argv[1], 9))\n"
+        "except OSError as err: print(type(err).__name__)\n"
+    )
+    out = net.neat.run(sys.executable, "-c", code, "10.99.7.77").stdout.strip()
+    assert out in ("TimeoutError", "OSError"), out  # the kernel: EHOSTUNREACH after 3 s
+
+
+def test_kernel_curl_reaches_an_unchanged_server(
+    net: Net, url: str, site: Site, scratch: Path
+) -> None:
     out = scratch / "out"
     for _ in range(8):  # over several source ports: both replicas
         net.peer.run(need("curl"), "-sS", "--max-time", "20", "-o", str(out), f"{url}/small.txt")
@@ -116,7 +197,15 @@ def test_unchanged_curl_reaches_a_kernel_server(net: Net, site: Site, scratch: P
     )  # fmt: skip
     try:
         out = scratch / "out"
-        fetch = (need("curl"), "-sS", "--max-time", "60", "-o", str(out), f"http://{PEER}:{port}/large.bin")
+        fetch = (
+            need("curl"),
+            "-sS",
+            "--max-time",
+            "60",
+            "-o",
+            str(out),
+            f"http://{PEER}:{port}/large.bin",
+        )
         wait_until(lambda: net.neat.run(*fetch, check=False).returncode == 0, "a fetch", 40)
         assert digest(out) == hashlib.sha256(site.large).hexdigest()
     finally:
@@ -124,7 +213,9 @@ def test_unchanged_curl_reaches_a_kernel_server(net: Net, site: Site, scratch: P
         server.wait()
 
 
-def test_many_connections_reach_every_replica(net: Net, url: str, site: Site, scratch: Path) -> None:
+def test_many_connections_reach_every_replica(
+    net: Net, url: str, site: Site, scratch: Path
+) -> None:
     ab = need("ab")
     before = [r["accepted"] for r in status(net)["replicas"]]  # type: ignore[attr-defined]
     out = net.peer.run(ab, "-q", "-n", "500", "-c", "10", f"{url}/small.txt").stdout
@@ -133,10 +224,20 @@ def test_many_connections_reach_every_replica(net: Net, url: str, site: Site, sc
     assert all(b > a for a, b in zip(before, after, strict=True)), (before, after)
 
 
-def test_the_nic_dies_and_the_transfer_goes_on(net: Net, url: str, site: Site, scratch: Path) -> None:
+def test_the_nic_dies_and_the_transfer_goes_on(
+    net: Net, url: str, site: Site, scratch: Path
+) -> None:
     out = scratch / "out"
     fetch = net.peer.start(
-        need("curl"), "-sS", "--max-time", "60", "--limit-rate", "16M", "-o", str(out), f"{url}/large.bin"
+        need("curl"),
+        "-sS",
+        "--max-time",
+        "60",
+        "--limit-rate",
+        "32M",
+        "-o",
+        str(out),
+        f"{url}/large.bin",
     )
     for _ in range(3):
         nic = int(status(net)["nic"]["pid"])  # type: ignore[index]
@@ -147,7 +248,9 @@ def test_the_nic_dies_and_the_transfer_goes_on(net: Net, url: str, site: Site, s
     assert digest(out) == hashlib.sha256(site.large).hexdigest()
 
 
-def test_a_replica_dies_and_the_server_is_reached_again(net: Net, url: str, site: Site, scratch: Path) -> None:
+def test_a_replica_dies_and_the_server_is_reached_again(
+    net: Net, url: str, site: Site, scratch: Path
+) -> None:
     victim = status(net)["replicas"][0]["pid"]  # type: ignore[index]
     os.kill(victim, signal.SIGKILL)
     end = time.monotonic() + 20
@@ -156,3 +259,111 @@ def test_a_replica_dies_and_the_server_is_reached_again(net: Net, url: str, site
         assert time.monotonic() < end, net.instance.log()
         fetch = (need("curl"), "-sS", "--max-time", "5", f"{url}/small.txt")
         good += net.peer.run(*fetch, check=False).stdout == site.small.decode()
+
+
+def test_neatd_dies_and_nobody_notices(net: Net, url: str, site: Site, scratch: Path) -> None:
+    out = scratch / "out"
+    options = ("-sS", "--max-time", "60", "--limit-rate", "32M", "-o", str(out))
+    fetch = net.peer.start(need("curl"), *options, f"{url}/large.bin")
+    wait_until(lambda: out.exists() and out.stat().st_size > 0, "the first bytes")
+    old = status(net)["neatd"]["pid"]  # type: ignore[index]
+    os.kill(old, signal.SIGKILL)
+    assert fetch.wait(60) == 0
+    assert digest(out) == hashlib.sha256(site.large).hexdigest()
+    # The next one knows our address: a new server can be bound to it.
+    with lighttpd_at(net, site, scratch, OURS) as port:
+        assert peer_fetch(net, f"http://{OURS}:{port}/small.txt").stdout == site.small.decode()
+
+
+# ---- a TAP device without privilege ----
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """neatsock up without CAP_NET_ADMIN."""
+    if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
+        pytest.skip("dropping CAP_NET_ADMIN needs root and /dev/net/tun")
+    drop = [need("setpriv"), "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+    env = {**os.environ, **neatsock_env(tmp_path / "run")}
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [*drop, sys.executable, "-m", "neatsock", *args]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    yield run
+    run("down")
+
+
+@pytest.mark.parametrize("flags", [(), ("multi_queue",), ("vnet_hdr",)])
+def test_a_persistent_tap_of_ours(
+    unprivileged: Callable[..., subprocess.CompletedProcess[str]], flags: tuple[str, ...]
+) -> None:
+    name = f"nt{secrets.token_hex(4)}"
+    options = ("--tap", name, "--address", f"{OURS}/24")
+    done = unprivileged("up", *options)
+    assert done.returncode == 1
+    assert f"ip tuntap add {name} mode tap" in done.stderr, done.stderr
+    ip("tuntap", "add", name, "mode", "tap", "user", str(os.geteuid()), *flags)
+    try:
+        done = unprivileged("up", *options)
+        assert done.returncode == 0, done.stderr
+    finally:
+        unprivileged("down")
+        ip("link", "del", name)
+
+
+def test_a_tap_serves_one_instance(net: Net, tmp_path: Path) -> None:
+    name = f"nt{secrets.token_hex(4)}"
+    first = Instance(tmp_path / "1", 1, "--tap", name, "--address", "10.99.8.2/24")
+    try:
+        with pytest.raises(AssertionError, match="another program has it"):
+            Instance(tmp_path / "2", 1, "--tap", name, "--address", "10.99.8.3/24")
+    finally:
+        first.down()
+
+
+# ---- two instances on a wire ----
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    "impair",
+    [
+        (),
+        ("--impair", "seed=7,loss=1%,reorder=1%,duplicate=1%,delay=200us"),
+        ("--impair", "seed=8,corrupt=0.5%,jitter=300us,rate=400mbit"),
+    ],
+    ids=["perfect", "loss and reordering", "corruption"],
+)
+def test_two_instances_on_a_wire(
+    impair: tuple[str, ...], replicas: int, site: Site, tmp_path: Path
+) -> None:
+    wire = ("--wire", str(tmp_path / "wire"))
+    made: list[Instance] = []
+    try:
+        for host in (1, 2):
+            at = ("--address", f"10.88.0.{host}/24")
+            made.append(Instance(tmp_path / f"{host}", replicas, *wire, *at, *impair))
+        near, far = made
+        port = free_port()
+        command = [sys.executable, "-m", "http.server", str(port), "-d", str(site.root)]
+        log = (tmp_path / "log").open("w")
+        server = far.world().start(*command, stdout=log, stderr=log)
+        try:
+            url, out = f"http://10.88.0.2:{port}", tmp_path / "out"
+            curl = (need("curl"), "-sS", "--max-time", "90", "-o", str(out))
+            near_fetch = near.world().run
+            wait_until(
+                lambda: near_fetch(*curl, f"{url}/small.txt", check=False).returncode == 0,
+                "a fetch",
+                40,
+            )
+            near_fetch(*curl, f"{url}/large.bin", timeout=100)
+            assert digest(out) == hashlib.sha256(site.large).hexdigest()
+        finally:
+            server.terminate()
+            server.wait()
+            log.close()
+    finally:
+        for instance in made:
+            instance.down()
