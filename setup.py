@@ -1,8 +1,9 @@
 """Builds the native half of neatsock next to the Python half. No compiler is needed at run time.
 
-`pip install .` puts libneatsock.so, neat-replica, neat-nic and neat-keeper into neatsock/_native and
-the layouts of the ABI header into neatsock/_abi.py. `python setup.py build_native` does the same in
-the source tree. All of it is independent of the Python version: one wheel serves CPython 3.10-3.13.
+`pip install .` puts libneatsock.so, neat-replica, neat-nic and neat-keeper into neatsock/_native
+and the layouts of the ABI header into neatsock/_abi.py. `python setup.py build_native` does the
+same in the source tree. All of it is independent of the Python version: one wheel serves CPython
+3.10-3.13.
 """
 
 from __future__ import annotations
@@ -59,12 +60,13 @@ def compile_target(name: str, out: Path, extra: list[str]) -> None:
     folders, includes, flags = TARGETS[name]
     sources = [str(p.relative_to(ROOT)) for f in folders for p in sorted((ROOT / f).glob("*.c"))]
     if not sources:
-        raise SystemExit(f"setup.py: no sources for {name} in {folders}: the source tree is incomplete")
+        raise SystemExit(f"setup.py: no sources for {name} in {folders}: incomplete tree")
     paths = ["replicas/abi", *folders, *includes]
     compiler = os.environ.get("CC", "gcc").split()
     if shutil.which(compiler[0]) is None:
         raise SystemExit(
-            f"setup.py: the C compiler '{compiler[0]}' is missing; on Debian: apt install gcc libc6-dev"
+            f"setup.py: the C compiler '{compiler[0]}' is missing; "
+            "on Debian: apt install gcc libc6-dev"
         )
     scratch = out / f".{name}.{os.getpid()}"
     command = [*compiler, *COMMON, *extra, *(f"-I{p}" for p in paths), *sources, *flags]

@@ -20,22 +20,41 @@ from bench.measure import Plan, run_case
 from bench.model import Report, Result
 from bench.worlds import KERNEL, PLACEMENTS, World, machine, neat_up
 
-GROUPS = ("echo", "latency", "bulk", "idle", "lighttpd", "nginx", "redis", "memcached", "python",
-          "connect")  # connect last: it leaves 100 000 sockets in TIME_WAIT for a minute
+GROUPS = (
+    "echo",
+    "latency",
+    "bulk",
+    "idle",
+    "lighttpd",
+    "nginx",
+    "redis",
+    "memcached",
+    "python",
+    "connect",
+)  # connect last: it leaves 100 000 sockets in TIME_WAIT for a minute
 RESULTS = Path(__file__).parent / "results"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    p.add_argument("groups", nargs="+", choices=(*GROUPS, "all"), metavar="GROUP",
-                   help=", ".join((*GROUPS, "all")))
+    p.add_argument(
+        "groups",
+        nargs="+",
+        choices=(*GROUPS, "all"),
+        metavar="GROUP",
+        help=", ".join((*GROUPS, "all")),
+    )
     p.add_argument("--quick", action="store_true", help="shorter runs: all in under 10 minutes")
     p.add_argument("--replicas", type=int, default=1, metavar="N", help="default 1")
     p.add_argument("--rounds", type=int, metavar="K", help="default 5, with --quick 3")
-    p.add_argument("--place", choices=PLACEMENTS, default="free",
-                   help="CPUs of server and client, in both worlds: the scheduler's choice, both "
-                        "on CPU 0, or one each (default free)")
+    p.add_argument(
+        "--place",
+        choices=PLACEMENTS,
+        default="free",
+        help="CPUs of server and client, in both worlds: the scheduler's choice, both "
+        "on CPU 0, or one each (default free)",
+    )
     p.add_argument("--kernel-only", action="store_true", help="without neatsock")
     p.add_argument("--case", help="only the cases whose name contains this")
     p.add_argument("--json", type=Path, metavar="FILE", help="default bench/results/TIME.json")
@@ -50,8 +69,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def plan_of(args: argparse.Namespace) -> Plan:
     """How to measure."""
     timing = Timing(0.2, 0.8) if args.quick else Timing(0.5, 2.5)
-    return Plan(args.rounds or (3 if args.quick else 5), timing, Timing(0.3, 0.8),
-                PLACEMENTS[args.place], progress)
+    return Plan(
+        args.rounds or (3 if args.quick else 5),
+        timing,
+        Timing(0.3, 0.8),
+        PLACEMENTS[args.place],
+        progress,
+    )
 
 
 def progress(text: str) -> None:
@@ -60,13 +84,13 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _idle(worlds: list[Callable[[], World]], size: idle.Size, plan: Plan, _: list[World]
-          ) -> Result:
+def _idle(worlds: list[Callable[[], World]], size: idle.Size, plan: Plan, _: list[World]) -> Result:
     return idle.run(worlds, size, plan)
 
 
-def jobs(args: argparse.Namespace, worlds: list[Callable[[], World]], plan: Plan
-         ) -> list[tuple[Case | None, Callable[[list[World]], Result]]]:
+def jobs(
+    args: argparse.Namespace, worlds: list[Callable[[], World]], plan: Plan
+) -> list[tuple[Case | None, Callable[[list[World]], Result]]]:
     """What to run, in order."""
     wanted = GROUPS if "all" in args.groups else [g for g in GROUPS if g in args.groups]
     every = (*cases.CASES, *programs.CASES)
@@ -84,10 +108,10 @@ def jobs(args: argparse.Namespace, worlds: list[Callable[[], World]], plan: Plan
 def failed(case: Case | None, problem: str) -> Result:
     """The result of a case that could not run."""
     if case is None:
-        return Result("idle", "idle connections", "B/connection", "connection", False,
-                      problem=problem)
-    return Result(case.name, case.title, case.unit, case.op, case.higher_is_better,
-                  problem=problem)
+        return Result(
+            "idle", "idle connections", "B/connection", "connection", False, problem=problem
+        )
+    return Result(case.name, case.title, case.unit, case.op, case.higher_is_better, problem=problem)
 
 
 def run_jobs(args: argparse.Namespace, report: Callable[[Result], None]) -> None:
@@ -120,9 +144,10 @@ def run_jobs(args: argparse.Namespace, report: Callable[[Result], None]) -> None
 def save(report: Report, args: argparse.Namespace) -> None:
     """Write JSON and SVG."""
     stem = RESULTS / report.started.replace(":", "").split("+")[0]
-    for path, text in ((args.json or stem.with_suffix(".json"),
-                        json.dumps(report.as_json(), indent=1)),
-                       (args.svg or stem.with_suffix(".svg"), svg.plot(report))):
+    for path, text in (
+        (args.json or stem.with_suffix(".json"), json.dumps(report.as_json(), indent=1)),
+        (args.svg or stem.with_suffix(".svg"), svg.plot(report)),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
         print(f"written: {os.path.relpath(path)}")
@@ -140,8 +165,12 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     results: list[Result] = []
-    settings = {"replicas": str(args.replicas), "placement": args.place,
-                "rounds": str(plan_of(args).rounds), "quick": "yes" if args.quick else "no"}
+    settings = {
+        "replicas": str(args.replicas),
+        "placement": args.place,
+        "rounds": str(plan_of(args).rounds),
+        "quick": "yes" if args.quick else "no",
+    }
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     this_machine = machine()
 
@@ -162,8 +191,14 @@ def main() -> int:
     finally:
         if results:  # what was measured is kept, whatever ended the run
             save(report(), args)
-    return 1 if any((r.problem or "").strip() and not (r.problem or "").startswith("skipped")
-                    for r in results) else 0
+    return (
+        1
+        if any(
+            (r.problem or "").strip() and not (r.problem or "").startswith("skipped")
+            for r in results
+        )
+        else 0
+    )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,19 @@ from pathlib import Path
 from bench.errors import SkipCase
 
 LOADS = Path(__file__).parent / "loads"
-FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow",
-         "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wvla", "-Werror")
+FLAGS = (
+    "-std=gnu11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wshadow",
+    "-Wstrict-prototypes",
+    "-Wmissing-prototypes",
+    "-Wvla",
+    "-Werror",
+)
 EXTRA = {"echo_client": ("closed.c",), "memget": ("closed.c",)}
 
 
@@ -41,8 +52,12 @@ def load_program(name: str) -> str:
     built.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when whole: an interrupted or concurrent build leaves no half program behind.
     partial = built.with_name(f"{built.name}.{os.getpid()}")
-    done = subprocess.run([compiler, *FLAGS, *map(str, sources), "-o", str(partial)],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [compiler, *FLAGS, *map(str, sources), "-o", str(partial)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise SkipCase(f"{name}.c does not compile:\n{done.stderr}")
     partial.rename(built)

@@ -22,8 +22,9 @@ EVENT = "raw_syscalls:sys_enter"
 def tool() -> str | None:
     """perf if it may count system calls here, else strace, else None."""
     if shutil.which("perf"):
-        done = subprocess.run(["perf", "stat", "-e", EVENT, "true"], capture_output=True,
-                              check=False)
+        done = subprocess.run(
+            ["perf", "stat", "-e", EVENT, "true"], capture_output=True, check=False
+        )
         if done.returncode == 0:
             return "perf"
     return "strace" if shutil.which("strace") else None
@@ -54,8 +55,26 @@ def _perf(groups: Mapping[str, Sequence[int]], window_s: float, where: Path) -> 
     owner = {tid: name for name, pids in groups.items() for p in pids for tid in proc.threads(p)}
     out = where / "perf.txt"
     pids = ",".join(str(p) for group in groups.values() for p in group)
-    subprocess.run(["perf", "stat", "--per-thread", "-x", ",", "-o", str(out), "-e", EVENT,
-                    "-p", pids, "--", "sleep", str(window_s)], capture_output=True, check=False)
+    subprocess.run(
+        [
+            "perf",
+            "stat",
+            "--per-thread",
+            "-x",
+            ",",
+            "-o",
+            str(out),
+            "-e",
+            EVENT,
+            "-p",
+            pids,
+            "--",
+            "sleep",
+            str(window_s),
+        ],
+        capture_output=True,
+        check=False,
+    )
     totals = dict.fromkeys(groups, 0)
     for tid, count in parse_perf(out.read_text() if out.exists() else "").items():
         if tid in owner:
@@ -71,8 +90,9 @@ def _attached(children: Sequence[proc.Child]) -> None:
         time.sleep(0.005)
 
 
-def _strace(groups: Mapping[str, Sequence[int]], client: proc.Child, limit_s: float,
-            where: Path) -> tuple[dict[str, int], float]:
+def _strace(
+    groups: Mapping[str, Sequence[int]], client: proc.Child, limit_s: float, where: Path
+) -> tuple[dict[str, int], float]:
     """Traced until the client ends: it measures at the speed that tracing leaves it.
 
     (A window in the middle would divide calls of the traced part by the rate of a run that was
@@ -100,8 +120,13 @@ def _strace(groups: Mapping[str, Sequence[int]], client: proc.Child, limit_s: fl
     return totals, window_s
 
 
-def count(groups: Mapping[str, Sequence[int]], client: proc.Child, window_s: float, limit_s: float,
-          where: Path) -> tuple[dict[str, int], float] | None:
+def count(
+    groups: Mapping[str, Sequence[int]],
+    client: proc.Child,
+    window_s: float,
+    limit_s: float,
+    where: Path,
+) -> tuple[dict[str, int], float] | None:
     """System calls of each group of processes, and in how many seconds. Blocks.
 
     perf looks for `window_s`; None if the client ended before. strace looks until the client ends,

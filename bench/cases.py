@@ -88,23 +88,49 @@ def echo_server(_: Path, ports: list[int]) -> list[str]:
     return [load_program("echo_server"), *map(str, ports)]
 
 
-def echo_load(conns: int, read: Callable[[str], Reading] = read_rate,
-              interval_us: int = 0) -> Callable[[list[int], Timing, float], Load]:
+def echo_load(
+    conns: int, read: Callable[[str], Reading] = read_rate, interval_us: int = 0
+) -> Callable[[list[int], Timing, float], Load]:
     """Our C echo client."""
+
     def load(ports: list[int], timing: Timing, _: float) -> Load:
-        return Load((load_program("echo_client"), HOST, str(ports[0]), str(conns),
-                     str(timing.warm), str(timing.run), str(interval_us)), read)
+        return Load(
+            (
+                load_program("echo_client"),
+                HOST,
+                str(ports[0]),
+                str(conns),
+                str(timing.warm),
+                str(timing.run),
+                str(interval_us),
+            ),
+            read,
+        )
+
     return load
 
 
 def _echo(conns: int) -> Case:
-    return Case(f"echo-{conns}", "echo", f"echo 64 B, {conns} connections", "req/s", echo_server,
-                echo_load(conns))
+    return Case(
+        f"echo-{conns}",
+        "echo",
+        f"echo 64 B, {conns} connections",
+        "req/s",
+        echo_server,
+        echo_load(conns),
+    )
 
 
 def _latency(name: str, title: str, interval_us: int) -> Case:
-    return Case(f"latency-{name}", "latency", title, "us (p50)", echo_server,
-                echo_load(1, read_p50, interval_us), higher_is_better=False)
+    return Case(
+        f"latency-{name}",
+        "latency",
+        title,
+        "us (p50)",
+        echo_server,
+        echo_load(1, read_p50, interval_us),
+        higher_is_better=False,
+    )
 
 
 def _bulk(piece: int) -> Case:
@@ -112,20 +138,56 @@ def _bulk(piece: int) -> Case:
         return [load_program("bulk"), "recv", str(ports[0]), str(piece)]
 
     def load(ports: list[int], timing: Timing, _: float) -> Load:
-        return Load((load_program("bulk"), "send", HOST, str(ports[0]), str(timing.warm),
-                     str(timing.run), str(piece)), read_bulk)
-    return Case(f"bulk-{piece >> 10}k", "bulk", f"bulk, 1 connection, {piece >> 10} KiB writes",
-                "GB/s", serve, load, op="MB")
+        return Load(
+            (
+                load_program("bulk"),
+                "send",
+                HOST,
+                str(ports[0]),
+                str(timing.warm),
+                str(timing.run),
+                str(piece),
+            ),
+            read_bulk,
+        )
+
+    return Case(
+        f"bulk-{piece >> 10}k",
+        "bulk",
+        f"bulk, 1 connection, {piece >> 10} KiB writes",
+        "GB/s",
+        serve,
+        load,
+        op="MB",
+    )
 
 
 def _connect(conns: int) -> Case:
     # Eight ports: with one, the kernel's client runs out of local ports in TIME_WAIT and
     # reaches only half of its rate (measured: 13.8 k against 27.2 k connections/s).
     def load(ports: list[int], timing: Timing, _: float) -> Load:
-        return Load((load_program("connect"), HOST, str(conns), str(timing.warm),
-                     str(timing.run), *map(str, ports)), read_rate)
-    return Case(f"connect-{conns}", "connect", f"connect, 64 B, close; {conns} at a time",
-                "conn/s", echo_server, load, op="connection", ports=8)
+        return Load(
+            (
+                load_program("connect"),
+                HOST,
+                str(conns),
+                str(timing.warm),
+                str(timing.run),
+                *map(str, ports),
+            ),
+            read_rate,
+        )
+
+    return Case(
+        f"connect-{conns}",
+        "connect",
+        f"connect, 64 B, close; {conns} at a time",
+        "conn/s",
+        echo_server,
+        load,
+        op="connection",
+        ports=8,
+    )
 
 
 def _python(loop: str) -> Case:
@@ -133,15 +195,27 @@ def _python(loop: str) -> Case:
         if loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
             raise SkipCase(f"uvloop is missing: {sys.executable} -m pip install uvloop")
         return [sys.executable, str(LOADS / "py_echo.py"), loop, str(ports[0])]
-    return Case(f"python-{loop}", "python", f"{loop} echo server, 50 connections", "req/s", serve,
-                echo_load(50))
+
+    return Case(
+        f"python-{loop}",
+        "python",
+        f"{loop} echo server, 50 connections",
+        "req/s",
+        serve,
+        echo_load(50),
+    )
 
 
 CASES = (
-    _echo(8), _echo(50), _echo(200),
+    _echo(8),
+    _echo(50),
+    _echo(200),
     _latency("closed", "latency, 1 connection, closed loop", 0),
     _latency("1ms", "latency, 1 connection, a request every 1 ms", 1000),
-    _bulk(65536), _bulk(4096),
-    _connect(1), _connect(16),
-    _python("uvloop"), _python("asyncio"),
+    _bulk(65536),
+    _bulk(4096),
+    _connect(1),
+    _connect(16),
+    _python("uvloop"),
+    _python("asyncio"),
 )

@@ -101,9 +101,12 @@ def main() -> int:
         kernel = measure("kernel", [], env, work)
         subprocess.run([*neatsock, "up"], env=env, check=True)
         neat = measure("neatsock", [*neatsock, "run", "--"], env, work)
-        status = subprocess.run([*neatsock, "status", "--json"], env=env, check=True, capture_output=True)
+        status = subprocess.run(
+            [*neatsock, "status", "--json"], env=env, check=True, capture_output=True
+        )
         replicas = json.loads(status.stdout)["replicas"]
-        show(f"\n{sum(r['accepted'] for r in replicas)} connections went through {len(replicas)} replica(s).")
+        accepted = sum(r["accepted"] for r in replicas)
+        show(f"\n{accepted} connections went through {len(replicas)} replica(s).")
         if kernel and neat:
             show(f"neatsock / kernel: {neat / kernel:.1f} times the requests per second")
         return 0

@@ -55,15 +55,23 @@ def _answers(clients: list[proc.Child], step: str) -> list[dict[str, float]]:
     """Wait until every client has printed its line of `step`."""
     deadline = time.monotonic() + STEP_S
     while time.monotonic() < deadline:
-        lines = [[json.loads(line) for line in c.stdout().splitlines(keepends=True)
-                  if line.endswith("\n")] for c in clients]
+        lines = [
+            [
+                json.loads(line)
+                for line in c.stdout().splitlines(keepends=True)
+                if line.endswith("\n")
+            ]
+            for c in clients
+        ]
         done = [line for each in lines for line in each if line["step"] == step]
         if len(done) == len(clients):
             return done
         for client in clients:
             if client.popen.poll() is not None:
-                raise CaseFailed(f"a client with idle connections ended (status "
-                                 f"{client.popen.returncode}):\n{client.complaint()}")
+                raise CaseFailed(
+                    f"a client with idle connections ended (status "
+                    f"{client.popen.returncode}):\n{client.complaint()}"
+                )
         time.sleep(0.02)
     raise CaseFailed(f"step '{step}' took more than {STEP_S:.0f} s:\n{clients[0].complaint()}")
 
@@ -107,20 +115,30 @@ def run_world(world: World, size: Size, plan: Plan) -> Outcome:
         _next(clients)
         echoed = _answers(clients, "echo")
         after = proc.memory_used() - base
-        return Outcome(size.total / max(o["seconds"] for o in opened), before / size.total,
-                       after / size.total, max(e["p50_us"] for e in echoed),
-                       max(e["p99_us"] for e in echoed), idle_cores, others)
+        return Outcome(
+            size.total / max(o["seconds"] for o in opened),
+            before / size.total,
+            after / size.total,
+            max(e["p50_us"] for e in echoed),
+            max(e["p99_us"] for e in echoed),
+            idle_cores,
+            others,
+        )
 
 
 def _side(name: str, outcomes: list[Outcome]) -> Side:
-    return Side(name, tuple(Sample(Reading(o.after, o.opened, o.p50, o.p99), None, o.foreign)
-                            for o in outcomes))
+    return Side(
+        name,
+        tuple(Sample(Reading(o.after, o.opened, o.p50, o.p99), None, o.foreign) for o in outcomes),
+    )
 
 
 def _note(name: str, outcomes: list[Outcome]) -> str:
     o = outcomes[-1]
-    return (f"{name}: {o.before:.0f} B before the first byte, {o.after:.0f} B after one echo; "
-            f"{o.opened:.0f} connections/s opened; {o.idle_cores:.4f} cores while idle")
+    return (
+        f"{name}: {o.before:.0f} B before the first byte, {o.after:.0f} B after one echo; "
+        f"{o.opened:.0f} connections/s opened; {o.idle_cores:.4f} cores while idle"
+    )
 
 
 def run(worlds: list[Callable[[], World]], size: Size, plan: Plan) -> Result:
@@ -145,6 +163,14 @@ def run(worlds: list[Callable[[], World]], size: Size, plan: Plan) -> Result:
         if problem:
             break
     sides = {name: _side(name, outcomes) for name, outcomes in found.items() if outcomes}
-    return Result("idle", TITLE.format(size.total), "B/connection", "connection", False,
-                  sides.get("kernel"), sides.get("neatsock"), problem,
-                  tuple(_note(name, o) for name, o in found.items() if o))
+    return Result(
+        "idle",
+        TITLE.format(size.total),
+        "B/connection",
+        "connection",
+        False,
+        sides.get("kernel"),
+        sides.get("neatsock"),
+        problem,
+        tuple(_note(name, o) for name, o in found.items() if o),
+    )

@@ -55,8 +55,9 @@ class Window:
     busy: int
 
 
-def start_in(world: World, placement: Placement, role: str, argv: list[str], where: Path,
-             stdin: bool = False) -> proc.Child:
+def start_in(
+    world: World, placement: Placement, role: str, argv: list[str], where: Path, stdin: bool = False
+) -> proc.Child:
     """Start `argv` as `role` in `world`."""
     name = f"{role}-{time.monotonic_ns()}"
     return proc.start([*placement.prefix(role), *world.wrap, *argv], where, name, world.env, stdin)
@@ -71,15 +72,19 @@ def wait_ready(server: Server) -> None:
         try:
             while child.popen.poll() is None:
                 if server.child.popen.poll() is not None:
-                    raise CaseFailed(f"the {server.world.name} server ended at once with status "
-                                     f"{server.child.popen.returncode}:\n"
-                                     f"{server.child.complaint()}")
+                    raise CaseFailed(
+                        f"the {server.world.name} server ended at once with status "
+                        f"{server.child.popen.returncode}:\n"
+                        f"{server.child.complaint()}"
+                    )
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.popen.wait(POLL_S)
             if child.popen.returncode:
-                raise CaseFailed(f"the {server.world.name} server is not reachable: "
-                                 f"{child.complaint()}\nthe server printed:\n"
-                                 f"{server.child.complaint()}")
+                raise CaseFailed(
+                    f"the {server.world.name} server is not reachable: "
+                    f"{child.complaint()}\nthe server printed:\n"
+                    f"{server.child.complaint()}"
+                )
         finally:
             child.stop()
 
@@ -101,14 +106,19 @@ def serving(case: Case, world: World, placement: Placement) -> Iterator[Server]:
 
 def roles(server: Server, client: proc.Child) -> dict[str, list[int]]:
     """Processes by role."""
-    return {"server": proc.tree([server.child.pid]), "client": proc.tree([client.pid]),
-            "replicas": server.world.replica_pids(), "control": server.world.control_pids()}
+    return {
+        "server": proc.tree([server.child.pid]),
+        "client": proc.tree([client.pid]),
+        "replicas": server.world.replica_pids(),
+        "control": server.world.control_pids(),
+    }
 
 
 def look(who: dict[str, list[int]]) -> Window:
     """CPU use so far. Reads a handful of files: cheap enough to be repeated during a run."""
-    return Window(time.monotonic(), {role: proc.cpu_ns(pids) for role, pids in who.items()},
-                  proc.busy_ns())
+    return Window(
+        time.monotonic(), {role: proc.cpu_ns(pids) for role, pids in who.items()}, proc.busy_ns()
+    )
 
 
 def wait_launched(child: proc.Child, load: Load) -> None:
@@ -127,15 +137,20 @@ def read(child: proc.Child, load: Load, server: Server, limit_s: float) -> Readi
     try:
         status = child.popen.wait(limit_s)
     except subprocess.TimeoutExpired:
-        raise CaseFailed(f"the {server.world.name} client hangs: {load.argv[0]}\n"
-                         f"{child.complaint()}") from None
+        raise CaseFailed(
+            f"the {server.world.name} client hangs: {load.argv[0]}\n{child.complaint()}"
+        ) from None
     if status:
-        raise CaseFailed(f"the {server.world.name} client ended with status {status}:\n"
-                         f"{child.complaint()}\nthe server printed:\n{server.child.complaint()}")
+        raise CaseFailed(
+            f"the {server.world.name} client ended with status {status}:\n"
+            f"{child.complaint()}\nthe server printed:\n{server.child.complaint()}"
+        )
     reading = load.read(child.stdout())
     if reading.ops <= 0:
-        raise CaseFailed(f"not one operation of the {server.world.name} client was answered; "
-                         f"the server printed:\n{server.child.complaint()}")
+        raise CaseFailed(
+            f"not one operation of the {server.world.name} client was answered; "
+            f"the server printed:\n{server.child.complaint()}"
+        )
     return reading
 
 
@@ -173,13 +188,16 @@ def check_through(world: World, pair: tuple[Window, Window]) -> None:
     a, b = pair
     used = (b.cpu["replicas"] - a.cpu["replicas"]) / ((b.at - a.at) * 1e9)
     if world.name != "kernel" and used < LEAST_CORES:
-        raise CaseFailed(f"not on neatsock: the replicas used {used:.4f} cores during the load, so "
-                         "the kernel served it. Can the server reach the instance (a changed user, "
-                         "a cleared environment)?")
+        raise CaseFailed(
+            f"not on neatsock: the replicas used {used:.4f} cores during the load, so "
+            "the kernel served it. Can the server reach the instance (a changed user, "
+            "a cleared environment)?"
+        )
 
 
-def run_load(case: Case, server: Server, plan: Plan, ops: float,
-             other: World | None = None) -> Sample:
+def run_load(
+    case: Case, server: Server, plan: Plan, ops: float, other: World | None = None
+) -> Sample:
     """One run of the load. `other` is the instance that should be idle meanwhile."""
     load = case.load(server.ports, plan.timing, ops)
     idle = [*other.replica_pids(), *other.control_pids()] if other else []
@@ -195,8 +213,12 @@ def run_load(case: Case, server: Server, plan: Plan, ops: float,
     if not pair:
         return Sample(reading, None, 0.0)
     check_through(server.world, pair)
-    return Sample(reading, shares(pair, reading.ops), foreign(pair, stray),
-                  stray / ((pair[1].at - pair[0].at) * 1e9))
+    return Sample(
+        reading,
+        shares(pair, reading.ops),
+        foreign(pair, stray),
+        stray / ((pair[1].at - pair[0].at) * 1e9),
+    )
 
 
 def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | None:
@@ -222,8 +244,10 @@ def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | N
         reading = read(child, load, server, timing.run + SLACK_S)
     finally:
         child.stop()
-    return Calls(Split(**{r: n / (reading.ops * window_s) for r, n in counts.items()}),
-                 "perf" if tool == "perf" else "strace, within 20 %")
+    return Calls(
+        Split(**{r: n / (reading.ops * window_s) for r, n in counts.items()}),
+        "perf" if tool == "perf" else "strace, within 20 %",
+    )
 
 
 def first_rate(case: Case, server: Server, plan: Plan) -> float:
@@ -254,8 +278,7 @@ def alternate(case: Case, servers: list[Server], plan: Plan) -> dict[str, Side]:
     for server in servers:
         name = server.world.name
         plan.say(f"{case.name}: system calls, {name}")
-        found[name] = Side(name, tuple(samples[name]),
-                           count_calls(case, server, plan, rates[name]))
+        found[name] = Side(name, tuple(samples[name]), count_calls(case, server, plan, rates[name]))
     return found
 
 
@@ -273,5 +296,13 @@ def run_case(case: Case, worlds: list[World], plan: Plan) -> Result:
                 problem = str(failed)
         if sides is None:
             sides = alternate(case, servers[:1], plan)
-    return Result(case.name, case.title, case.unit, case.op, case.higher_is_better,
-                  sides.get("kernel"), sides.get("neatsock"), problem)
+    return Result(
+        case.name,
+        case.title,
+        case.unit,
+        case.op,
+        case.higher_is_better,
+        sides.get("kernel"),
+        sides.get("neatsock"),
+        problem,
+    )

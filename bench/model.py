@@ -73,8 +73,12 @@ def middle(splits: list[Split]) -> Split | None:
     """Component-wise median."""
     if not splits:
         return None
-    return Split(*(median(getattr(s, f) for s in splits)
-                   for f in ("server", "client", "replicas", "control")))
+    return Split(
+        *(
+            median(getattr(s, f) for s in splits)
+            for f in ("server", "client", "replicas", "control")
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -71,16 +71,25 @@ class Child:
             os.killpg(self.pid, number)
 
 
-def start(argv: Sequence[str], where: Path, name: str, env: Mapping[str, str] | None = None,
-          stdin: bool = False) -> Child:
+def start(
+    argv: Sequence[str],
+    where: Path,
+    name: str,
+    env: Mapping[str, str] | None = None,
+    stdin: bool = False,
+) -> Child:
     """Start `argv`; its output goes to `where`/`name`.out and .err."""
     out, err = where / f"{name}.out", where / f"{name}.err"
     with out.open("wb") as fo, err.open("wb") as fe:
         # preexec_fn is safe here: this process has one thread.
         popen = subprocess.Popen(
-            list(argv), stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=fo,
-            stderr=fe, preexec_fn=_in_child,
-            env={**os.environ, **(env or {})})
+            list(argv),
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=fo,
+            stderr=fe,
+            preexec_fn=_in_child,
+            env={**os.environ, **(env or {})},
+        )
     return Child(popen, out, err)
 
 
@@ -153,7 +162,8 @@ def busy_ns() -> int:
 
 def memory_used() -> int:
     """Memory in use except the page cache of files, in bytes; shared memory counts as used."""
-    info = {k: int(v.split()[0]) * 1024 for k, v in
-            (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())}
-    return (info["MemTotal"] - info["MemFree"] - info["Buffers"] - info["Cached"]
-            + info["Shmem"])
+    info = {
+        k: int(v.split()[0]) * 1024
+        for k, v in (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    }
+    return info["MemTotal"] - info["MemFree"] - info["Buffers"] - info["Cached"] + info["Shmem"]

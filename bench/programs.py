@@ -35,16 +35,31 @@ def read_wrk(text: str) -> Reading:
         raise CaseFailed(f"wrk saw errors: {wrong[1]}")
     percent = dict(re.findall(r"^\s+(50|99)%\s+(\S+)", text, re.MULTILINE))
     ops = float(rate[1])
-    return Reading(ops, ops, _us(percent["50"]) if "50" in percent else None,
-                   _us(percent["99"]) if "99" in percent else None)
+    return Reading(
+        ops,
+        ops,
+        _us(percent["50"]) if "50" in percent else None,
+        _us(percent["99"]) if "99" in percent else None,
+    )
 
 
 def wrk_load(conns: int) -> Callable[[list[int], Timing, float], Load]:
     """wrk with keep-alive connections. It takes whole seconds only."""
+
     def load(ports: list[int], timing: Timing, _: float) -> Load:
         seconds = math.ceil(timing.warm + timing.run)
-        return Load((program("wrk"), "-t1", f"-c{conns}", f"-d{seconds}s", "--latency",
-                     f"http://{HOST}:{ports[0]}/page.txt"), read_wrk)
+        return Load(
+            (
+                program("wrk"),
+                "-t1",
+                f"-c{conns}",
+                f"-d{seconds}s",
+                "--latency",
+                f"http://{HOST}:{ports[0]}/page.txt",
+            ),
+            read_wrk,
+        )
+
     return load
 
 
@@ -72,8 +87,10 @@ mimetype.assign = ( ".txt" => "text/plain" )
 
 def _nginx(workers: int) -> Callable[[Path, list[int]], list[str]]:
     def serve(where: Path, ports: list[int]) -> list[str]:
-        temp = "\n".join(f"{kind}_temp_path {where}/{kind};" for kind in
-                         ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        temp = "\n".join(
+            f"{kind}_temp_path {where}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
         config = where / "nginx.conf"
         config.write_text(f"""
 worker_processes {workers};
@@ -91,12 +108,26 @@ http {{
 }}
 """)
         return [program("nginx"), "-p", str(where), "-e", "stderr", "-c", str(config)]
+
     return serve
 
 
 def _redis_server(where: Path, ports: list[int]) -> list[str]:
-    return [program("redis-server"), "--port", str(ports[0]), "--bind", HOST, "--save", "",
-            "--appendonly", "no", "--dir", str(where), "--daemonize", "no"]
+    return [
+        program("redis-server"),
+        "--port",
+        str(ports[0]),
+        "--bind",
+        HOST,
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(where),
+        "--daemonize",
+        "no",
+    ]
 
 
 def read_redis(text: str) -> Reading:
@@ -106,39 +137,97 @@ def read_redis(text: str) -> Reading:
     if not rows:
         raise CaseFailed(f"redis-benchmark printed no result: {text[-200:]!r}")
     ops = float(rows[0]["rps"])
-    return Reading(ops, ops, float(rows[0]["p50_latency_ms"]) * 1e3,
-                   float(rows[0]["p99_latency_ms"]) * 1e3)
+    return Reading(
+        ops, ops, float(rows[0]["p50_latency_ms"]) * 1e3, float(rows[0]["p99_latency_ms"]) * 1e3
+    )
 
 
 def _redis(command: str) -> Case:
     def load(ports: list[int], timing: Timing, ops: float) -> Load:
         requests = max(1000, int(ops * (timing.warm + timing.run)))
-        return Load((program("redis-benchmark", "it comes with redis-tools"), "-h", HOST, "-p",
-                     str(ports[0]), "-c", "50", "-P", "1", "-n", str(requests), "-t", command,
-                     "--csv"), read_redis)
-    return Case(f"redis-{command}", "redis", f"redis {command.upper()}, 50 connections, -P 1",
-                "req/s", _redis_server, load, by_count=True)
+        return Load(
+            (
+                program("redis-benchmark", "it comes with redis-tools"),
+                "-h",
+                HOST,
+                "-p",
+                str(ports[0]),
+                "-c",
+                "50",
+                "-P",
+                "1",
+                "-n",
+                str(requests),
+                "-t",
+                command,
+                "--csv",
+            ),
+            read_redis,
+        )
+
+    return Case(
+        f"redis-{command}",
+        "redis",
+        f"redis {command.upper()}, 50 connections, -P 1",
+        "req/s",
+        _redis_server,
+        load,
+        by_count=True,
+    )
 
 
 def _memcached(_: Path, ports: list[int]) -> list[str]:
     # Not "-u nobody": another user cannot reach the instance, and the kernel would serve it.
-    return [program("memcached"), "-u", getpass.getuser(), "-l", HOST, "-p", str(ports[0]),
-            "-U", "0", "-t", "1"]
+    return [
+        program("memcached"),
+        "-u",
+        getpass.getuser(),
+        "-l",
+        HOST,
+        "-p",
+        str(ports[0]),
+        "-U",
+        "0",
+        "-t",
+        "1",
+    ]
 
 
 def _memget(ports: list[int], timing: Timing, _: float) -> Load:
-    return Load((load_program("memget"), HOST, str(ports[0]), "50", str(timing.warm),
-                 str(timing.run)), read_rate)
+    return Load(
+        (load_program("memget"), HOST, str(ports[0]), "50", str(timing.warm), str(timing.run)),
+        read_rate,
+    )
 
 
 CASES = (
-    Case("lighttpd", "lighttpd", "lighttpd, 20 B file, 64 keep-alive connections", "req/s",
-         _lighttpd, wrk_load(64)),
-    Case("nginx-1", "nginx", "nginx, 1 worker, 20 B file, 64 connections", "req/s", _nginx(1),
-         wrk_load(64)),
-    Case("nginx-2", "nginx", "nginx, 2 workers, 20 B file, 64 connections", "req/s", _nginx(2),
-         wrk_load(64)),
-    _redis("get"), _redis("set"),
-    Case("memcached", "memcached", "memcached get 64 B, 50 connections", "req/s", _memcached,
-         _memget),
+    Case(
+        "lighttpd",
+        "lighttpd",
+        "lighttpd, 20 B file, 64 keep-alive connections",
+        "req/s",
+        _lighttpd,
+        wrk_load(64),
+    ),
+    Case(
+        "nginx-1",
+        "nginx",
+        "nginx, 1 worker, 20 B file, 64 connections",
+        "req/s",
+        _nginx(1),
+        wrk_load(64),
+    ),
+    Case(
+        "nginx-2",
+        "nginx",
+        "nginx, 2 workers, 20 B file, 64 connections",
+        "req/s",
+        _nginx(2),
+        wrk_load(64),
+    ),
+    _redis("get"),
+    _redis("set"),
+    Case(
+        "memcached", "memcached", "memcached get 64 B, 50 connections", "req/s", _memcached, _memget
+    ),
 )

@@ -39,15 +39,20 @@ def side_lines(side: Side, result: Result) -> list[str]:
     """What is known of one world."""
     neat = side.world != "kernel"
     value = side.value
-    times = [f"{name} {number(v)} us" for name in ("p50", "p99")
-             if (v := side.latency(name)) is not None]
-    lines = [f"  {side.world:<9} {ranged(value) if value else '-'} {result.unit}"
-             + (f"   {', '.join(times)}" if times else "")]
+    times = [
+        f"{name} {number(v)} us" for name in ("p50", "p99") if (v := side.latency(name)) is not None
+    ]
+    lines = [
+        f"  {side.world:<9} {ranged(value) if value else '-'} {result.unit}"
+        + (f"   {', '.join(times)}" if times else "")
+    ]
     if side.cpu:
         lines.append(f"{'':12}CPU us per {result.op}: {parts(side.cpu, 'number', neat)}")
     if side.calls:
-        lines.append(f"{'':12}system calls per {result.op}: "
-                     f"{parts(side.calls.per_op, 'small', neat)}   ({side.calls.tool})")
+        lines.append(
+            f"{'':12}system calls per {result.op}: "
+            f"{parts(side.calls.per_op, 'small', neat)}   ({side.calls.tool})"
+        )
     return lines
 
 
@@ -56,11 +61,15 @@ def warnings(result: Result) -> list[str]:
     found = []
     samples = result.samples
     if noisy := [s.foreign for s in samples if s.foreign > COMPANY]:
-        found.append(f"{len(noisy)} of {len(samples)} runs had company: other processes used up "
-                     f"to {max(noisy):.2f} cores; repeat on a quiet machine")
+        found.append(
+            f"{len(noisy)} of {len(samples)} runs had company: other processes used up "
+            f"to {max(noisy):.2f} cores; repeat on a quiet machine"
+        )
     if stray := [s.stray for s in samples if s.stray > 0.01]:
-        found.append(f"the idle neatsock instance used up to {max(stray):.3f} cores during "
-                     "kernel runs; it should use none")
+        found.append(
+            f"the idle neatsock instance used up to {max(stray):.3f} cores during "
+            "kernel runs; it should use none"
+        )
     return found
 
 
@@ -89,8 +98,11 @@ def summary(report: Report) -> str:
     lines = [f"{'':{width}}  {'kernel':>10} {'neatsock':>10}  {'unit':<12} better by (range)"]
     for r in report.results:
         values = [number(s.value.median) if s and s.value else "-" for s in (r.kernel, r.neatsock)]
-        ratio = f"{r.ratio.median:.2f} ({r.ratio.low:.2f} to {r.ratio.high:.2f})" if r.ratio \
+        ratio = (
+            f"{r.ratio.median:.2f} ({r.ratio.low:.2f} to {r.ratio.high:.2f})"
+            if r.ratio
             else (r.problem or "").split("\n")[0]
+        )
         ratio += "  noisy, do not quote" if r.noisy else ""
         lines.append(f"{r.title:{width}}  {values[0]:>10} {values[1]:>10}  {r.unit:<12} {ratio}")
     return "\n".join(lines)
@@ -99,5 +111,7 @@ def summary(report: Report) -> str:
 def heading(report: Report) -> str:
     """Machine and settings."""
     m = report.machine
-    return (f"{m['cpu']}, {m['cpus']} CPUs, {m['memory']}, Linux {m['kernel']}; load {m['load']}; "
-            + ", ".join(f"{k} {v}" for k, v in report.settings.items()))
+    return (
+        f"{m['cpu']}, {m['cpus']} CPUs, {m['memory']}, Linux {m['kernel']}; load {m['load']}; "
+        + ", ".join(f"{k} {v}" for k, v in report.settings.items())
+    )

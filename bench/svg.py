@@ -31,8 +31,9 @@ STYLE = """
 
 def text(x: float, y: float, words: str, cls: str = "", anchor: str = "start") -> str:
     """A text element."""
-    return (f'<text x="{x:.1f}" y="{y:.1f}" class="{cls}" text-anchor="{anchor}">'
-            f"{escape(words)}</text>")
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" class="{cls}" text-anchor="{anchor}">{escape(words)}</text>'
+    )
 
 
 def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
@@ -50,9 +51,9 @@ def axis(bottom: float) -> list[str]:
     """Grid of the ratio panel."""
     out = []
     for exponent in range(-2, 5):
-        x = ratio_x(2.0 ** exponent)
+        x = ratio_x(2.0**exponent)
         out.append(line(x, TOP - 8, x, bottom, "one" if exponent == 0 else "grid"))
-        label = "kernel" if exponent == 0 else f"{2.0 ** exponent:g}x"
+        label = "kernel" if exponent == 0 else f"{2.0**exponent:g}x"
         out.append(text(x, TOP - 14, label, "dim", "middle"))
     return out
 
@@ -65,10 +66,12 @@ def ratio_marks(result: Result, y: float) -> list[str]:
         return [text(AXIS[0] + 6, y + 4, words[:58], "dim")]
     cls = "better" if r.median >= 1 else "worse"
     right = ratio_x(r.high) + 10
-    return [line(ratio_x(r.low), y, ratio_x(r.high), y, f"{cls} range"),
-            f'<circle cx="{ratio_x(r.median):.1f}" cy="{y:.1f}" r="5" '
-            f'class="{cls}{" noisy" if result.noisy else ""}"/>',
-            text(right, y + 4, f"{r.median:.2f}x" + (" (noisy)" if result.noisy else ""))]
+    return [
+        line(ratio_x(r.low), y, ratio_x(r.high), y, f"{cls} range"),
+        f'<circle cx="{ratio_x(r.median):.1f}" cy="{y:.1f}" r="5" '
+        f'class="{cls}{" noisy" if result.noisy else ""}"/>',
+        text(right, y + 4, f"{r.median:.2f}x" + (" (noisy)" if result.noisy else "")),
+    ]
 
 
 def cpu_bar(side: Side | None, y: float, most: float) -> list[str]:
@@ -77,11 +80,9 @@ def cpu_bar(side: Side | None, y: float, most: float) -> list[str]:
         return []
     x, out = float(BARS[0]), []
     stack = side.cpu.replicas + side.cpu.control
-    for cls, value in (("server", side.cpu.server), ("client", side.cpu.client),
-                       ("stack", stack)):
+    for cls, value in (("server", side.cpu.server), ("client", side.cpu.client), ("stack", stack)):
         width = value / most * (BARS[1] - BARS[0])
-        out.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="11" '
-                   f'class="{cls}"/>')
+        out.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="11" class="{cls}"/>')
         x += width
     out.append(text(x + 5, y + 10, number(side.cpu.total), "dim"))
     return out
@@ -89,8 +90,9 @@ def cpu_bar(side: Side | None, y: float, most: float) -> list[str]:
 
 def values(result: Result) -> str:
     """kernel -> neatsock."""
-    found = [number(s.value.median) if s and s.value else "-"
-             for s in (result.kernel, result.neatsock)]
+    found = [
+        number(s.value.median) if s and s.value else "-" for s in (result.kernel, result.neatsock)
+    ]
     return f"{found[0]} → {found[1]} {result.unit}"
 
 
@@ -98,19 +100,27 @@ def row(result: Result, y: float) -> list[str]:
     """One case."""
     totals = [s.cpu.total for s in (result.kernel, result.neatsock) if s and s.cpu]
     most = max(totals, default=0.0)
-    return [text(16, y, result.title), text(16, y + 16, values(result), "dim"),
-            *ratio_marks(result, y + 2),
-            *cpu_bar(result.kernel, y - 10, most), *cpu_bar(result.neatsock, y + 4, most)]
+    return [
+        text(16, y, result.title),
+        text(16, y + 16, values(result), "dim"),
+        *ratio_marks(result, y + 2),
+        *cpu_bar(result.kernel, y - 10, most),
+        *cpu_bar(result.neatsock, y + 4, most),
+    ]
 
 
 def legend() -> list[str]:
     """Heads of the panels."""
-    out = [text(AXIS[0], TOP - 34, "neatsock against the kernel, right is better"),
-           text(BARS[0], TOP - 34, "CPU us per operation: kernel above, neatsock below")]
+    out = [
+        text(AXIS[0], TOP - 34, "neatsock against the kernel, right is better"),
+        text(BARS[0], TOP - 34, "CPU us per operation: kernel above, neatsock below"),
+    ]
     x = float(BARS[0])
     for cls, word in (("server", "server"), ("client", "client"), ("stack", "replicas")):
-        out += [f'<rect x="{x:.0f}" y="{TOP - 24}" width="10" height="10" class="{cls}"/>',
-                text(x + 15, TOP - 15, word, "dim")]
+        out += [
+            f'<rect x="{x:.0f}" y="{TOP - 24}" width="10" height="10" class="{cls}"/>',
+            text(x + 15, TOP - 15, word, "dim"),
+        ]
         x += 80
     return out
 
@@ -119,14 +129,22 @@ def plot(report: Report) -> str:
     """The whole picture; it has no background and follows the reader's colour scheme."""
     height = TOP + ROW * len(report.results) + 34
     m = report.machine
-    foot = (f"{report.started}   {m['cpu']}, {m['cpus']} CPUs, Linux {m['kernel']}   "
-            + ", ".join(f"{k} {v}" for k, v in report.settings.items())
-            + "   dot: median, bar: range")
-    body = [text(16, 30, "kernel sockets and neatsock, same work, same run", "title"),
-            *legend(), *axis(height - 34)]
+    foot = (
+        f"{report.started}   {m['cpu']}, {m['cpus']} CPUs, Linux {m['kernel']}   "
+        + ", ".join(f"{k} {v}" for k, v in report.settings.items())
+        + "   dot: median, bar: range"
+    )
+    body = [
+        text(16, 30, "kernel sockets and neatsock, same work, same run", "title"),
+        *legend(),
+        *axis(height - 34),
+    ]
     for i, result in enumerate(report.results):
         body += row(result, TOP + ROW * i + 20)
     body.append(text(16, height - 12, foot, "dim"))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 40} {height}" '
-            f'width="{WIDTH + 40}" height="{height}">\n<style>{STYLE}</style>\n'
-            + "\n".join(body) + "\n</svg>")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 40} {height}" '
+        f'width="{WIDTH + 40}" height="{height}">\n<style>{STYLE}</style>\n'
+        + "\n".join(body)
+        + "\n</svg>"
+    )

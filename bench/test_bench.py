@@ -26,13 +26,22 @@ Requests/sec: 124512.34
 
 
 def side(world: str, *values: float, foreign_cores: float = 0.0) -> Side:
-    return Side(world, tuple(Sample(Reading(v, v), Split(1.0, 2.0, 3.0, 4.0), foreign_cores)
-                             for v in values))
+    return Side(
+        world,
+        tuple(Sample(Reading(v, v), Split(1.0, 2.0, 3.0, 4.0), foreign_cores) for v in values),
+    )
 
 
 def result(higher: bool = True, company: float = 0.0) -> Result:
-    return Result("x", "title <&>", "req/s", "request", higher, side("kernel", 10, 20, 40),
-                  side("neatsock", 40, 40, 40, foreign_cores=company))
+    return Result(
+        "x",
+        "title <&>",
+        "req/s",
+        "request",
+        higher,
+        side("kernel", 10, 20, 40),
+        side("neatsock", 40, 40, 40, foreign_cores=company),
+    )
 
 
 def report() -> Report:
@@ -86,17 +95,21 @@ def test_wrk() -> None:
     assert programs.read_wrk(WRK) == Reading(124512.34, 124512.34, 472.0, 1420.0)
 
 
-@pytest.mark.parametrize("line", ["  Socket errors: connect 0, read 3, write 0, timeout 0",
-                                  "  Non-2xx or 3xx responses: 7"])
+@pytest.mark.parametrize(
+    "line",
+    ["  Socket errors: connect 0, read 3, write 0, timeout 0", "  Non-2xx or 3xx responses: 7"],
+)
 def test_wrk_with_errors_fails(line: str) -> None:
     with pytest.raises(CaseFailed, match="wrk saw errors"):
         programs.read_wrk(WRK + line + "\n")
 
 
 def test_redis_benchmark() -> None:
-    text = ('"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms",'
-            '"p99_latency_ms","max_latency_ms"\n'
-            '"GET","86500.5","0.3","0.1","0.287","0.5","0.607","2.1"\n')
+    text = (
+        '"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms",'
+        '"p99_latency_ms","max_latency_ms"\n'
+        '"GET","86500.5","0.3","0.1","0.287","0.5","0.607","2.1"\n'
+    )
     assert programs.read_redis(text) == Reading(86500.5, 86500.5, 287.0, 607.0)
 
 
@@ -108,8 +121,10 @@ def test_load_programs_print_json_last() -> None:
 
 
 def test_perf_counts_by_thread() -> None:
-    text = "\n".join(f"{name},{n},,{calls.EVENT},1000,100.00,," for name, n in
-                     (("echo_server-17", 5), ("a-b c-18", 7), ("echo_server-17", 2)))
+    text = "\n".join(
+        f"{name},{n},,{calls.EVENT},1000,100.00,,"
+        for name, n in (("echo_server-17", 5), ("a-b c-18", 7), ("echo_server-17", 2))
+    )
     assert calls.parse_perf(text) == {17: 7, 18: 7}
 
 

@@ -40,8 +40,10 @@ class Placement:
         return ["taskset", "-c", cpus] if cpus else []
 
 
-PLACEMENTS = {p.name: p for p in (Placement("free"), Placement("same", "0", "0"),
-                                  Placement("split", "0", "1"))}
+PLACEMENTS = {
+    p.name: p
+    for p in (Placement("free"), Placement("same", "0", "0"), Placement("split", "0", "1"))
+}
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,15 @@ def _is_replica(pid: int) -> bool:
 
 
 def _neatsock(args: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "neatsock", *args], cwd=ROOT, text=True,
-                          env={**os.environ, **env}, capture_output=True, check=False,
-                          timeout=UP_S)
+    return subprocess.run(
+        [sys.executable, "-m", "neatsock", *args],
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, **env},
+        capture_output=True,
+        check=False,
+        timeout=UP_S,
+    )
 
 
 def native_dir() -> Path:
@@ -169,10 +177,16 @@ def _adopt(control: Path) -> int:
 def machine() -> dict[str, str]:
     """What the numbers depend on."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in cpuinfo
-                  if line.startswith("model name")), "unknown")
+    model = next(
+        (line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), "unknown"
+    )
     uname = os.uname()
-    return {"cpu": model, "cpus": str(len(os.sched_getaffinity(0))), "kernel": uname.release,
-            "load": " ".join(f"{x:.2f}" for x in os.getloadavg()),
-            "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
-            "python": sys.version.split()[0], "neatsock build": build_id()}
+    return {
+        "cpu": model,
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "kernel": uname.release,
+        "load": " ".join(f"{x:.2f}" for x in os.getloadavg()),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
+        "python": sys.version.split()[0],
+        "neatsock build": build_id(),
+    }

@@ -82,8 +82,8 @@ class Attachments:
         pid, state = apps.live_entries(app).get(index, (0, LIB.NEAT_PROC_FREE))
         pidfd = open_living(request.pid)
         if pidfd is None:
-            # It died before we read its first word. Nobody waits for an answer, and its parent, over
-            # whose connection this came, goes on.
+            # It died before we read its first word. Nobody waits for an answer, and its parent,
+            # over whose connection this came, goes on.
             if pid == request.pid and index not in app.processes:
                 self._sweep(app, index)
                 apps.free_entry(app, index)

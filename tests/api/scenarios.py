@@ -195,7 +195,9 @@ def connect_refused_nonblocking() -> None:
     s.setblocking(False)
     print("connect_ex", s.connect_ex(address) in (errno.EINPROGRESS, errno.ECONNREFUSED))
     until(lambda: revents(s) != "0")
-    say("SO_ERROR or consumed", lambda: s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, 111))
+    say(
+        "SO_ERROR or consumed", lambda: s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, 111)
+    )
 
 
 @scenario
@@ -897,7 +899,9 @@ def killed_peer() -> None:
 @scenario
 def executed() -> None:
     c, d = pair()
-    code = "import socket,sys; s=socket.socket(fileno=int(sys.argv[1])); s.sendall(s.recv(9).upper())"
+    code = (
+        "import socket,sys; s=socket.socket(fileno=int(sys.argv[1])); s.sendall(s.recv(9).upper())"
+    )
     child = subprocess.Popen([sys.executable, "-c", code, str(d.fileno())], pass_fds=[d.fileno()])
     d.close()
     c.sendall(b"exec")

@@ -1,4 +1,4 @@
-"""Linux is the oracle: each scenario runs on the kernel and on neatsock and must report the same."""
+"""Linux is the oracle: each scenario runs on the kernel and on neatsock, with the same result."""
 
 from __future__ import annotations
 

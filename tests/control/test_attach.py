@@ -321,9 +321,13 @@ def test_eventfd_reaches_the_replicas(shared: Instance, client: Client) -> None:
     client.send(header, [fd])
 
     def arrived() -> bool:
-        return all(
-            any(os.readlink(f"/proc/{pid}/fd/{n}") == ours[1] for n in _fds(pid)) for pid in before
-        )
+        try:
+            return all(
+                any(os.readlink(f"/proc/{pid}/fd/{n}") == ours[1] for n in _fds(pid))
+                for pid in before
+            )
+        except FileNotFoundError:  # closed between our two looks
+            return False
 
     wait_for(arrived, "the eventfd is open in both replicas")
     assert client.bind(1) > 0

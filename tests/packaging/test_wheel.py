@@ -15,8 +15,10 @@ from ..worlds import ROOT
 PROGRAM = (
     "import socket, threading\n"
     "a = socket.create_server(('127.0.0.1', 0))\n"
-    "t = threading.Thread(target=lambda: a.accept()[0].sendall(b'installed')); t.start()\n"
-    "c = socket.create_connection(a.getsockname()); print(c.recv(9, socket.MSG_WAITALL)); t.join()\n"
+    "t = threading.Thread(target=lambda: a.accept()[0].sendall(b'installed'))\n"
+    "t.start()\n"
+    "c = socket.create_connection(a.getsockname())\n"
+    "print(c.recv(9, socket.MSG_WAITALL)); t.join()\n"
 )
 
 
@@ -25,9 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the sdist, as `python -m build` does."""
     out = tmp_path_factory.mktemp("dist")
     tree = tmp_path_factory.mktemp("source") / "tree"
-    files = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True
-    )
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if files.returncode:
         pytest.skip("not a git checkout: nothing says which files belong to the source")
     for name in filter(None, files.stdout.split("\0")):

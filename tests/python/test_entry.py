@@ -33,7 +33,7 @@ def kernel_opens():
 
 def python(instance: Instance, code: str, *args: str) -> str:
     """Run code in a namespace of its own, where nobody else opens connections."""
-    script = "ip link set lo up; exec \"$@\""
+    script = 'ip link set lo up; exec "$@"'
     result = subprocess.run(
         ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, *args, "-c", code],
         env={**os.environ, **instance.env},
@@ -70,7 +70,7 @@ def test_patch_covers_what_is_imported_later(instance: Instance) -> None:
         "    server = await asyncio.start_server(serve, '127.0.0.1', 0)\n"
         "    r, w = await asyncio.open_connection(*server.sockets[0].getsockname())\n"
         "    w.write(b'late'); print(await r.read(100))\n"
-        "uvloop.run(main()) if hasattr(uvloop, 'run') else (uvloop.install(), asyncio.run(main()))\n"
+        "uvloop.install(); asyncio.run(main())\n"
         "print(kernel_opens())"
     )
     assert python(instance, code) == "b'LATE'\n0\n"

@@ -203,7 +203,9 @@ class Connection:
         """At most 2 KiB unacknowledged: the small ring only."""
         for byte_at in range(0, len(data), 1024):
             piece = data[byte_at : byte_at + 1024]
-            wait_for(lambda: self.words.tx_tail.v + 1024 - self.pub.tx_una.v <= 2048, "room to send")
+            wait_for(
+                lambda: self.words.tx_tail.v + 1024 - self.pub.tx_una.v <= 2048, "room to send"
+            )
             base = SMALL + self.slot * 4096 + 2048
             for i, byte in enumerate(piece):
                 self.app.app.memory[base + (self.words.tx_tail.v + i) % 2048] = byte
@@ -214,7 +216,7 @@ class Connection:
         out = bytearray()
         while len(out) < length:
             tail = self.words.rx_tail.v
-            wait_for(lambda: self.pub.rx_head.v != tail or self.flags & 16, "bytes to read")
+            wait_for(lambda t=tail: self.pub.rx_head.v != t or self.flags & 16, "bytes to read")
             head, word = self.pub.rx_head.v, self.pub.rx_ring.v
             if head == tail:
                 break

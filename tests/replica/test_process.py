@@ -125,4 +125,5 @@ def test_no_traffic_no_cpu(replica: Replica) -> None:
     started = time.monotonic()
     wait_for(lambda: time.monotonic() - started > 1.0, "one second")
     assert replica.cpu_ticks() <= ticks + 1  # the kernel bills whole ticks of 10 ms
-    assert replica.status.at.sleeps.v - sleeps <= 2
+    # A delayed ACK and the like may still come; a loop that polls would count in hundreds.
+    assert replica.status.at.sleeps.v - sleeps <= 10

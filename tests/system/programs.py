@@ -116,10 +116,22 @@ def gunicorn(site: Site, port: int) -> list[str]:
     need_module("gunicorn")
     (site.root / "wsgi.py").write_text(WSGI)
     where = ["--chdir", str(site.root), "--no-control-socket"]
-    options = subprocess.run([sys.executable, "-m", "gunicorn", "-h"], capture_output=True, text=True)
+    options = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-h"], capture_output=True, text=True
+    )
     if "--no-control-socket" not in options.stdout:
         where.pop()
-    return [sys.executable, "-m", "gunicorn", *where, "-w", "2", "-b", f"127.0.0.1:{port}", "wsgi:app"]
+    return [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        *where,
+        "-w",
+        "2",
+        "-b",
+        f"127.0.0.1:{port}",
+        "wsgi:app",
+    ]
 
 
 def uvicorn(loop: str) -> Callable[[Site, int], list[str]]:
@@ -136,11 +148,32 @@ def uvicorn(loop: str) -> Callable[[Site, int], list[str]]:
 
 def redis(site: Site, port: int) -> list[str]:
     where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(site.root.parent)]
-    return [need("redis-server"), *where, "--save", "", "--daemonize", "no", "--loglevel", "warning"]
+    return [
+        need("redis-server"),
+        *where,
+        "--save",
+        "",
+        "--daemonize",
+        "no",
+        "--loglevel",
+        "warning",
+    ]
 
 
 def memcached(site: Site, port: int) -> list[str]:
-    return [need("memcached"), "-u", "root", "-t", "4", "-U", "0", "-l", "127.0.0.1", "-p", str(port)]
+    return [
+        need("memcached"),
+        "-u",
+        "root",
+        "-t",
+        "4",
+        "-U",
+        "0",
+        "-l",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
 
 
 def echo(loop: str) -> Callable[[Site, int], list[str]]:
@@ -176,7 +209,9 @@ PROBE = (
 
 
 @contextmanager
-def serving(world: World, command: list[str], port: int, log: Path) -> Iterator[subprocess.Popen[str]]:
+def serving(
+    world: World, command: list[str], port: int, log: Path
+) -> Iterator[subprocess.Popen[str]]:
     """The server runs, and a client of the same world can connect to it."""
     with log.open("w") as out:
         process = world.start(*command, stdout=out, stderr=out)

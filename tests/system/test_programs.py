@@ -46,7 +46,9 @@ def cut_off(world: World) -> World:
 
 
 @pytest.fixture(scope="session", params=[1, 2, 4], ids=lambda n: f"{n}-replicas")
-def replicas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def replicas(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     made = Instance(tmp_path_factory.mktemp("neat"), request.param)
     yield cut_off(made.world())
     made.down()
@@ -74,8 +76,13 @@ def test_files_are_served_whole(server: str, replicas: World, site: Site, scratc
         url = f"http://127.0.0.1:{port}"
         assert fetch(replicas, f"{url}/small.txt", scratch / "small") == site.small
         assert digest(fetch(replicas, f"{url}/large.bin", scratch / "large")) == digest(site.large)
-        code = "import sys,urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1]).read().decode())"
-        assert replicas.run(sys.executable, "-c", code, f"{url}/small.txt").stdout == site.small.decode()
+        code = (
+            "import sys,urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode(), end='')"
+        )
+        assert (
+            replicas.run(sys.executable, "-c", code, f"{url}/small.txt").stdout
+            == site.small.decode()
+        )
 
 
 @pytest.mark.parametrize("server", list(programs.APP_SERVERS))
@@ -104,13 +111,17 @@ def test_ab(world: World, site: Site, scratch: Path) -> None:
         for mode in ([], ["-k"]):
             url = f"http://127.0.0.1:{port}/small.txt"
             out = world.run(ab, "-q", *mode, "-n", "2000", "-c", "10", url).stdout
-            assert re.search(r"Complete requests: +2000", out) and re.search(r"Failed requests: +0\n", out)
+            assert re.search(r"Complete requests: +2000", out) and re.search(
+                r"Failed requests: +0\n", out
+            )
 
 
 def test_httperf(world: World, site: Site, scratch: Path) -> None:
     port = free_port()
     httperf = need("httperf")
-    options = f"--hog --server 127.0.0.1 --port {port} --uri /small.txt --num-conns 100 --num-calls 5"
+    options = (
+        f"--hog --server 127.0.0.1 --port {port} --uri /small.txt --num-conns 100 --num-calls 5"
+    )
     with serving(world, programs.lighttpd(site, port), port, scratch / "log"):
         out = world.run(httperf, *options.split()).stdout
     assert "Total: connections 100 requests 500 replies 500" in out, out
@@ -201,7 +212,7 @@ def test_kernel_is_not_used(neat: World, site: Site, scratch: Path) -> None:
     run = " ".join(neat.prefix)
     script.write_text(
         f"ip link set lo up\n{run} {command} >/dev/null 2>&1 &\nserver=$!\n"
-        f"{run} {sys.executable} -c \"$PROBE\" {port}\n"
+        f'{run} {sys.executable} -c "$PROBE" {port}\n'
         f"{run} {need('curl')} -sS http://127.0.0.1:{port}/small.txt >&2\n"
         "kill $server; wait $server\ngrep ^Tcp: /proc/net/snmp\n"
     )

@@ -78,7 +78,10 @@ class Stream:
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["write", "consume"]), st.sampled_from([1, 100, 2000, 2048, 5000, 70000, 300000])),
+    st.tuples(
+        st.sampled_from(["write", "consume"]),
+        st.sampled_from([1, 100, 2000, 2048, 5000, 70000, 300000]),
+    ),
     max_size=40,
 )
 
@@ -100,7 +103,9 @@ def test_live_bytes_survive_growth(
 
 @settings(deadline=None, max_examples=60)
 @given(sizes=st.lists(st.sampled_from([1, 500, 1500, 40000, 200000]), min_size=1, max_size=8))
-def test_reader_with_an_old_word_reads_the_right_bytes(lib: Any, seg: Any, sizes: list[int]) -> None:
+def test_reader_with_an_old_word_reads_the_right_bytes(
+    lib: Any, seg: Any, sizes: list[int]
+) -> None:
     """A reader may hold the word that was current when it saw the head, while the ring grows."""
     stream = Stream(lib, seg, 7, 0)
     for size in sizes:
@@ -118,7 +123,7 @@ def test_reader_with_an_old_word_reads_the_right_bytes(lib: Any, seg: Any, sizes
 def test_unconsumed_bytes_stay_where_an_old_word_finds_them(
     lib: Any, seg: Any, before: list[tuple[int, int]], sizes: list[int]
 ) -> None:
-    """A frame of `lo` refers to ring memory, and a reader may be preempted in the middle of its copy:
+    """A frame of `lo` refers to ring memory, and a reader may be preempted while it copies:
     until they are consumed, bytes stay in place although the ring wrapped, grew and was filled."""
     stream = Stream(lib, seg, 11, 1)
     for length, consumed in before:

@@ -128,7 +128,9 @@ def test_every_subscribed_channel_hears_and_only_those(replica: Replica) -> None
     assert replica.drained(1) == [slot]
 
 
-@pytest.mark.parametrize("cpu", [0, 1], ids=["own core: at the end of the batch", "other core: at once"])
+@pytest.mark.parametrize(
+    "cpu", [0, 1], ids=["own core: at the end of the batch", "other core: at once"]
+)
 def test_a_sleeper_is_woken_exactly_once(replica: Replica, cpu: int) -> None:
     replica.run()
     listener = replica.listen()

@@ -61,7 +61,9 @@ def test_the_stack_has_no_mutable_statics(tmp_path: Path) -> None:
             continue
         out = tmp_path / (path.stem + ".o")
         include = [f"-I{ROOT}/replicas/{r}" for r in ("abi", "stack")]
-        subprocess.run(["gcc", "-std=gnu11", "-fno-pie", *include, "-c", str(path), "-o", str(out)], check=True)
+        subprocess.run(
+            ["gcc", "-std=gnu11", "-fno-pie", *include, "-c", str(path), "-o", str(out)], check=True
+        )
         names = subprocess.run(["nm", str(out)], check=True, capture_output=True, text=True).stdout
         mutable = [line for line in names.splitlines() if re.search(r" [bBdDC] ", line)]
         assert not mutable, f"{path.name}: {mutable}"

@@ -279,7 +279,10 @@ void tcp_icmp(struct stack *s, const struct flow_key *k, uint32_t seq, uint8_t t
 {
 	(void)s, (void)k, (void)seq, (void)type, (void)code, (void)mtu;
 }
-void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m) { (void)s, (void)p, (void)m; }
+void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl)
+{
+	(void)s, (void)p, (void)m, (void)ihl;
+}
 void icmp_input(struct stack *s, struct pkt *p, const struct ip_meta *m) { (void)s, (void)p, (void)m; }
 void icmp_error(struct stack *s, uint8_t type, uint8_t code, const struct pkt *orig)
 {
