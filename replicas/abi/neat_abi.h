@@ -31,7 +31,7 @@ typedef struct { uint32_t v; } neat_be32;
 
 enum {
 	NEAT_ABI_MAGIC = 0x5441454e,	/* "NEAT" */
-	NEAT_ABI_VERSION = 1,		/* bump with every change of layout or message */
+	NEAT_ABI_VERSION = 2,		/* bump with every change of layout or message */
 };
 
 enum {
@@ -594,6 +594,17 @@ struct neat_msg_listening {
 	uint32_t port;
 	struct { uint32_t slot, gen; } sub[NEAT_REPLICAS_MAX];
 };
+enum neat_recovery {
+	NEAT_STATELESS = 0,	/* paper 6.3.6: connections of a failed replica are reset */
+	NEAT_STATEFUL = 1,	/* a successor adopts the arena */
+};
+/* Why a predecessor ended; only the last two say anything about its program or its memory. */
+enum neat_death {
+	NEAT_DEATH_NONE = 0,	/* there was none */
+	NEAT_DEATH_OUTSIDE = 1,	/* SIGKILL and the like from outside, a planned replacement */
+	NEAT_DEATH_FAULT = 2,	/* SEGV, BUS, ILL, FPE, ABRT, SYS, exit status not 0 */
+	NEAT_DEATH_HANG = 3,	/* no heartbeat; ended by the keeper */
+};
 struct neat_msg_r_config {
 	struct neat_msg_header h;
 	uint32_t index;
@@ -603,11 +614,11 @@ struct neat_msg_r_config {
 	uint32_t syn_backlog;
 	uint32_t time_wait_ms;
 	uint32_t connections_max;
-	uint32_t mode;		/* 0 stateless, 1 stateful */
+	uint32_t mode;		/* enum neat_recovery */
+	uint32_t adopt;		/* set by the keeper: the arena holds a predecessor's connections, take them over */
+	uint32_t death;		/* set by the keeper: enum neat_death of the predecessor */
 	uint64_t instance;
 	uint8_t secret[32];	/* ISN (RFC 6528), port choice (RFC 6056), hash: same for every epoch */
-	uint32_t naddrs;
-	uint32_t pad;
 };
 struct neat_msg_r_app {
 	struct neat_msg_header h;

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neatsock import abi, instance
+
 ROOT = Path(__file__).resolve().parents[2]
 RING_MAX = 1 << 20
 CMD_ENTRIES = 4096
@@ -180,3 +182,12 @@ def test_a_tail_out_of_reach_is_no_work(lib: Any, head: int, ahead: int) -> None
     channel = lib.channel_new()
     lib.channel_set(channel, head, (head + ahead) % 2**64)
     assert lib.channel_ready(channel) == 0
+
+
+def test_command_line_speaks_the_version_of_the_header() -> None:
+    """neatsock/instance.py repeats these numbers, to start without cffi."""
+    assert (instance.MAGIC, instance.ABI_VERSION) == (abi.MAGIC, abi.VERSION)
+    assert instance.HEADER.size == abi.HEADER_SIZE
+    repeated = (instance.MSG_CLI, instance.MSG_CLI_REPLY, instance.MSG_ERROR, instance.REPLICAS_MAX)
+    of_header = ("NEAT_MSG_CLI", "NEAT_MSG_CLI_REPLY", "NEAT_MSG_ERROR", "NEAT_REPLICAS_MAX")
+    assert repeated == tuple(getattr(abi.lib, name) for name in of_header)
