@@ -18,6 +18,7 @@ from neatsock.instance import InstanceError, StartOptions
 
 COMMANDS = ("up", "down", "status", "run")
 PT_INTERP = 3
+FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 EM_OF_CLASS = {1: ("<I", 28, "<H", 42, "<H", 44), 2: ("<Q", 32, "<H", 54, "<H", 56)}
 
 
@@ -197,6 +198,42 @@ def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time-wait-ms", type=int, metavar="MS", help="TIME_WAIT, default 60000")
 
 
+def _limit(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= FAULTS_MOST:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 to {FAULTS_MOST}")
+    return value
+
+
+def _milliseconds(text: str) -> int:
+    value = float(text) * 1000
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is out of range")
+    return round(value)
+
+
+def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mode",
+        choices=("stateful", "stateless"),
+        help="what becomes of a dead replica's connections: they go on (default), or are reset",
+    )
+    parser.add_argument(
+        "--faults",
+        type=_limit,
+        metavar="K",
+        help="so many faults of a replica within --fault-window and its connections are reset "
+        "instead, default 5",
+    )
+    parser.add_argument(
+        "--fault-window",
+        type=_milliseconds,
+        dest="fault_window_ms",
+        metavar="SECONDS",
+        help="default 10",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neatsock",
@@ -218,6 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
         _start_arguments(sub)
+    _recovery_arguments(up)
     where = up.add_mutually_exclusive_group()
     where.add_argument(
         "--tap", type=_ifname, metavar="IFNAME", help="network by this TAP device, made if missing"
@@ -242,7 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
     """InstanceError for options that do not go together."""
-    names = ("tap", "wire", "address", "gateway", "impair")
+    names = ("tap", "wire", "address", "gateway", "impair", "mode", "faults", "fault_window_ms")
     options = StartOptions(
         args.replicas,
         args.spin_us,
@@ -293,6 +331,8 @@ def _check_same(name: str, options: StartOptions, found: dict[str, Any]) -> None
     up_with = None
     if options.replicas is not None and options.replicas != count:
         up_with = f"{count} replicas"
+    elif options.mode is not None and options.mode != found["mode"]:
+        up_with = f"--mode {found['mode']}"
     elif options.uplink and (options.uplink, options.address) != (
         nic.get("uplink"),
         nic.get("address"),
@@ -322,11 +362,24 @@ def _network(nic: dict[str, Any]) -> str:
     return f" ({nic['address']} on {nic['uplink']})" if "uplink" in nic else ""
 
 
+def _deaths(replica: dict[str, Any]) -> str:
+    """What happened to a replica, for a person."""
+    took, strikes = replica["recovery_ms"], replica["strikes"]
+    return (
+        f"restarted {replica['restarts']} times, last after {replica['last_death_cause']} "
+        f"({replica['last_death']}), "
+        + (f"ready {took:.1f} ms later" if took is not None else "not ready yet")
+        + (f", {strikes} strikes" if strikes else "")
+        + (", stateless because of them" if replica["fell_back"] else "")
+    )
+
+
 def describe(found: dict[str, Any]) -> str:
     """Status for a person."""
     lines = [
         f"instance {found['name']}: up {found['uptime_s']:.0f} s, keeper {found['keeper']['pid']}, "
         f"neatd {found['neatd']['pid']}, nic {found['nic']['pid'] or '-'}" + _network(found["nic"]),
+        f"mode {found['mode']}, standby {found['standby']['pid'] or '-'}",
         f"{'replica':>7} {'pid':>8} {'state':>9} {'connections':>12} {'accepted':>10} "
         f"{'segments in':>12} {'segments out':>13} {'cpu s':>8}",
     ]
@@ -335,6 +388,7 @@ def describe(found: dict[str, Any]) -> str:
             f"{r['index']:>7} {r['pid'] or '-':>8} {r['state']:>9} {r['connections']:>12} "
             f"{r['accepted']:>10} {r['segments_in']:>12} {r['segments_out']:>13} {r['cpu_s']:>8.2f}"
         )
+    lines += [f"replica {r['index']}: {_deaths(r)}" for r in found["replicas"] if r["last_death"]]
     for app in found["apps"]:
         ports = ", ".join(f"{p['address']}:{p['port']}" for p in app["ports"] if p["listening"])
         pids = " ".join(str(pid) for pid in app["pids"])

@@ -16,7 +16,7 @@ import stat
 import struct
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,9 @@ class StartOptions:
     address: str | None = None  # A.B.C.D/N, with tap or wire
     gateway: str | None = None
     impair: str | None = None  # FIELD=NUMBER,... of struct neat_wire
+    mode: str | None = None  # stateful or stateless
+    faults: int | None = None
+    fault_window_ms: int | None = None
 
     @property
     def uplink(self) -> str | None:
@@ -65,16 +68,12 @@ class StartOptions:
     def arguments(self) -> list[str]:
         """For neat-keeper, which hands them to neatd."""
         out = ["--replicas", str(self.replicas or default_replicas())]
-        if self.spin_us is not None:
-            out += ["--spin-us", str(self.spin_us)]
-        if self.time_wait_ms is not None:
-            out += ["--time-wait-ms", str(self.time_wait_ms)]
         if self.auto:
             out.append("--auto")
-        for name in ("tap", "wire", "address", "gateway", "impair"):
-            value = getattr(self, name)
-            if value is not None:
-                out += [f"--{name}", value]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("replicas", "auto") and value is not None:
+                out += [f"--{field.name.replace('_', '-')}", str(value)]
         return out
 
 

@@ -28,9 +28,18 @@ from .apps import App
 from .attach import Attachments
 from .bindings import Bindings
 from .clients import Connection, Refused, Request, Server
-from .link import NIC, REPLICA, KeeperLink, News
+from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .registry import Registry
-from .state import Options, Replica, State, replica_of, start_replica, store_queue
+from .state import (
+    MODES,
+    Health,
+    Options,
+    Replica,
+    State,
+    replica_of,
+    start_replica,
+    store_queue,
+)
 from .uplink import Queue, Uplink
 from .uplink import ensure as ensure_uplink
 from .wire import UplinkError, Wire
@@ -52,6 +61,7 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--spin-us", type=int, default=50)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--time-wait-ms", type=int, default=60000)
+    parser.add_argument("--mode", choices=MODES, default="stateful")
     parser.add_argument("--auto", action="store_true")
     parser.add_argument("--tap")
     parser.add_argument("--address", type=ipaddress.IPv4Interface)
@@ -70,6 +80,7 @@ def parse(argv: list[str]) -> Options:
         args.time_wait_ms,
         args.auto,
         uplink_of(args) if args.address else None,
+        args.mode,
     )
 
 
@@ -322,14 +333,20 @@ class Neatd:
             sys.exit(0)
 
     def on_news(self, item: News) -> None:
-        if item.role == NIC and item.kind in (LIB.NEAT_MSG_K_STARTED, LIB.NEAT_MSG_K_DIED):
-            self.state.nic_pid = item.pid if item.kind == LIB.NEAT_MSG_K_STARTED else None
+        if item.kind in (LIB.NEAT_MSG_K_STARTED, LIB.NEAT_MSG_K_DIED):
+            pid = item.pid if item.kind == LIB.NEAT_MSG_K_STARTED else None
+            if item.role == NIC:
+                self.state.nic_pid = pid
+            elif item.role == STANDBY:
+                self.state.standby_pid = pid
         if item.role != REPLICA or item.index >= len(self.state.replicas):
             item.close()
             return
         replica = self.state.replicas[item.index]
         if item.kind == LIB.NEAT_MSG_K_STARTED:
             replica.pid, replica.epoch, replica.ready = item.pid, item.epoch, bool(item.status)
+            if self.state.standby_pid == item.pid:
+                self.state.standby_pid = None  # promoted
             self.state.registry.set_epoch(item.index, item.epoch)
             if replica.ready:
                 self.state.registry.set_active(item.index, True)
@@ -338,6 +355,8 @@ class Neatd:
             # Alone it stays active: a connect() then waits for the successor.
             if any(other.ready for other in self.state.replicas):
                 self.state.registry.set_active(item.index, False)
+        elif item.kind == LIB.NEAT_MSG_K_HEALTH:
+            replica.health = Health.of(item.inner)
         elif item.kind == LIB.NEAT_MSG_K_FROM:
             self._from_replica(replica, item)
         item.close()
@@ -426,6 +445,8 @@ class Neatd:
         return {
             "neatd": {"pid": os.getpid()},
             "nic": self._nic_status(),
+            "standby": {"pid": self.state.standby_pid},
+            "mode": self.options.mode,
             "replicas": [self._replica_status(replica) for replica in self.state.replicas],
             "apps": [
                 {
@@ -456,6 +477,7 @@ class Neatd:
             "segments_out": int(at.segments_out.v),
             "cpu_s": round(replica.cpu_s(), 6),
             "epoch": replica.epoch,
+            **replica.health.status(time.monotonic()),
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from .uplink import Queue, Uplink
 LIB = abi.lib
 
 
+MODES = {"stateless": LIB.NEAT_STATELESS, "stateful": LIB.NEAT_STATEFUL}
+DEATHS = ("none", "outside", "fault", "hang")  # enum neat_death
+
+
 @dataclass(frozen=True)
 class Options:
     """The command line, see neatsock/instance.py."""
@@ -30,10 +35,62 @@ class Options:
     time_wait_ms: int
     auto: bool
     uplink: Uplink | None = None
+    mode: str = "stateful"
 
     @property
     def socket_path(self) -> Path:
         return self.directory / f"{self.name}.sock"
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the keeper counts of a replica: struct neat_msg_health."""
+
+    restarts: int = 0
+    death: int = 0
+    wait_status: int = 0
+    recovery_us: int = 0
+    strikes: int = 0
+    strikes_end_ms: int = 0
+    flags: int = 0
+
+    @classmethod
+    def of(cls, inner: bytes) -> Health:
+        m = abi.unpack("struct neat_msg_health", inner)
+        return cls(
+            int(m.restarts),
+            int(m.death),
+            int(m.status),
+            int(m.recovery_us),
+            int(m.strikes),
+            int(m.strikes_end_ms),
+            int(m.flags),
+        )
+
+    @property
+    def cause(self) -> str | None:
+        """What ended the predecessor, for people."""
+        if self.death == LIB.NEAT_DEATH_NONE:
+            return None
+        if os.WIFSIGNALED(self.wait_status):
+            number = os.WTERMSIG(self.wait_status)
+            try:
+                return signal.Signals(number).name
+            except ValueError:
+                return f"signal {number}"
+        return f"exit {os.WEXITSTATUS(self.wait_status)}"
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Members of `neatsock status`; `now` as time.monotonic()."""
+        return {
+            "restarts": self.restarts,
+            "last_death": DEATHS[self.death] if self.death else None,
+            "last_death_cause": self.cause,
+            "recovery_ms": self.recovery_us / 1000 if self.recovery_us else None,
+            "strikes": self.strikes if now * 1000 < self.strikes_end_ms else 0,
+            "adopted": bool(self.flags & LIB.NEAT_HEALTH_ADOPTS),
+            "fell_back": bool(self.flags & LIB.NEAT_HEALTH_FELL_BACK),
+        }
 
 
 @dataclass
@@ -44,6 +101,7 @@ class Replica:
     pid: int = 0
     epoch: int = 0
     ready: bool = False
+    health: Health = Health()
 
     @property
     def state(self) -> str:
@@ -72,6 +130,7 @@ class State:
     connections: dict[tuple[int, int], Connection] = field(default_factory=dict)
     next_app: int = 1
     nic_pid: int | None = None
+    standby_pid: int | None = None
 
     def process_connection(self, app_id: int, index: int) -> Connection | None:
         return self.connections.get((app_id, index))
@@ -102,6 +161,7 @@ def start_replica(
         spin_us=options.spin_us,
         batch=options.batch,
         time_wait_ms=options.time_wait_ms,
+        mode=MODES[options.mode],
         instance=boot["instance"],
         secret=bytes.fromhex(boot["secret"]),
     )

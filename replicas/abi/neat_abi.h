@@ -506,6 +506,8 @@ enum neat_msg {
 	NEAT_MSG_R_LISTENING = 96,	/* neat_msg_r_listen with status and slot */
 	NEAT_MSG_R_READY = 97,		/* neat_msg_r_config: this epoch is announced */
 	NEAT_MSG_R_APP_DONE = 98,	/* neat_msg_r_app: nothing of that application is left here */
+	NEAT_MSG_R_PARKED = 99,		/* neat_msg_result, value = neat_abi_fingerprint(): running, waits for
+					 * R_CONFIG; for the keeper only */
 	/* nic -> keeper -> neatd */
 	NEAT_MSG_N_READY = 112,		/* neat_msg_n_queue; replica ~0 = answer to N_CONFIG */
 	/* neatd -> keeper */
@@ -520,6 +522,7 @@ enum neat_msg {
 	NEAT_MSG_K_FROM = 162,		/* neat_msg_keeper + inner message from role/index */
 	NEAT_MSG_K_STORED = 163,	/* neat_msg_keeper + stored message + fds: handed to a new neatd, in order */
 	NEAT_MSG_K_SYNCED = 164,	/* neat_msg_keeper: the whole store was handed over; from neatd: echoed */
+	NEAT_MSG_K_HEALTH = 165,	/* neat_msg_keeper + neat_msg_health of a replica, after every change */
 	/* neatd's own state, kept by the keeper under role NEATD: JSON text after the header, + fds */
 	NEAT_MSG_N_STATE = 192,
 };
@@ -714,6 +717,21 @@ struct neat_msg_keeper {
 	uint32_t epoch;
 	uint32_t pad;
 	uint64_t key;		/* of a stored message; (type << 48 | app << 16 | number) by convention */
+};
+
+enum neat_health_flags {
+	NEAT_HEALTH_ADOPTS = 1,		/* was told to take over its predecessor's connections */
+	NEAT_HEALTH_FELL_BACK = 2,	/* was told not to: too many faults in too short a time */
+};
+struct neat_msg_health {	/* what the keeper counts; NEAT_ROLE_REPLICA only */
+	struct neat_msg_header h;
+	uint32_t restarts;
+	uint32_t death;		/* enum neat_death of the predecessor */
+	int32_t status;		/* its end, as waitpid says it */
+	uint32_t recovery_us;	/* its death to R_READY of the successor; 0 = not yet */
+	uint32_t strikes;	/* faults and hangs within the keeper's window */
+	uint32_t flags;		/* enum neat_health_flags */
+	uint64_t strikes_end_ms;/* CLOCK_MONOTONIC: the window is empty then if nothing more happens */
 };
 
 #ifndef NEAT_CDEF

@@ -33,6 +33,7 @@ uint32_t keeper_children(struct keeper *k, struct child **all)
 	all[n++] = &k->nic;
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
 		all[n++] = &k->replica[i];
+	all[n++] = &k->standby;
 	return n;
 }
 
@@ -47,7 +48,8 @@ const char *child_name(const struct child *c, char *text, size_t size)
 	if (c->role == NEAT_ROLE_REPLICA)
 		snprintf(text, size, "replica %u", c->index);
 	else
-		snprintf(text, size, "%s", c->role == NEAT_ROLE_NIC ? "nic" : "neatd");
+		snprintf(text, size, "%s", c->role == NEAT_ROLE_NIC ? "nic" :
+			 c->role == NEAT_ROLE_STANDBY ? "standby" : "neatd");
 	return text;
 }
 
@@ -56,8 +58,8 @@ static _Noreturn void child_exec(struct keeper *k, const struct child *c, int so
 {
 	char *const replica[] = { (char *)(uintptr_t)k->opt.replica_bin, NULL };
 	char *const nic[] = { (char *)(uintptr_t)k->opt.nic_bin, NULL };
-	char *const *argv = c->role == NEAT_ROLE_REPLICA ? replica :
-			    c->role == NEAT_ROLE_NIC ? nic : k->opt.neatd_args;
+	char *const *argv = c->role == NEAT_ROLE_NEATD ? k->opt.neatd_args :
+			    c->role == NEAT_ROLE_NIC ? nic : replica;
 	struct rlimit no_core = { 0, 0 };
 	sigset_t none;
 
@@ -95,12 +97,13 @@ static void queue_store(struct keeper *k, struct child *c)
 	struct msg *m;
 
 	queue_clear(&c->out);
+	c->listen_hint = c->stored;
 	for (struct entry *e = c->stored; e; e = e->next) {
 		struct neat_msg_r_config *config = (void *)e->m->u.bytes;
 		struct neat_msg_n_queue *queue = (void *)e->m->u.bytes;
 
 		if (config->h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(*config))
-			config->epoch = c->epoch;
+			configure(k, c, config);
 		if (queue->h.type == NEAT_MSG_N_QUEUE && e->m->len >= sizeof(*queue) &&
 		    queue->replica < NEAT_REPLICAS_MAX)
 			queue->epoch = k->replica[queue->replica].epoch;
@@ -111,21 +114,11 @@ static void queue_store(struct keeper *k, struct child *c)
 	msg_put(m);
 }
 
-static void tell_neatd(struct keeper *k, const struct neat_msg_keeper *m)
+static void child_fork(struct keeper *k, struct child *c)
 {
-	/* A neatd that is down learns everything from the handback. */
-	if (k->neatd.pid)
-		queue_add(&k->neatd.out, m, NULL);
-}
-
-void child_start(struct keeper *k, struct child *c)
-{
-	struct neat_msg_keeper started;
 	pid_t keeper = getpid();
 	int pair[2];
-	char name[32];
 
-	c->start_at = 0;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		keeper_die("socketpair");
 	c->pid = fork();
@@ -138,17 +131,33 @@ void child_start(struct keeper *k, struct child *c)
 	c->pidfd = (int)syscall(SYS_pidfd_open, c->pid, 0);
 	if (c->pidfd < 0)
 		keeper_die("pidfd_open");
+	c->parked = false;
+}
+
+void child_start(struct keeper *k, struct child *c)
+{
+	bool warm = c->role == NEAT_ROLE_REPLICA && standby_promote(k, c);
+	char name[32];
+
+	if (!warm)
+		child_fork(k, c);
+	c->start_at = 0;
+	c->restarts += c->epoch != 0;
 	c->epoch++;
 	c->ready = false;
-	keeper_log("%s started, pid %d, epoch %u", child_name(c, name, sizeof(name)), c->pid, c->epoch);
+	keeper_log("%s %s, pid %d, epoch %u", child_name(c, name, sizeof(name)),
+		   warm ? "goes on in the standby" : "started", c->pid, c->epoch);
 	if (c->role == NEAT_ROLE_NEATD) {
 		neatd_handback(k);
 		return;
 	}
-	fence_at_nic(k, c);
-	queue_store(k, c);
-	started = keeper_message(NEAT_MSG_K_STARTED, c, NULL);
-	tell_neatd(k, &started);
+	if (c->role == NEAT_ROLE_REPLICA || c->role == NEAT_ROLE_NIC) {
+		fence_at_nic(k, c);
+		queue_store(k, c);
+	}
+	tell_neatd(k, NEAT_MSG_K_STARTED, c, NULL);
+	if (c->role == NEAT_ROLE_REPLICA)
+		tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
 }
 
 void child_kill(struct child *c)
@@ -159,34 +168,6 @@ void child_kill(struct child *c)
 	while (waitpid(c->pid, NULL, 0) < 0 && errno == EINTR)
 		;
 	c->pid = 0;
-}
-
-/* Somebody killed it from outside: says nothing about the program (no strike). */
-static bool from_outside(int status)
-{
-	int sig = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-
-	return sig == SIGKILL || sig == SIGTERM || sig == SIGINT || sig == SIGHUP;
-}
-
-/* Faults are counted; too many and the next start waits, none that ever worked and we give up. */
-static void count_fault(struct keeper *k, struct child *c)
-{
-	uint64_t now = clock_ms(), *oldest = &c->faults[c->nfaults++ % FAULTS_MAX];
-	char name[32];
-
-	child_name(c, name, sizeof(name));
-	if (*oldest && now - *oldest < FAULT_WINDOW_MS) {
-		c->start_at = now + FAULT_DELAY_MS;
-		keeper_log("%s: %d faults within %d s, restart delayed by %d ms", name, FAULTS_MAX,
-			   FAULT_WINDOW_MS / 1000, FAULT_DELAY_MS);
-	}
-	*oldest = now;
-	c->unready_faults = c->ready ? 0 : c->unready_faults + 1;
-	if (c->unready_faults < FAULTS_MAX)
-		return;
-	keeper_log("%s failed %d times in a row before it was ready; the instance ends", name, FAULTS_MAX);
-	keeper_fail(k, "see the messages above");
 }
 
 static void log_death(const struct child *c, int status)
@@ -201,33 +182,38 @@ static void log_death(const struct child *c, int status)
 		keeper_log("%s (pid %d) exited with status %d", name, c->pid, WEXITSTATUS(status));
 }
 
-void child_died(struct keeper *k, struct child *c)
+/* What it said before it died still counts. */
+static void last_words(struct keeper *k, struct child *c)
 {
-	struct neat_msg_keeper died;
 	struct received r;
-	int status = 0;
 
-	/* What it said before it died still counts. */
-	while (c->sock >= 0 && msg_receive(c->sock, &r) > 0) {
+	while (msg_receive(c->sock, &r) > 0) {
 		if (c->role == NEAT_ROLE_NEATD)
 			neatd_message(k, &r);
 		else
 			child_message(k, c, &r);
 	}
-	while (waitpid(c->pid, &status, 0) < 0 && errno == EINTR)
+}
+
+void child_died(struct keeper *k, struct child *c)
+{
+	c->died_us = clock_us();
+	last_words(k, c);
+	while (waitpid(c->pid, &c->status, 0) < 0 && errno == EINTR)
 		;
-	log_death(c, status);
-	died = keeper_message(NEAT_MSG_K_DIED, c, NULL);
-	died.status = status;
+	log_death(c, c->status);
+	c->death = death_of(c, c->status);
+	c->fate = NEAT_DEATH_NONE;
+	if (c->role != NEAT_ROLE_NEATD)
+		tell_neatd(k, NEAT_MSG_K_DIED, c, NULL);
 	close(c->sock);
 	close(c->pidfd);
 	c->sock = c->pidfd = -1;
 	c->pid = 0;
-	if (c->role != NEAT_ROLE_NEATD) {
+	if (c->role != NEAT_ROLE_NEATD)
 		queue_clear(&c->out);
-		tell_neatd(k, &died);
-	}
-	if (!from_outside(status))
+	if (c->death != NEAT_DEATH_OUTSIDE)
 		count_fault(k, c);
 	c->ready = false;
+	c->recovery_us = 0;
 }

@@ -14,10 +14,11 @@
 
 enum {
 	CONTROL_FD = 3,			/* a child's end of its control socket */
-	FAULTS_MAX = 5,			/* faults within FAULT_WINDOW_MS before restarts are delayed */
-	FAULT_WINDOW_MS = 10000,
+	FAULTS_KEPT = 64,		/* largest limit of faults within the window */
 	FAULT_DELAY_MS = 1000,
+	UNREADY_MAX = 5,		/* faults in a row of a child that never worked: the instance ends */
 	ARGS_MAX = 64,
+	CHILDREN = NEAT_REPLICAS_MAX + 3,
 };
 
 /* One control message and its descriptors; shared by the store and the queues, so counted. */
@@ -52,18 +53,32 @@ struct queue {
 	struct out *first, **tail;
 };
 
-/* Life of a child: not wanted -> (K_SPAWN) wanted -> running (pid != 0) -> dead -> running ... */
+/*
+ * Life of a child: not wanted -> (K_SPAWN) wanted -> running (pid != 0) -> dead -> running ...
+ * A replica's next process is the standby if there is one: it only waits for R_CONFIG.
+ */
 struct child {
 	uint32_t role, index;
 	pid_t pid;
 	int pidfd, sock;
 	uint32_t epoch;
 	bool wanted, ready;
+	bool parked;			/* R_PARKED came */
+	bool ever_ready;
+	bool adoptable;			/* the arena holds connections: a start was ready, no reset began since */
+	bool adopts, fell_back;		/* what this process was told, enum neat_health_flags */
+	enum neat_death fate;		/* why we are killing it; NONE = we are not */
+	enum neat_death death;		/* of the predecessor */
+	int status;			/* its end, as waitpid says it */
+	uint64_t died_us;		/* when we saw it; 0 = never */
+	uint32_t recovery_us;		/* from there to R_READY of the successor; 0 = not yet */
+	uint32_t restarts;
 	uint32_t unready_faults;	/* faults in a row without a sign of life */
-	uint64_t faults[FAULTS_MAX];	/* times of the latest ones, ms */
+	uint64_t faults[FAULTS_KEPT];	/* times of the latest ones, ms */
 	uint32_t nfaults;
 	uint64_t start_at;		/* ms; restart not before */
 	struct entry *stored;
+	struct entry *listen_hint;	/* where the next R_LISTENING probably belongs */
 	struct queue out;
 };
 
@@ -71,12 +86,14 @@ struct keeper_options {
 	const char *dir, *name;
 	const char *replica_bin, *nic_bin, *python;
 	char *neatd_args[ARGS_MAX];	/* after the interpreter's own; NULL-terminated */
-	uint32_t replicas;
+	uint32_t faults_max;		/* faults within the window: the next start is stateless */
+	uint32_t fault_window_ms;
 };
 
 struct keeper {
 	struct keeper_options opt;
 	struct child neatd, nic, replica[NEAT_REPLICAS_MAX];
+	struct child standby;		/* runs whenever all wanted replicas are ready */
 	int signals;			/* signalfd */
 	bool stop;
 	int exit_status;
@@ -115,14 +132,27 @@ bool queue_flush(struct queue *q, int sock);
 
 /* child.c */
 struct child *keeper_child(struct keeper *k, uint32_t role, uint32_t index);
-uint32_t keeper_children(struct keeper *k, struct child **all);	/* room for NEAT_REPLICAS_MAX + 2 */
+uint32_t keeper_children(struct keeper *k, struct child **all);	/* room for CHILDREN */
 void child_init(struct child *c, uint32_t role, uint32_t index);
 void child_start(struct keeper *k, struct child *c);
 void child_died(struct keeper *k, struct child *c);
 void child_kill(struct child *c);	/* SIGKILL, wait: when it returns the process is gone */
 const char *child_name(const struct child *c, char *text, size_t size);
 
+/* recovery.c: what a death means, and how the successor starts */
+enum neat_death death_of(const struct child *c, int status);
+void count_fault(struct keeper *k, struct child *c);
+uint32_t strikes(const struct keeper *k, const struct child *c, uint64_t now_ms);
+void configure(struct keeper *k, struct child *c, struct neat_msg_r_config *config);
+void became_ready(struct keeper *k, struct child *c);
+struct msg *health_message(const struct keeper *k, const struct child *c);
+
+/* standby.c */
+bool standby_promote(struct keeper *k, struct child *c);	/* c's next process; false = there is none */
+int standby_keep(struct keeper *k);	/* starts it if it is time; ms until it will be, -1 = unknown */
+
 /* neatd.c */
+void tell_neatd(struct keeper *k, uint16_t type, const struct child *c, struct msg *inner);
 void neatd_message(struct keeper *k, struct received *r);
 void child_message(struct keeper *k, struct child *c, struct received *r);
 void neatd_handback(struct keeper *k);	/* queues the whole store and who runs */
@@ -130,10 +160,15 @@ void neatd_handback(struct keeper *k);	/* queues the whole store and who runs */
 /* sweep.c: another program in the same file, see there */
 int sweep_main(int argc, char **argv);
 
+/* options.c */
+void parse(struct keeper_options *o, int argc, char **argv);
+_Noreturn void usage(void);
+
 /* main.c */
 void keeper_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void keeper_die(const char *what);
 void keeper_fail(struct keeper *k, const char *what);	/* ends the instance, exit status 1 */
+uint64_t clock_us(void);
 uint64_t clock_ms(void);
 
 #endif

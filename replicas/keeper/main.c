@@ -1,5 +1,5 @@
 /*
- * main.c - neat-keeper: options, signals, the poll loop. Started by `neatsock up` and `neatsock run`.
+ * main.c - neat-keeper: start, signals, the poll loop. Started by `neatsock up` and `neatsock run`.
  *
  * One thread, never blocks on a child, sleeps in poll() when nobody says anything.
  */
@@ -22,12 +22,17 @@
 #include <time.h>
 #include <unistd.h>
 
-uint64_t clock_ms(void)
+uint64_t clock_us(void)
 {
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+uint64_t clock_ms(void)
+{
+	return clock_us() / 1000;
 }
 
 void keeper_log(const char *fmt, ...)
@@ -60,57 +65,6 @@ void keeper_fail(struct keeper *k, const char *what)
 }
 
 /* ---- start ---- */
-
-static const char *const usage =
-	"usage: neat-keeper --dir DIR --name NAME --replica-bin P --nic-bin P --python P [options of neatd]\n"
-	"neat-keeper is started by `neatsock up` and `neatsock run`.\n";
-
-static const char **own_option(struct keeper_options *o, const char *arg)
-{
-	if (!strcmp(arg, "--dir"))
-		return &o->dir;
-	if (!strcmp(arg, "--name"))
-		return &o->name;
-	if (!strcmp(arg, "--replica-bin"))
-		return &o->replica_bin;
-	if (!strcmp(arg, "--nic-bin"))
-		return &o->nic_bin;
-	if (!strcmp(arg, "--python"))
-		return &o->python;
-	return NULL;
-}
-
-/* Everything that is not ours is neatd's to understand. */
-static void parse(struct keeper *k, int argc, char **argv)
-{
-	static char unbuffered[] = "-u", module[] = "-m", neatd[] = "neatsock.replicas.neatd";
-	struct keeper_options *o = &k->opt;
-	uint32_t n = 0;
-
-	o->neatd_args[n++] = NULL;	/* the interpreter, below */
-	o->neatd_args[n++] = unbuffered;
-	o->neatd_args[n++] = module;
-	o->neatd_args[n++] = neatd;
-	for (int i = 1; i < argc; i++) {
-		const char **own = own_option(o, argv[i]);
-		bool shared = own == &o->dir || own == &o->name;
-
-		if (n + 3 > ARGS_MAX || (own && i + 1 == argc))
-			goto wrong;
-		if (!own || shared)
-			o->neatd_args[n++] = argv[i];
-		if (own)
-			*own = argv[++i];
-		if (shared)
-			o->neatd_args[n++] = argv[i];
-	}
-	o->neatd_args[0] = (char *)(uintptr_t)o->python;
-	if (o->dir && o->name && o->replica_bin && o->nic_bin && o->python)
-		return;
-wrong:
-	fputs(usage, stderr);
-	exit(2);
-}
 
 /* Descriptors 0..3 exist, so that no control socket of ours gets the number a child expects it at. */
 static void occupy_low_fds(void)
@@ -149,10 +103,8 @@ static void claim_name(struct keeper *k)
 {
 	int fd, n = snprintf(k->pid_path, sizeof(k->pid_path), "%s/%s.pid", k->opt.dir, k->opt.name);
 
-	if (n >= (int)sizeof(k->pid_path) - 1) {
-		fputs(usage, stderr);
-		exit(2);
-	}
+	if (n >= (int)sizeof(k->pid_path) - 1)
+		usage();
 	snprintf(k->sock_path, sizeof(k->sock_path), "%s/%s.sock", k->opt.dir, k->opt.name);
 	fd = lock_pid_file(k);
 	if (ftruncate(fd, 0) || dprintf(fd, "%d\n", getpid()) < 0)
@@ -186,6 +138,7 @@ static void setup(struct keeper *k)
 	child_init(&k->nic, NEAT_ROLE_NIC, 0);
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
 		child_init(&k->replica[i], NEAT_ROLE_REPLICA, i);
+	child_init(&k->standby, NEAT_ROLE_STANDBY, 0);
 	k->neatd.wanted = true;
 }
 
@@ -193,7 +146,7 @@ static void setup(struct keeper *k)
 
 static bool is_child(struct keeper *k, pid_t pid)
 {
-	struct child *all[NEAT_REPLICAS_MAX + 2];
+	struct child *all[CHILDREN];
 	uint32_t n = keeper_children(k, all);
 
 	for (uint32_t i = 0; i < n; i++)
@@ -227,10 +180,16 @@ static void on_signals(struct keeper *k)
 	}
 }
 
+/* Of two time-outs for poll(). */
+static int sooner(int a, int b)
+{
+	return a < 0 || (b >= 0 && b < a) ? b : a;
+}
+
 /* Starts what should run; returns milliseconds until the next delayed start, -1 = none. */
 static int start_wanted(struct keeper *k)
 {
-	struct child *all[NEAT_REPLICAS_MAX + 2];
+	struct child *all[CHILDREN];
 	uint32_t n = keeper_children(k, all);
 	uint64_t now = clock_ms();
 	int wait = -1;
@@ -240,15 +199,12 @@ static int start_wanted(struct keeper *k)
 
 		if (!c->wanted || c->pid)
 			continue;
-		if (c->start_at > now) {
-			int left = (int)(c->start_at - now);
-
-			wait = wait < 0 || left < wait ? left : wait;
-			continue;
-		}
-		child_start(k, c);
+		if (c->start_at > now)
+			wait = sooner(wait, (int)(c->start_at - now));
+		else
+			child_start(k, c);
 	}
-	return wait;
+	return sooner(wait, standby_keep(k));
 }
 
 static void on_readable(struct keeper *k, struct child *c)
@@ -262,7 +218,8 @@ static void on_readable(struct keeper *k, struct child *c)
 		if (got == 0)
 			return;
 		if (got < 0) {
-			/* It hung up or talks nonsense: fence it; the pidfd tells when it is over. */
+			/* It hung up (then it is dying already) or talks nonsense: its pidfd tells when it is over. */
+			c->fate = r.len ? NEAT_DEATH_FAULT : c->fate;
 			kill(c->pid, SIGKILL);
 			return;
 		}
@@ -286,8 +243,8 @@ static void serve(struct keeper *k, struct child *c, const struct pollfd *sock, 
 
 static void keeper_loop(struct keeper *k)
 {
-	struct child *all[NEAT_REPLICAS_MAX + 2];
-	struct pollfd fds[2 * (NEAT_REPLICAS_MAX + 2) + 1];
+	struct child *all[CHILDREN];
+	struct pollfd fds[2 * CHILDREN + 1];
 	uint32_t n = keeper_children(k, all);
 
 	while (!k->stop) {
@@ -318,12 +275,12 @@ static void keeper_loop(struct keeper *k)
 int main(int argc, char **argv)
 {
 	static struct keeper k;	/* large; reached only through the pointer below */
-	struct child *all[NEAT_REPLICAS_MAX + 2];
+	struct child *all[CHILDREN];
 	uint32_t n;
 
 	if (argc > 1 && !strcmp(argv[1], "--sweep"))
 		return sweep_main(argc, argv);
-	parse(&k, argc, argv);
+	parse(&k.opt, argc, argv);
 	setup(&k);
 	keeper_loop(&k);
 	n = keeper_children(&k, all);

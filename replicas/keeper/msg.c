@@ -37,6 +37,7 @@ int msg_receive(int sock, struct received *r)
 	ssize_t n = recvmsg(sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
 	r->nfds = 0;
+	r->len = 0;
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (n <= 0)

@@ -4,6 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A neatd that is down learns everything from the handback. */
+void tell_neatd(struct keeper *k, uint16_t type, const struct child *c, struct msg *inner)
+{
+	struct neat_msg_keeper m = keeper_message(type, c, inner);
+
+	m.status = type == NEAT_MSG_K_DIED ? c->status : 0;
+	if (k->neatd.pid)
+		queue_add(&k->neatd.out, &m, inner);
+	if (inner)
+		msg_put(inner);
+}
+
 /* The message inside a keeper message; takes over the descriptors. NULL if there is none. */
 static struct msg *inner_message(struct received *r)
 {
@@ -81,11 +93,17 @@ void child_message(struct keeper *k, struct child *c, struct received *r)
 {
 	struct neat_msg_keeper from;
 	struct neat_msg_r_listen answer;
-	struct msg *m = msg_new(r->u.bytes, r->len, r->fds, r->nfds);
+	struct msg *m;
 
+	if (r->u.h.type == NEAT_MSG_R_PARKED) {
+		c->parked = true;
+		received_close(r);
+		return;
+	}
+	m = msg_new(r->u.bytes, r->len, r->fds, r->nfds);
 	r->nfds = 0;
 	if (r->u.h.type == NEAT_MSG_R_READY || r->u.h.type == NEAT_MSG_N_READY)
-		c->ready = true;
+		became_ready(k, c);
 	if (r->u.h.type == NEAT_MSG_R_LISTENING && r->len >= sizeof(answer)) {
 		memcpy(&answer, r->u.bytes, sizeof(answer));
 		store_listening(c, &answer);
@@ -110,11 +128,18 @@ static void handback_child(struct keeper *k, const struct child *c)
 		started.status = c->ready;
 		queue_add(&k->neatd.out, &started, NULL);
 	}
+	if (c->role == NEAT_ROLE_REPLICA && c->epoch) {
+		struct msg *m = health_message(k, c);
+		struct neat_msg_keeper health = keeper_message(NEAT_MSG_K_HEALTH, c, m);
+
+		queue_add(&k->neatd.out, &health, m);
+		msg_put(m);
+	}
 }
 
 void neatd_handback(struct keeper *k)
 {
-	struct child *all[NEAT_REPLICAS_MAX + 2];
+	struct child *all[CHILDREN];
 	uint32_t n = keeper_children(k, all);
 	struct queue waiting = k->neatd.out;
 	struct neat_msg_keeper synced;

@@ -103,26 +103,42 @@ void store_drop(struct child *c, uint64_t key)
 		if (e->key != key)
 			continue;
 		*at = e->next;
+		c->listen_hint = NULL;
 		msg_put(e->m);
 		free(e);
 		return;
 	}
 }
 
+static struct entry *find_listen(struct entry *from, const struct neat_msg_r_listen *answer)
+{
+	for (struct entry *e = from; e; e = e->next) {
+		const struct neat_msg_r_listen *l = (const void *)e->m->u.bytes;
+
+		if (l->h.type == NEAT_MSG_R_LISTEN && e->m->len >= sizeof(*l) && l->app_id == answer->app_id &&
+		    l->sock == answer->sock)
+			return e;
+	}
+	return NULL;
+}
+
+/* Answers to a replay come in its order, so all of them together cost one walk. */
 void store_listening(struct child *c, const struct neat_msg_r_listen *answer)
 {
+	struct neat_msg_r_listen *l;
+	struct entry *e;
+
 	if (answer->status)
 		return;
-	for (struct entry *e = c->stored; e; e = e->next) {
-		struct neat_msg_r_listen *l = (void *)e->m->u.bytes;
-
-		if (l->h.type != NEAT_MSG_R_LISTEN || e->m->len < sizeof(*l) || l->app_id != answer->app_id ||
-		    l->sock != answer->sock)
-			continue;
-		l->slot = answer->slot;
-		l->gen = answer->gen;
+	e = find_listen(c->listen_hint, answer);
+	if (!e)
+		e = find_listen(c->stored, answer);
+	if (!e)
 		return;
-	}
+	l = (void *)e->m->u.bytes;
+	l->slot = answer->slot;
+	l->gen = answer->gen;
+	c->listen_hint = e->next;
 }
 
 struct neat_msg_keeper keeper_message(uint16_t type, const struct child *c, const struct msg *inner)

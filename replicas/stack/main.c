@@ -295,10 +295,14 @@ static void replica_loop(struct replica *r)
 	}
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	static struct replica r;	/* large; reached only through the pointer below */
 
+	if (argc > 1 && !strcmp(argv[1], "--version")) {
+		printf("neat-replica ABI %d fingerprint %08x\n", NEAT_ABI_VERSION, neat_abi_fingerprint());
+		return 0;
+	}
 	if (getrandom(r.random, sizeof(r.random), 0) != (ssize_t)sizeof(r.random))
 		replica_die("getrandom");
 	r.nic_eventfd = -1;
@@ -306,16 +310,7 @@ int main(void)
 	r.api.ops.world = &r;
 	r.stack.now_us = clock_us();
 	control_setup(&r);
-	while (r.phase == REPLICA_CONFIG) {
-		if (!control_receive(&r)) {
-			struct timespec t = { .tv_nsec = 100000000 };
-			sigset_t none;
-
-			/* SIGIO or 100 ms, whatever comes first: a message may slip in before. */
-			sigemptyset(&none);
-			sigtimedwait(&none, NULL, &t);
-		}
-	}
+	control_park(&r);
 	a32_store(&r.status->awake, 1);
 	replica_loop(&r);
 }

@@ -33,6 +33,8 @@ struct replica {
 
 /* main_control.c: takes one message from fd 3; false when none was there. Exits when the keeper is gone. */
 bool control_receive(struct replica *r);
+/* Says that this process runs, and sleeps until R_CONFIG: a standby spends its life here. */
+void control_park(struct replica *r);
 /* Applications whose last connection ended after R_APP_GONE. */
 void control_reap(struct replica *r);
 

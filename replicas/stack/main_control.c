@@ -8,6 +8,7 @@
 #include "main.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -62,6 +63,17 @@ static void reply(uint16_t type, void *message, size_t len, uint32_t seq)
 	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
 	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
 		replica_die("send on the control socket");
+}
+
+void control_park(struct replica *r)
+{
+	struct neat_msg_result parked = { .value = neat_abi_fingerprint() };
+	struct pollfd in = { .fd = CONTROL_FD, .events = POLLIN };
+
+	reply(NEAT_MSG_R_PARKED, &parked, sizeof(parked), 0);
+	while (r->phase == REPLICA_CONFIG)
+		if (!control_receive(r))
+			poll(&in, 1, -1);
 }
 
 static void on_config(struct replica *r, const struct neat_msg_r_config *m, struct message *msg)

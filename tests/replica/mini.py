@@ -95,10 +95,14 @@ class Replica:
 
     def receive(self, ctype: str, kind: int) -> Any:
         self.control.settimeout(10)
-        data = self.control.recv(8192)
+        while True:
+            data = self.control.recv(8192)
+            header = ffi.from_buffer("struct neat_msg_header *", data)
+            if header.type != ABI.NEAT_MSG_R_PARKED:
+                break
+        assert header.type == kind
         message = ffi.new(ctype + " *")
         ffi.memmove(message, data, ffi.sizeof(message[0]))
-        assert message.h.type == kind
         return message
 
     def go(self) -> None:
