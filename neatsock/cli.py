@@ -1,4 +1,4 @@
-"""neatsock up | down | status | run: the command line."""
+"""neatsock up | down | status | filter | run: the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import json
 import os
+import secrets
 import shutil
 import stat
 import struct
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from neatsock import __version__, instance
+from neatsock.filter import SYNTAX, RuleError
+from neatsock.filter import parse as parse_rule
 from neatsock.instance import InstanceError, StartOptions
 
-COMMANDS = ("up", "down", "status", "run")
+COMMANDS = ("up", "down", "status", "filter", "run")
 PT_INTERP = 3
 FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 EM_OF_CLASS = {1: ("<I", 28, "<H", 42, "<H", 44), 2: ("<Q", 32, "<H", 54, "<H", 56)}
@@ -251,7 +254,9 @@ def build_parser() -> argparse.ArgumentParser:
         usage="neatsock run [-h] [--name NAME] [--replicas N] [--] PROGRAM [ARGUMENT ...]",
         allow_abbrev=False,
     )
-    for sub in (up, down, status, run_):
+    filters = commands.add_parser("filter", help="rules of the packet filter", allow_abbrev=False)
+    _filter_arguments(filters)
+    for sub in (up, down, status, filters, run_):
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
         _start_arguments(sub)
@@ -276,6 +281,25 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="machine-readable")
     run_.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
+
+
+def _filter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "The first rule that matches a packet decides; none lets it pass. Rules are stateless: "
+        f"replies need rules that pass them too. A rule: {SYNTAX}; WHERE: any|ADDRESS[/BITS] "
+        "[port N[-M]], or only port N[-M]. Reject answers as Linux does: RST or port unreachable."
+    )
+    do = parser.add_subparsers(dest="do", required=True, metavar="add|delete|list|flush")
+    add = do.add_parser("add", help="add a rule at the end", allow_abbrev=False)
+    add.add_argument("--at", type=int, metavar="N", help="make it number N")
+    add.add_argument("rule", nargs="+", metavar="WORD", help=SYNTAX)
+    delete = do.add_parser("delete", help="remove rule N", allow_abbrev=False)
+    delete.add_argument("number", type=int, metavar="N")
+    show = do.add_parser("list", help="all rules and what they met", allow_abbrev=False)
+    show.add_argument("--json", action="store_true", help="machine-readable")
+    flush = do.add_parser("flush", help="remove all rules", allow_abbrev=False)
+    for sub in (add, delete, show, flush):
+        sub.add_argument("--name", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
@@ -396,6 +420,25 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _filter(args: argparse.Namespace) -> int:
+    command: dict[str, Any] = {"cmd": "filter", "do": args.do, "id": secrets.randbits(31) + 1}
+    if args.do == "add":
+        try:
+            command |= {"rule": str(parse_rule(" ".join(args.rule))), "number": args.at}
+        except RuleError as err:
+            raise Refusal(str(err), 2) from err
+    elif args.do == "delete":
+        command["number"] = args.number
+    rules = instance.ask(instance.socket_path(args.name), command)["rules"]
+    if args.do == "list" and args.json:
+        print(json.dumps(rules))
+    elif args.do == "list":
+        for rule in rules:
+            counts = f"{rule['packets']:>12} packets {rule['bytes']:>15} bytes"
+            print(f"{rule['number']:>3} {counts}  {rule['rule']}")
+    return 0
+
+
 def _run(args: argparse.Namespace) -> int:
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
     if not command:
@@ -415,7 +458,9 @@ def say(text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the `neatsock` command."""
     args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    handler = {"up": _up, "down": _down, "status": _status, "run": _run}[args.command]
+    handler = {"up": _up, "down": _down, "status": _status, "filter": _filter, "run": _run}[
+        args.command
+    ]
     try:
         return handler(args)
     except Refusal as refusal:

@@ -28,6 +28,7 @@ from .apps import App
 from .attach import Attachments
 from .bindings import Bindings
 from .clients import Connection, Refused, Request, Server
+from .filter import Filter
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .registry import Registry
 from .state import (
@@ -169,6 +170,7 @@ class Neatd:
         )
         self.lifetime = Lifetime(self.state, loop, self.end)
         self.server = Server(self.listener, loop, self.handle, self._connection_gone)
+        self.filter = Filter(self.state, self.server.finish)
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable
@@ -292,6 +294,9 @@ class Neatd:
             if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_LISTEN:
                 self.bindings.recover_listener(item.index, item.inner)
         self.bindings.recovered()
+        rules = [item for item in store if item.key >> 48 == LIB.NEAT_MSG_R_FILTER]
+        if rules:
+            self.filter.recover(min(rules, key=lambda item: item.index).inner)
         self.state.registry.sweep()
         for app in list(self.state.apps.values()):
             self.attachments.recovered(app)
@@ -368,6 +373,8 @@ class Neatd:
             self.state.registry.set_active(replica.index, True)
         elif kind == LIB.NEAT_MSG_R_LISTENING:
             self.bindings.acknowledged(replica.index, item.inner)
+        elif kind == LIB.NEAT_MSG_R_FILTERED:
+            self.filter.in_force(replica.index, int(abi.header(item.inner).seq))
 
     # ---- clients ----
 
@@ -375,8 +382,7 @@ class Neatd:
         """One request. False: the answer comes later."""
         kind = request.kind
         if kind == LIB.NEAT_MSG_CLI:
-            self._cli(connection, request)
-            return True
+            return self._cli(connection, request)
         if kind == LIB.NEAT_MSG_ATTACH:
             self.attachments.attach(connection, request)
             self.lifetime.check()
@@ -409,13 +415,15 @@ class Neatd:
 
     # ---- command line ----
 
-    def _cli(self, connection: Connection, request: Request) -> None:
+    def _cli(self, connection: Connection, request: Request) -> bool:
         try:
             command = json.loads(request.data[abi.HEADER_SIZE :])
             name = command["cmd"]
         except (ValueError, KeyError, TypeError) as err:
             raise Refused(errno.EINVAL, "a command is JSON with a member cmd") from err
         answer: dict[str, Any] = {"keeper": {"pid": os.getppid()}}
+        if name == "filter":
+            return self.filter.command(connection, request.seq, command)
         if name == "status":
             answer |= self.status()
         elif name == "hold":
@@ -428,6 +436,7 @@ class Neatd:
             log(f"process {request.pid} asks for the end")
             # After the request was taken off the socket: unread, it would turn into ECONNRESET.
             self.loop.call_soon(self.end)
+        return True
 
     def end(self) -> None:
         """The whole instance ends, this process included."""

@@ -53,6 +53,7 @@ enum {
 	NEAT_REGISTRY_PORTS = 4096,	/* power of two */
 	NEAT_ADDRS_MAX = 8,
 	NEAT_CPUS_MAX = 256,
+	NEAT_FILTER_MAX = 256,	/* rules of the packet filter */
 };
 
 /* First bytes of every shared object; checked by whoever maps it. keeper/neatd writes, once. */
@@ -402,6 +403,8 @@ struct neat_replica_status {	/* replica writes; everyone maps it read-only */
 	neat_a64 connections, accepted, segments_in, segments_out, bytes_in, bytes_out;
 	neat_a64 retransmits, drops, resets, loops, sleeps, wakes;
 	neat_a64 work_ns, poll_ns;	/* time with and without something to do */
+	/* of each rule of the packet filter, in the order of R_FILTER */
+	struct neat_filter_count { neat_a64 packets, bytes; } filter[NEAT_FILTER_MAX];
 };
 
 /* ---------------------------------------------------------- queue pair (replica, nic) ------ */
@@ -492,6 +495,7 @@ enum neat_msg {
 	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would */
 	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more */
 	NEAT_MSG_R_DRAIN = 74,
+	NEAT_MSG_R_FILTER = 76,	/* neat_msg_r_filter, kept: all rules; answered by R_FILTERED */
 	/* neatd -> keeper -> nic; CONFIG, QUEUE (with the replica's current epoch) and ACTIVE are kept and
 	 * replayed; taken in order, so an answer to N_STATS says that all before it is in force */
 	NEAT_MSG_N_CONFIG = 80,	/* neat_msg_n_config [+ fds: TAP queues, or one SEQPACKET end of a wire]: always
@@ -508,6 +512,7 @@ enum neat_msg {
 	NEAT_MSG_R_APP_DONE = 98,	/* neat_msg_r_app: nothing of that application is left here */
 	NEAT_MSG_R_PARKED = 99,		/* neat_msg_result, value = neat_abi_fingerprint(): running, waits for
 					 * R_CONFIG; for the keeper only */
+	NEAT_MSG_R_FILTERED = 104,	/* header, seq of R_FILTER: these rules are in force */
 	/* nic -> keeper -> neatd */
 	NEAT_MSG_N_READY = 112,		/* neat_msg_n_queue; replica ~0 = answer to N_CONFIG */
 	/* neatd -> keeper */
@@ -647,6 +652,31 @@ struct neat_msg_r_listen {
 	uint32_t sock;		/* neatd's own handle, echoed */
 	struct neat_opts opts;
 };
+/*
+ * Packet filter: the first rule that matches decides, none lets the packet pass. Stateless: replies
+ * of a connection are packets like any other.
+ */
+enum neat_filter_dir { NEAT_FILTER_IN = 1, NEAT_FILTER_OUT = 2 };	/* as the replica sees it; a mask */
+enum neat_filter_action {
+	NEAT_FILTER_PASS = 0,
+	NEAT_FILTER_DROP = 1,
+	NEAT_FILTER_REJECT = 2,	/* as Linux: RST for TCP, else ICMP port unreachable */
+};
+struct neat_filter_rule {	/* addresses and ports in host order */
+	uint32_t saddr, daddr;
+	uint8_t sprefix, dprefix;	/* 0..32; 0 = any address */
+	uint8_t dir;			/* mask of enum neat_filter_dir */
+	uint8_t proto;			/* 0 = any */
+	uint16_t sport[2], dport[2];	/* first and last; 0..65535 = any, else TCP and UDP only */
+	uint8_t action;			/* enum neat_filter_action */
+	uint8_t pad[3];
+};
+struct neat_msg_r_filter {
+	struct neat_msg_header h;
+	uint32_t count;
+	uint32_t command;	/* neatd: random number of the command that made this list */
+	struct neat_filter_rule rule[NEAT_FILTER_MAX];
+};
 enum neat_nic_backend { NEAT_NIC_NONE = 0, NEAT_NIC_TAP = 1, NEAT_NIC_WIRE = 2 };
 /* Simulated wire, what we send; the other end has its own. Probabilities in frames per million. */
 struct neat_wire {
@@ -753,6 +783,8 @@ NEAT_ASSERT(offsetof(struct neat_channel, cmd_tail) == 64);
 NEAT_ASSERT(offsetof(struct neat_channel, cmd_head) == 128);
 NEAT_ASSERT(offsetof(struct neat_channel, asleep) == 192);
 NEAT_ASSERT(offsetof(struct neat_queue_pair, rx) == 256);
+NEAT_ASSERT(sizeof(struct neat_filter_rule) == 24);
+NEAT_ASSERT(sizeof(struct neat_msg_r_filter) + 64 <= NEAT_MSG_MAX);	/* it travels inside a neat_msg_keeper */
 NEAT_ASSERT(sizeof(struct neat_queue_pair) <= NEAT_QP_BUFS);
 NEAT_ASSERT(NEAT_QP_BUFS + 2ull * NEAT_QP_ENTRIES * NEAT_QP_BUF == NEAT_QP_SIZE);
 #endif

@@ -5,6 +5,7 @@
  * This file and main_control.c are the only ones of the stack that make system calls.
  */
 #define _GNU_SOURCE
+#include "filter.h"
 #include "main.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -157,6 +158,10 @@ static void publish_counters(struct replica *r)
 	a64_store(&st->retransmits, c->retransmits);
 	a64_store(&st->resets, c->resets_in + c->resets_out);
 	a64_store(&st->drops, drops);
+	for (uint32_t i = 0; r->have_stack && i < r->stack.filter->n; i++) {
+		a64_store(&st->filter[i].packets, r->stack.filter->rule[i].packets);
+		a64_store(&st->filter[i].bytes, r->stack.filter->rule[i].bytes);
+	}
 }
 
 /* ---- sleeping ---- */

@@ -20,6 +20,7 @@ struct replica {
 	struct stack_config cfg;
 	uint32_t spin_us;
 	uint64_t instance;
+	struct neat_msg_r_filter filter;	/* the latest; it may come before the stack is made */
 	void *arena;
 	struct neat_replica_status *status;
 	struct neat_queue_pair *queue;

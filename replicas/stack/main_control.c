@@ -5,6 +5,7 @@
  * The keeper is trusted, yet lengths and objects are checked: a version skew must end in a message.
  */
 #define _GNU_SOURCE
+#include "filter.h"
 #include "main.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -159,6 +160,19 @@ static void need_stack(struct replica *r)
 		replica_die("stack_init");
 	r->stack.api = &r->api;
 	r->have_stack = true;
+	if (filter_set(r->stack.filter, r->filter.rule, r->filter.count))
+		replica_die("filter rules that make no sense (version skew?)");
+}
+
+/* Answered once the rules are in force: before R_START, that is before the first packet. */
+static void on_filter(struct replica *r, const struct neat_msg_r_filter *m)
+{
+	struct neat_msg_header answer;
+
+	r->filter = *m;
+	if (r->have_stack && filter_set(r->stack.filter, m->rule, m->count))
+		replica_die("filter rules that make no sense (version skew?)");
+	reply(NEAT_MSG_R_FILTERED, &answer, sizeof(answer), m->h.seq);
 }
 
 static void on_segment(struct replica *r, const struct neat_msg_r_app *m, struct message *msg)
@@ -307,6 +321,8 @@ static size_t message_size(uint16_t type)
 	case NEAT_MSG_R_UNLISTEN:
 	case NEAT_MSG_R_RELEASE:
 		return sizeof(struct neat_msg_r_listen);
+	case NEAT_MSG_R_FILTER:
+		return sizeof(struct neat_msg_r_filter);
 	case NEAT_MSG_R_QUEUE:
 	case NEAT_MSG_R_START:
 	case NEAT_MSG_R_DRAIN:
@@ -325,6 +341,10 @@ static void dispatch(struct replica *r, struct message *msg)
 	}
 	if (type == NEAT_MSG_R_QUEUE) {
 		on_queue(r, msg);
+		return;
+	}
+	if (type == NEAT_MSG_R_FILTER) {
+		on_filter(r, (void *)msg->u.bytes);
 		return;
 	}
 	need_stack(r);

@@ -2,6 +2,7 @@
  * stack.c - putting a stack together: who gets which memory, names of the drop counters.
  */
 #include "stack.h"
+#include "filter.h"
 #include "flow.h"
 #include "ip.h"
 #include "link.h"
@@ -14,7 +15,7 @@ static size_t aligned(size_t n) { return (n + 63) & ~(size_t)63; }
 size_t stack_memory(const struct stack_config *cfg)
 {
 	return aligned(link_memory()) + aligned(lo_memory()) + aligned(ip_memory()) +
-	       aligned(flow_memory(cfg)) + aligned(tcp_memory(cfg));
+	       aligned(filter_memory()) + aligned(flow_memory(cfg)) + aligned(tcp_memory(cfg));
 }
 
 size_t stack_arena(const struct stack_config *cfg) { return tcp_arena(cfg); }
@@ -33,6 +34,8 @@ int stack_init(struct stack *s, const struct stack_config *cfg, const struct sta
 	m += aligned(lo_memory());
 	ip_init(s, m);
 	m += aligned(ip_memory());
+	filter_init(s, m);
+	m += aligned(filter_memory());
 	flow_init(s, m);
 	m += aligned(flow_memory(cfg));
 	return tcp_init(s, m, arena, fresh);

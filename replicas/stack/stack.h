@@ -42,7 +42,7 @@ struct sockref {
 #define STACK_DROPS(X) \
 	X(SHORT) X(ETHERTYPE) X(NOT_OURS) X(IP_VERSION) X(IP_HEADER) X(IP_CSUM) X(IP_OPTIONS) \
 	X(IP_FRAGMENT) X(IP_MARTIAN) X(IP_PROTO) X(NO_ROUTE) X(NO_NEIGHBOUR) X(QUEUE_FULL) X(LO_FULL) \
-	X(ICMP) X(ICMP_RATE) X(ARP) X(UDP_SHORT) X(UDP_CSUM) X(UDP_NO_PORT) \
+	X(FILTER) X(ICMP) X(ICMP_RATE) X(ARP) X(UDP_SHORT) X(UDP_CSUM) X(UDP_NO_PORT) \
 	X(TCP_SHORT) X(TCP_CSUM) X(TCP_OPTIONS) X(TCP_NO_SOCKET) X(TCP_STATE) X(TCP_OLD) X(TCP_WINDOW) \
 	X(TCP_PAWS) X(TCP_ACK) X(TCP_RST) X(TCP_SYN) X(TCP_BACKLOG) X(TCP_MEMORY) X(TCP_RATE)
 enum stack_drop {
@@ -94,6 +94,7 @@ struct stack {
 	struct lo *lo;			/* lo.c: frames to ourselves */
 	struct neigh *neigh;		/* link.c */
 	struct ip_state *ip;		/* ip.c: reassembly, ICMP rate limits */
+	struct filter *filter;		/* filter.c: rules */
 	struct flow *flow;		/* flow.c: 4-tuples, listeners, ports */
 	struct tcp *tcp;		/* tcp.c: control blocks in the arena, request slots, TIME_WAIT */
 	struct udp *udp;		/* udp.c */
@@ -130,7 +131,11 @@ struct ip_meta {	/* what a transport learns of the network header; host order */
 void ip_input(struct stack *s, struct pkt *p);
 /* p->data at the transport header, payload complete. Pushes the IP header, chooses lo or link. False = no room. */
 bool ip_output(struct stack *s, struct pkt *p, const struct ip_meta *m);
-bool ip_is_local(const struct stack *s, uint32_t addr);	/* 127/8 or one of ours */
+static inline bool ip_is_loopback(uint32_t addr) { return addr >> 24 == 127; }
+static inline bool ip_is_local(const struct stack *s, uint32_t addr)	/* 127/8 or one of ours */
+{
+	return ip_is_loopback(addr) || (s->cfg.addr && addr == s->cfg.addr);
+}
 uint32_t ip_source_for(const struct stack *s, uint32_t daddr);	/* address to send from; 0 = no route */
 uint32_t ip_mtu_for(const struct stack *s, uint32_t daddr);
 /* ICMP error for the packet whose IP header starts at `orig` (RFC 1122 3.2.2, rate limited). */

@@ -5,6 +5,7 @@
  * The application's half of a socket follows the same rules as libneatsock: payload, ring word,
  * tail. Super-segments are cut and checksummed here, as a NIC would.
  */
+#include "filter.h"
 #include "tcp.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -70,6 +71,9 @@ API void host_close(struct host *h, uint32_t slot);
 API void host_abort(struct host *h, uint32_t slot);
 API void host_option(struct host *h, uint32_t slot, uint32_t index, uint32_t value);
 API void host_info(struct host *h, uint32_t slot, struct host_info *out);
+API int host_filter(struct host *h, const uint8_t *rules, uint32_t n);
+API uint64_t host_filter_packets(struct host *h, uint32_t rule);
+API uint64_t host_filter_bytes(struct host *h, uint32_t rule);
 API uint64_t host_drops(struct host *h, uint32_t which);
 API const char *host_drop_name(uint32_t which);
 API uint32_t host_blocks(struct host *h, uint32_t *states, uint32_t cap);
@@ -549,6 +553,18 @@ void host_info(struct host *h, uint32_t slot, struct host_info *o)
 	o->irs = t->irs;
 }
 
+/* Rules as in neat_msg_r_filter. */
+int host_filter(struct host *h, const uint8_t *rules, uint32_t n)
+{
+	struct neat_filter_rule r[NEAT_FILTER_MAX + 1];
+
+	if (n <= NEAT_FILTER_MAX)
+		memcpy(r, rules, n * sizeof(*r));
+	return filter_set(h->stack.filter, r, n);
+}
+
+uint64_t host_filter_packets(struct host *h, uint32_t rule) { return h->stack.filter->rule[rule].packets; }
+uint64_t host_filter_bytes(struct host *h, uint32_t rule) { return h->stack.filter->rule[rule].bytes; }
 uint64_t host_drops(struct host *h, uint32_t which) { return which < DROP_COUNT ? h->stack.count.drop[which] : 0; }
 const char *host_drop_name(uint32_t which) { return which < DROP_COUNT ? stack_drop_name((enum stack_drop)which) : ""; }
 

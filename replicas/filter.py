@@ -1,0 +1,141 @@
+"""The packet filter's rules: kept with the replicas in the keeper, changed by `neatsock filter`.
+
+Every replica holds all rules; the whole list goes out with each change, so a replica has the old
+rules or the new ones. The keeper stores it: a successor has it before it announces itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from neatsock import abi
+from neatsock.filter import LAYOUT, RULES_MAX, Rule, RuleError, parse, unpack
+
+from .clients import Connection, Refused
+from .link import REPLICA, key
+from .state import State
+
+LIB = abi.lib
+
+
+@dataclass
+class Change:
+    """A command that is answered when all replicas have said that the rules are in force."""
+
+    connection: Connection
+    seq: int
+    waiting: set[int] = field(default_factory=set)
+
+
+def edit(rules: list[Rule], command: dict[str, Any]) -> list[Rule]:
+    """The rules after a command. Refused when it makes no sense."""
+    do = command.get("do")
+    if do == "flush":
+        return []
+    out = list(rules)
+    number = command.get("number")
+    if do == "delete":
+        if not isinstance(number, int) or not 1 <= number <= len(out):
+            raise Refused(
+                errno.EINVAL, f"there is no rule {number}; neatsock filter list shows all"
+            )
+        del out[number - 1]
+        return out
+    if do != "add":
+        raise Refused(errno.EINVAL, f"the filter does not know {do!r}")
+    if len(out) >= RULES_MAX:
+        raise Refused(errno.ENOSPC, f"there are {RULES_MAX} rules already, no more fit")
+    try:
+        rule = parse(str(command.get("rule")))
+    except RuleError as err:
+        raise Refused(errno.EINVAL, str(err)) from err
+    if number is None:
+        number = len(out) + 1
+    if not isinstance(number, int) or not 1 <= number <= len(out) + 1:
+        raise Refused(errno.EINVAL, f"a rule can be number 1 to {len(out) + 1}, not {number}")
+    out.insert(number - 1, rule)
+    return out
+
+
+class Filter:
+    def __init__(self, state: State, finish: Callable[[Connection], None]) -> None:
+        self.state = state
+        self.finish = finish
+        self.rules: list[Rule] = []
+        self.generation = 0
+        self.last = 0  # number of the command that made `rules`: a new neatd may meet it again
+        self.changes: dict[int, Change] = {}
+
+    # ---- replicas ----
+
+    def recover(self, inner: bytes) -> None:
+        """A stored R_FILTER of the first replica that has one: changes go out in that order."""
+        message = abi.unpack("struct neat_msg_r_filter", inner)
+        at = abi.ffi.offsetof("struct neat_msg_r_filter", "rule")
+        size = LAYOUT.size
+        self.generation, self.last = int(message.h.seq), int(message.command)
+        self.rules = [unpack(inner[at + i * size :][:size]) for i in range(int(message.count))]
+
+    def store(self, replica: int) -> None:
+        """Give a replica the rules, now and at each start."""
+        inner = abi.pack(
+            "struct neat_msg_r_filter",
+            LIB.NEAT_MSG_R_FILTER,
+            self.generation,
+            count=len(self.rules),
+            command=self.last,
+        )
+        at = abi.ffi.offsetof("struct neat_msg_r_filter", "rule")
+        rules = b"".join(rule.pack() for rule in self.rules)
+        inner = inner[:at] + rules + inner[at + len(rules) :]
+        self.state.link.store(REPLICA, replica, key(LIB.NEAT_MSG_R_FILTER), inner)
+
+    def in_force(self, replica: int, generation: int) -> None:
+        """R_FILTERED: this replica filters by that list, so by all older ones too."""
+        for old in [g for g in self.changes if g <= generation]:
+            change = self.changes[old]
+            change.waiting.discard(replica)
+            if not change.waiting:
+                del self.changes[old]
+                self._answer(change.connection, change.seq)
+                self.finish(change.connection)
+
+    # ---- command line ----
+
+    def command(self, connection: Connection, seq: int, command: dict[str, Any]) -> bool:
+        """False: the answer comes with the last replica's R_FILTERED."""
+        if command.get("do") == "list":
+            self._answer(connection, seq)
+            return True
+        number = command.get("id")
+        if not isinstance(number, int) or not 0 < number < 1 << 32:
+            raise Refused(errno.EINVAL, "a change of the filter needs a random number as id")
+        if number != self.last:
+            self.rules = edit(self.rules, command)
+            self.last = number
+        self.generation += 1
+        for replica in self.state.replicas:
+            self.store(replica.index)
+        waiting = {replica.index for replica in self.state.replicas}
+        self.changes[self.generation] = Change(connection, seq, waiting)
+        return False
+
+    def _answer(self, connection: Connection, seq: int) -> None:
+        rules = [
+            {"number": i + 1, "rule": str(rule)} | self._count(i)
+            for i, rule in enumerate(self.rules)
+        ]
+        text = json.dumps({"rules": rules}).encode()
+        connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text, seq))
+
+    def _count(self, rule: int) -> dict[str, int]:
+        """What all replicas together last published of a rule."""
+        at = [replica.status.at.filter[rule] for replica in self.state.replicas]
+        return {
+            "packets": sum(int(a.packets.v) for a in at),
+            "bytes": sum(int(a.bytes.v) for a in at),
+        }

@@ -1,0 +1,31 @@
+/*
+ * ip_deliver.c - a received packet that passed the filter goes to its protocol.
+ */
+#include "ip.h"
+
+static void unknown_protocol(struct stack *s, const struct pkt *p, uint32_t ihl)
+{
+	struct pkt whole = *p;
+
+	whole.data -= ihl;
+	whole.len += ihl;
+	stack_drop(s, DROP_IP_PROTO);
+	icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PROTO, &whole);
+}
+
+void ip_deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl)
+{
+	switch (m->proto) {
+	case IP_PROTO_TCP:
+		tcp_input(s, p, m);
+		break;
+	case IP_PROTO_UDP:
+		udp_input(s, p, m, ihl);
+		break;
+	case IP_PROTO_ICMP:
+		icmp_input(s, p, m);
+		break;
+	default:
+		unknown_protocol(s, p, ihl);
+	}
+}
