@@ -22,7 +22,7 @@ from typing import Any
 
 from neatsock import __version__
 
-# As in neat_abi.h (tests/unit/test_abi.py compares): cffi would double the time `neatsock run` takes.
+# As in neat_abi.h (tests/unit/test_abi.py compares); cffi would double the time of `neatsock run`.
 HEADER = struct.Struct("<IHHII")  # struct neat_msg_header
 MAGIC, ABI_VERSION = 0x5441454E, 2
 MSG_CLI, MSG_CLI_REPLY, MSG_ERROR = 7, 36, 37

@@ -25,7 +25,7 @@ struct app *api_app_find(struct api *a, uint32_t app_id)
  * Stateless recovery (paper 6.3.6): whatever our predecessor had in this slot is gone. Bytes that
  * were published stay readable; then the application sees ECONNRESET.
  */
-static void slot_reset(struct app *app, uint32_t slot)
+void slot_reset(struct app *app, uint32_t slot)
 {
 	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
 	uint64_t status = a64_relaxed(&pub->status);
@@ -55,7 +55,7 @@ int api_app_add(struct api *a, struct app *app)
 	app->mem.owner = app;
 	app->mem.app_id = app->app_id;
 	app->high_born = born < 1 || born > NEAT_SLOT_APP_FIRST ? 1 : born;
-	for (uint32_t i = 1; i < app->high_born; i++) {
+	for (uint32_t i = 1; i < app->high_born && !a->adopting; i++) {
 		slot_reset(app, i);
 		if (app->slots[i].kind == SLOT_FREE &&
 		    !(neat_status_flags(a64_relaxed(&app->mem.pub->slots[i].status)) & NEAT_SLOT_LISTENING))
@@ -63,7 +63,7 @@ int api_app_add(struct api *a, struct app *app)
 	}
 	if (claimed > NEAT_SLOTS)
 		claimed = NEAT_SLOTS;
-	for (uint32_t i = NEAT_SLOT_APP_FIRST; i < claimed; i++)
+	for (uint32_t i = NEAT_SLOT_APP_FIRST; i < claimed && !a->adopting; i++)
 		slot_reset(app, i);
 	a32_release(&app->mem.pub->epoch, a->stack->cfg.epoch);
 	a->apps[a->napps++] = app;
@@ -106,8 +106,13 @@ void api_channel_gone(struct api *a, struct channel *c)
 			a->touched[i] = a->touched[--a->ntouched];
 }
 
-void api_start(struct api *a)
+void api_start(struct api *a, uint32_t death, struct stack_adopted *out)
 {
+	if (a->adopting) {
+		api_adopt(a, death, out);
+		return;
+	}
+	*out = (struct stack_adopted){ 0 };
 	for (uint32_t i = 0; i < a->napps; i++) {
 		struct app *app = a->apps[i];
 
@@ -242,32 +247,44 @@ static void accept_ring_free(struct app *app, uint32_t ring)
 	app->accept_used[ring / 64] &= ~(1ull << ring % 64);
 }
 
-/* A listener that lived in this slot before our predecessor died keeps ring and queue positions. */
+/*
+ * A listener that lived in this slot before our predecessor died keeps ring and queue positions. -ESTALE: the
+ * application closed it, and the message that says so to neatd is on its way.
+ */
+static int listener_again(struct app *app, const struct neat_msg_r_listen *m)
+{
+	const struct neat_slot_pub *pub = &app->mem.pub->slots[m->slot & (NEAT_SLOTS - 1)];
+	uint64_t status = a64_relaxed(&pub->status);
+
+	if (m->slot >= NEAT_SLOT_APP_FIRST || app->slots[m->slot].kind != SLOT_FREE)
+		return -EINVAL;
+	if (!(neat_status_flags(status) & NEAT_SLOT_LISTENING) || neat_status_gen(status) != (m->gen & 0xffff) ||
+	    pub->accept_ring >= NEAT_LISTENERS_MAX)
+		return -ESTALE;
+	app->slots[m->slot].gen = (uint16_t)m->gen;
+	app->accept_used[pub->accept_ring / 64] |= 1ull << pub->accept_ring % 64;
+	return 0;
+}
+
 static int listener_words(struct app *app, struct neat_msg_r_listen *m)
 {
-	bool again = m->slot != 0;
-	uint32_t slot = again ? m->slot : slot_alloc(app);
 	struct neat_slot_pub *pub;
+	uint32_t slot;
+	int ring;
 
+	if (m->slot)
+		return listener_again(app, m);
+	slot = slot_alloc(app);
 	if (slot == 0)
 		return -ENOBUFS;
-	if (slot >= NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE)
-		return -EINVAL;
-	pub = &app->mem.pub->slots[slot];
-	if (again && neat_status_flags(a64_relaxed(&pub->status)) & NEAT_SLOT_LISTENING &&
-	    pub->accept_ring < NEAT_LISTENERS_MAX) {
-		app->accept_used[pub->accept_ring / 64] |= 1ull << pub->accept_ring % 64;
-	} else {
-		int ring = accept_ring_alloc(app);
-
-		if (ring < 0) {
-			if (!again)
-				app->free[app->nfree++] = slot;
-			return ring;
-		}
-		slot_words_reset(app, slot);
-		pub->accept_ring = (uint32_t)ring;
+	ring = accept_ring_alloc(app);
+	if (ring < 0) {
+		app->free[app->nfree++] = slot;
+		return ring;
 	}
+	pub = &app->mem.pub->slots[slot];
+	slot_words_reset(app, slot);
+	pub->accept_ring = (uint32_t)ring;
 	pub->laddr = m->addr;
 	pub->lport = m->port;
 	m->slot = slot;
@@ -303,7 +320,7 @@ int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m)
 }
 
 /* How many entries the application took; a value it cannot have reached counts as none. */
-static uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail)
+uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail)
 {
 	uint64_t head = a64_acquire(&app->mem.app->slots[slot].accept_head);
 
@@ -463,11 +480,11 @@ int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, s
 {
 	struct sockref *lref = tcp_listener_ref(l);
 	struct app *app = lref->mem->owner;
-	struct neat_accept_ring *ring = &app->mem.pub->accept[lref->pub->accept_ring];
 	uint64_t tail = a64_relaxed(&lref->pub->accept_tail);
 	struct neat_slot_pub *pub;
 	uint32_t slot;
 
+	(void)s;
 	if (tail - accept_head(app, lref->slot, tail) >= NEAT_ACCEPT_ENTRIES || app->gone)
 		return -ENOBUFS;
 	slot = slot_alloc(app);
@@ -481,12 +498,20 @@ int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, s
 	pub->rport = k->rport;
 	slot_take(app, slot, SLOT_TCB, t, app->slots[slot].gen);
 	*out = slot_ref(app, slot);
-	a64_release(&pub->status, neat_status(out->gen, 0, NEAT_SLOT_CONNECTED));
-	a64_store(&ring->entry[tail & (NEAT_ACCEPT_ENTRIES - 1)], (uint64_t)out->gen << 32 | slot);
+	return 0;
+}
+
+void sock_accept_push(struct stack *s, struct listener *l, struct sockref *r)
+{
+	struct sockref *lref = tcp_listener_ref(l);
+	struct neat_accept_ring *ring = &lref->mem->pub->accept[lref->pub->accept_ring];
+	uint64_t tail = a64_relaxed(&lref->pub->accept_tail);
+
+	sock_status(s, r, NEAT_SLOT_CONNECTED, 0, 0);
+	a64_store(&ring->entry[tail & (NEAT_ACCEPT_ENTRIES - 1)], (uint64_t)r->gen << 32 | r->slot);
 	/* Release: entry and slot are whole before the index says that they exist (W6). */
 	a64_release(&lref->pub->accept_tail, tail + 1);
 	sock_notify(s, lref, SOCK_READABLE);
-	return 0;
 }
 
 void sock_detach(struct stack *s, struct sockref *r)
@@ -507,4 +532,5 @@ void sock_detach(struct stack *s, struct sockref *r)
 		sock_status(s, r, NEAT_SLOT_DEAD, 0, 0);
 	}
 	r->mem = NULL;
+	r->slot = 0;
 }

@@ -70,6 +70,7 @@ struct api {
 	struct channel *touched[API_CHANNELS_MAX];
 	uint32_t ntouched;
 	struct neat_replica_status *status;
+	bool adopting;			/* set before the first segment: slots keep their connections */
 };
 
 /* ---- attach; memory is mapped and checked by the caller ---- */
@@ -84,8 +85,13 @@ void api_app_gone(struct api *a, struct app *app);		/* close everything as a las
 void api_app_remove(struct api *a, struct app *app);		/* live == 0; caller unmaps */
 
 /* ---- control ---- */
-/* End of the replay: listener slots that nobody claimed again are freed. */
-void api_start(struct api *a);
+/*
+ * End of the replay. Stateless: listener slots that nobody claimed again are freed. Adopting: connections
+ * are taken over (stack_adopt(), which `death` and `out` are for) and what the slots say is made true.
+ */
+void api_start(struct api *a, uint32_t death, struct stack_adopted *out);
+/* Pushes accepted connections again that are in no accept ring and nobody's: whoever took them died. */
+void api_repush(struct api *a, struct app *app);
 NEAT_CHECKED int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m);
 void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen);
 

@@ -24,7 +24,6 @@ static void cmd_connect(struct api *a, struct app *app, uint32_t slot, uint32_t 
 	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
 	struct tcp_connect req = {
 		.key = { .laddr = w->laddr, .raddr = w->raddr, .lport = w->lport, .rport = w->rport },
-		.opts = w->opts,
 	};
 	struct tcb *t;
 	int err;
@@ -33,7 +32,10 @@ static void cmd_connect(struct api *a, struct app *app, uint32_t slot, uint32_t 
 		return;
 	pub_words_reset(pub);
 	slot_take(app, slot, SLOT_TCB, NULL, gen);
-	app->slots[slot].optgen = a32_relaxed(&w->optgen);
+	/* Acquire: options that change after this look raise the number again. */
+	app->slots[slot].optgen = a32_acquire(&w->optgen);
+	req.optgen = (uint16_t)app->slots[slot].optgen;
+	req.opts = w->opts;
 	pub->raddr = req.key.raddr;
 	pub->rport = req.key.rport;
 	pub->laddr = req.key.laddr;
@@ -47,7 +49,7 @@ static void cmd_connect(struct api *a, struct app *app, uint32_t slot, uint32_t 
 		app->slots[slot].obj = t;
 }
 
-static void cmd_kick(struct api *a, struct app *app, uint32_t slot)
+void slot_look(struct api *a, struct app *app, uint32_t slot)
 {
 	struct slot_user *u = &app->slots[slot];
 	struct neat_slot_app *w = &app->mem.app->slots[slot];
@@ -71,6 +73,7 @@ static void cmd_kick(struct api *a, struct app *app, uint32_t slot)
 		return;
 	}
 	user.opts_changed = optgen != u->optgen;
+	user.optgen = (uint16_t)optgen;
 	u->optgen = optgen;
 	tcp_kick(a->stack, u->obj, &user);
 }
@@ -91,11 +94,11 @@ static void command(struct api *a, struct app *app, uint64_t e)
 		return;
 	switch (neat_entry_op(e)) {
 	case NEAT_CMD_KICK:
-		cmd_kick(a, app, slot);
+		slot_look(a, app, slot);
 		break;
 	case NEAT_CMD_CLOSE:
 		/* What was written before close() must go out before the FIN. */
-		cmd_kick(a, app, slot);
+		slot_look(a, app, slot);
 		if (u->kind != SLOT_FREE && !u->closed)
 			slot_close(a, app, slot);
 		break;

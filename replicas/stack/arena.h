@@ -22,7 +22,20 @@ enum {
 	TCB_SIZE = 512,
 	ARENA_LINE = 64,
 	ARENA_MAGIC = 0x4152454e,
-	ARENA_VERSION = 1,
+	ARENA_VERSION = 2,
+};
+
+/*
+ * What is being done right now (W14). Whatever a dead replica left half done concerns the one control
+ * block that this word names; all others are as their last unit of work left them, class D included.
+ */
+enum arena_unit {
+	UNIT_NONE = 0,		/* between units */
+	UNIT_FRAME = 1,		/* a frame of the nic; its descriptor is not retired yet */
+	UNIT_LO = 2,		/* a frame of lo */
+	UNIT_TIMER = 3,
+	UNIT_COMMAND = 4,	/* of an application; its ring entry is not retired yet */
+	UNIT_OUTPUT = 5,	/* output that had no room earlier */
 };
 
 /* First line of the arena. */
@@ -30,8 +43,23 @@ struct arena_header {
 	uint32_t magic;
 	uint32_t version;
 	uint32_t tcbs, requests, time_waits, holes;	/* records of each kind, in this order behind us */
-	uint32_t pad[10];
+	neat_a64 journal;	/* [enum arena_unit 8][0 24][control block index + 1, 0 = none 32] */
+	/* E: records of each kind ever used; stored before the first use of one. */
+	neat_a32 high_tcb, high_request, high_time_wait, high_holes;
+	/* Faults in units that named no control block, and when the last was: see tcp_adopt.c. */
+	uint32_t strikes, strike_s;
+	uint64_t pad;
 };
+
+static inline uint64_t journal_word(enum arena_unit unit, uint32_t record)
+{
+	return (uint64_t)unit << 56 | record;
+}
+static inline enum arena_unit journal_unit(uint64_t w) { return (enum arena_unit)(w >> 56); }
+static inline uint32_t journal_record(uint64_t w) { return (uint32_t)w; }
+
+/* Keeps the compiler from moving stores across it; a killed process needs no more (3.2). */
+static inline void compiler_fence(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 
 /*
  * Class E of a connection: one line, eight words.
@@ -49,7 +77,8 @@ struct tcb_essential {
 	neat_a64 rx_tail;	/* the same for its receive word */
 	neat_a64 fin_rx_seq;	/* sequence number of the peer's FIN, 0 = not in order yet; set once */
 	neat_a64 wnd;		/* [ts_recent 32][snd_wnd 32] */
-	neat_a64 state;		/* [0 16][slot gen 16][enum tcb_flag_e 24][enum tcp_state 8]; 0 = free record */
+	neat_a64 state;		/* [errno 16][slot gen 16][enum tcb_flag_e 24][enum tcp_state 8]; 0 = free record;
+				 * errno: why it ended, with CLOSED */
 };
 
 enum tcb_flag_e {	/* of tcb_essential.state; only ever set */
@@ -74,9 +103,10 @@ static inline void e_wnd(struct tcb_essential *e, uint32_t snd_wnd, uint32_t ts_
 	a64_release(&e->wnd, (uint64_t)ts_recent << 32 | snd_wnd);
 }
 /* W6: the commit of birth, of every transition and of death. */
-static inline void e_state(struct tcb_essential *e, uint32_t state, uint32_t flags, uint32_t gen)
+static inline void e_state(struct tcb_essential *e, uint32_t state, uint32_t flags, uint32_t gen, uint32_t err)
 {
-	a64_release(&e->state, (uint64_t)(gen & 0xffff) << 32 | (uint64_t)flags << 8 | state);
+	a64_release(&e->state, (uint64_t)(err & 0xffff) << 48 | (uint64_t)(gen & 0xffff) << 32 |
+			       (uint64_t)flags << 8 | state);
 }
 
 /*
@@ -132,7 +162,8 @@ struct tcp_holes {
 	struct tcp_ranges sacked;	/* send side */
 	uint64_t recent[4];		/* starts of the blocks that changed last, newest first (RFC 2018 4) */
 	uint32_t next_free;		/* D: index + 1 */
-	uint32_t pad[7];
+	uint32_t owner;			/* control block index + 1, 0 = free */
+	uint32_t pad[6];
 };
 
 static_assert(sizeof(struct arena_header) == ARENA_LINE, "arena header");

@@ -188,6 +188,7 @@ void link_input(struct stack *s, struct pkt *p)
 	const struct wire_eth *e = pkt_get(p, 0, sizeof(*e));
 	uint16_t type;
 
+	stack_frame_begins(s, false);
 	if (!e || !pkt_pull(p, sizeof(*e))) {
 		stack_drop(s, DROP_SHORT);
 		return;

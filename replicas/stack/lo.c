@@ -58,6 +58,7 @@ bool lo_deliver(struct stack *s)
 
 	if (lo->head == lo->tail)
 		return false;
+	stack_frame_begins(s, true);
 	p.len = f->len;
 	p.frag_len = f->frag_len;
 	for (int i = 0; i < 2; i++) {

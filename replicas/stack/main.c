@@ -42,7 +42,7 @@ _Noreturn void replica_die(const char *what)
 	exit(1);
 }
 
-static uint64_t clock_us(void)
+uint64_t replica_clock_us(void)
 {
 	struct timespec t;
 
@@ -198,8 +198,8 @@ static bool sleep_on_words(struct replica *r, uint32_t asleep, uint64_t until_us
 		waiter_add(w, &n, &r->queue->rx.asleep, NEAT_ASLEEP_FUTEX);
 	for (uint32_t i = 0; i < r->api.napps; i++)
 		waiter_add(w, &n, &r->api.apps[i]->mem.app->replica_asleep, asleep);
-	if (!all && until_us > clock_us() + NAP_US)
-		until_us = clock_us() + NAP_US;
+	if (!all && until_us > replica_clock_us() + NAP_US)
+		until_us = replica_clock_us() + NAP_US;
 	t.tv_sec = (time_t)(until_us / 1000000);
 	t.tv_nsec = (long)(until_us % 1000000) * 1000;
 	if (syscall(SYS_futex_waitv, w, n, 0, until_us == UINT64_MAX ? NULL : &t, CLOCK_MONOTONIC) < 0 &&
@@ -233,7 +233,7 @@ static void replica_sleep(struct replica *r, bool company)
 /* Spin within the budget, and only while nobody of ours wants this core. True: there is work. */
 static bool replica_spin(struct replica *r, bool *company)
 {
-	uint64_t start = clock_us(), deadline = stack_deadline(&r->stack), now = start;
+	uint64_t start = replica_clock_us(), deadline = stack_deadline(&r->stack), now = start;
 
 	for (unsigned i = 0;; i++) {
 		if (work_waits(r))
@@ -241,7 +241,7 @@ static bool replica_spin(struct replica *r, bool *company)
 		/* The first look comes before the first pause: who we just woke may wait for this core. */
 		if (i % 8 == 0) {
 			*company = refresh_hints(r);
-			now = i ? clock_us() : start;
+			now = i ? replica_clock_us() : start;
 			if (*company || now - start >= r->spin_us || now >= deadline)
 				return now >= deadline;
 		}
@@ -269,6 +269,7 @@ static unsigned replica_work(struct replica *r)
 	tcp_resume(&r->stack);
 	if (stack_deadline(&r->stack) <= r->stack.now_us)
 		stack_timers(&r->stack, r->api.batch);
+	stack_units_done(&r->stack);
 	api_flush(&r->api);
 	if (r->nic_touched)
 		wake_nic(r);
@@ -280,7 +281,7 @@ static void replica_loop(struct replica *r)
 	for (unsigned loops = 1;; loops++) {
 		bool company = false;
 
-		r->stack.now_us = clock_us();
+		r->stack.now_us = replica_clock_us();
 		if (a32_acquire(r->control_word))
 			control_poll(r);
 		if (r->phase != REPLICA_LIVE) {
@@ -295,7 +296,7 @@ static void replica_loop(struct replica *r)
 		control_reap(r);
 		if (replica_spin(r, &company))
 			continue;
-		r->stack.now_us = clock_us();
+		r->stack.now_us = replica_clock_us();
 		replica_sleep(r, company);
 	}
 }
@@ -313,7 +314,7 @@ int main(int argc, char **argv)
 	r.nic_eventfd = -1;
 	r.api.ops.wake = wake_process;
 	r.api.ops.world = &r;
-	r.stack.now_us = clock_us();
+	r.stack.now_us = replica_clock_us();
 	control_setup(&r);
 	control_park(&r);
 	a32_store(&r.status->awake, 1);

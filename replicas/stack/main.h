@@ -21,6 +21,7 @@ struct replica {
 	uint32_t spin_us;
 	uint64_t instance;
 	struct neat_msg_r_filter filter;	/* the latest; it may come before the stack is made */
+	uint32_t death;			/* enum neat_death of the predecessor */
 	void *arena;
 	struct neat_replica_status *status;
 	struct neat_queue_pair *queue;
@@ -43,9 +44,12 @@ void control_reap(struct replica *r);
 unsigned nicq_receive(struct replica *r, unsigned budget);
 bool nicq_pending(const struct replica *r);
 bool nicq_transmit(void *world, const struct pkt *p);
+/* Retires the next received frame unseen. */
+void nicq_drop_one(struct replica *r);
 
 /* main.c */
 _Noreturn void replica_die(const char *what);
 void eventfd_ring(int fd);
+uint64_t replica_clock_us(void);
 
 #endif

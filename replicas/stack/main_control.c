@@ -93,6 +93,8 @@ static void on_config(struct replica *r, const struct neat_msg_r_config *m, stru
 	};
 	memcpy(r->cfg.secret, m->secret, sizeof(r->cfg.secret));
 	r->spin_us = m->spin_us;
+	r->death = m->death;
+	r->api.adopting = m->adopt;
 	r->instance = m->instance;
 	r->api.batch = m->batch ? m->batch : 64;
 	r->arena = map_shared(msg->fds[0], stack_arena(&r->cfg));
@@ -144,9 +146,24 @@ static uint64_t replica_random(void *world)
 	return x;
 }
 
+/* What `neatsock status` shows goes on counting. */
+static void restore_counters(struct replica *r)
+{
+	const struct neat_replica_status *st = r->status;
+	struct stack_counters *c = &r->stack.count;
+
+	c->accepted = a64_relaxed(&st->accepted);
+	c->segments_in = a64_relaxed(&st->segments_in);
+	c->segments_out = a64_relaxed(&st->segments_out);
+	c->bytes_in = a64_relaxed(&st->bytes_in);
+	c->bytes_out = a64_relaxed(&st->bytes_out);
+	c->retransmits = a64_relaxed(&st->retransmits);
+}
+
 /* The queue pair's addresses are part of the configuration, so the stack is made after R_QUEUE. */
 static void need_stack(struct replica *r)
 {
+	void *memory;
 	struct stack_ops ops = { .tx = nicq_transmit, .random = replica_random, .world = r };
 
 	if (r->have_stack)
@@ -155,10 +172,16 @@ static void need_stack(struct replica *r)
 		replica_die("a message came before R_CONFIG");
 	r->stack.api = &r->api;
 	r->api.stack = &r->stack;
-	if (stack_init(&r->stack, &r->cfg, &ops, map_anonymous(stack_memory(&r->cfg)), r->arena, true,
-		       r->stack.now_us))
+	memory = map_anonymous(stack_memory(&r->cfg));
+	if (r->api.adopting && stack_init(&r->stack, &r->cfg, &ops, memory, r->arena, false, r->stack.now_us)) {
+		fprintf(stderr, "neat-replica %u: the arena of the predecessor cannot be used; its connections end\n",
+			r->cfg.index);
+		r->api.adopting = false;
+	}
+	if (!r->api.adopting && stack_init(&r->stack, &r->cfg, &ops, memory, r->arena, true, r->stack.now_us))
 		replica_die("stack_init");
-	r->stack.api = &r->api;
+	if (r->api.adopting)
+		restore_counters(r);
 	r->have_stack = true;
 	if (filter_set(r->stack.filter, r->filter.rule, r->filter.count))
 		replica_die("filter rules that make no sense (version skew?)");
@@ -270,8 +293,18 @@ void control_reap(struct replica *r)
 static void on_start(struct replica *r, struct neat_msg_header *h)
 {
 	struct neat_msg_r_config ready = { .index = r->cfg.index, .epoch = r->cfg.epoch };
+	bool adopting = r->api.adopting;
+	struct stack_adopted a;
 
-	api_start(&r->api);
+	r->stack.now_us = replica_clock_us();
+	api_start(&r->api, r->death, &a);
+	if (a.drop_frame)
+		nicq_drop_one(r);
+	if (adopting)
+		fprintf(stderr, "neat-replica %u: epoch %u took over %u connections, %u half-open, %u in TIME_WAIT; "
+			"%u were reset%s%s\n", r->cfg.index, r->cfg.epoch, a.connections, a.half_open, a.time_waits,
+			a.corrupted, a.drop_frame ? "; the last frame was dropped" : "",
+			a.drop_command ? "; a connect() failed" : "");
 	r->phase = REPLICA_LIVE;
 	/* Last of all: listeners are there again before the nic passes a frame (checklist row 42). */
 	if (r->queue)

@@ -52,6 +52,14 @@ unsigned nicq_receive(struct replica *r, unsigned budget)
 	return n;
 }
 
+void nicq_drop_one(struct replica *r)
+{
+	if (!r->queue || !neat_ring_ready(NEAT_QP_ENTRIES, &r->queue->rx.tail, r->nic_rx_head))
+		return;
+	r->nic_rx_head++;
+	a64_release(&r->queue->rx.head, r->nic_rx_head);
+}
+
 bool nicq_transmit(void *world, const struct pkt *p)
 {
 	struct replica *r = world;

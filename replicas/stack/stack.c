@@ -41,6 +41,10 @@ int stack_init(struct stack *s, const struct stack_config *cfg, const struct sta
 	return tcp_init(s, m, arena, fresh);
 }
 
+void stack_frame_begins(struct stack *s, bool lo) { unit_begin(s, lo ? UNIT_LO : UNIT_FRAME, NULL); }
+
+void stack_units_done(struct stack *s) { unit_begin(s, UNIT_NONE, NULL); }
+
 uint64_t stack_deadline(const struct stack *s) { return timer_next(&s->wheel); }
 
 void stack_timers(struct stack *s, unsigned budget) { timer_run(&s->wheel, s->now_us, budget, s); }

@@ -105,12 +105,27 @@ struct stack {
 /* Bytes of plain (class D) memory and of arena that a configuration needs. */
 size_t stack_memory(const struct stack_config *cfg);
 size_t stack_arena(const struct stack_config *cfg);
-/* `fresh`: wipe the arena. Otherwise adopt what is in it (recovery; not in this version: -ENOTSUP). */
+/* `fresh`: wipe the arena. Otherwise stack_adopt() takes over what is in it; -EINVAL if that is impossible. */
 NEAT_CHECKED int stack_init(struct stack *s, const struct stack_config *cfg, const struct stack_ops *ops,
 			    void *memory, void *arena, bool fresh, uint64_t now_us);
 /* Earliest time something must run, UINT64_MAX if never. */
 uint64_t stack_deadline(const struct stack *s);
 void stack_timers(struct stack *s, unsigned budget);	/* run timers due at s->now_us */
+/*
+ * A successor takes over its predecessor's connections. Once, after stack_init(fresh = false), after the
+ * applications' segments and the listeners are there again, and before any other work. `death`: enum
+ * neat_death. Changes nothing but class D, published copies and strikes, so it may itself be killed.
+ */
+struct stack_adopted {
+	uint32_t connections, half_open, time_waits;
+	uint32_t corrupted;		/* records that made no sense: their connections were reset */
+	bool drop_frame;		/* the nic's next frame killed our predecessor: drop it once */
+	bool drop_command;		/* the same for the command at the head of a channel, the second time */
+};
+void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out);
+/* The journal (W14): a frame is being worked on; nothing is. */
+void stack_frame_begins(struct stack *s, bool lo);
+void stack_units_done(struct stack *s);
 const char *stack_drop_name(enum stack_drop d);
 static inline void stack_drop(struct stack *s, enum stack_drop d) { s->count.drop[d]++; }
 
@@ -169,6 +184,7 @@ struct tcp_connect {
 	struct flow_key key;		/* lport 0 = choose, laddr 0 = choose */
 	struct sockref ref;
 	struct neat_opts opts;
+	uint16_t optgen;		/* of the slot, when opts were read */
 };
 NEAT_CHECKED int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out);
 struct tcp_listen {
@@ -183,7 +199,7 @@ NEAT_CHECKED int tcp_listen(struct stack *s, const struct tcp_listen *l, struct 
 void tcp_unlisten(struct stack *s, struct listener *l);	/* resets what was never accepted */
 void tcp_relisten(struct stack *s, struct listener *l, uint32_t backlog);
 /* tx_tail, rx_tail, shut or opts of this connection changed; values are monotone and in range. */
-struct tcp_user { uint64_t tx_tail, rx_tail; uint32_t shut; bool opts_changed; };
+struct tcp_user { uint64_t tx_tail, rx_tail; uint32_t shut; uint16_t optgen; bool opts_changed; };
 void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u);
 void tcp_close(struct stack *s, struct tcb *t);	/* last reference gone: FIN, RST if data is unread or linger 0 */
 void tcp_abort(struct stack *s, struct tcb *t, int err);	/* RST */
@@ -191,6 +207,7 @@ void tcp_abort(struct stack *s, struct tcb *t, int err);	/* RST */
 struct tcp_bounds { uint64_t tx_una, tx_tail, rx_head, rx_tail; };
 struct tcp_bounds tcp_bounds(const struct tcb *t);
 struct sockref *tcp_ref(struct tcb *t);
+uint16_t tcp_optgen(const struct tcb *t);	/* of the options it has applied */
 struct sockref *tcp_listener_ref(struct listener *l);
 
 /* ---- api.c: what tcp tells the socket layer (the tests have their own) ---- */
@@ -200,11 +217,18 @@ void sock_notify(struct stack *s, struct sockref *r, unsigned what);
 /* Set and clear bits of the slot's status; err != 0 publishes a new SO_ERROR. Does not notify. */
 void sock_status(struct stack *s, struct sockref *r, uint32_t set, uint32_t clear, uint32_t err);
 /*
- * A connection reached ESTABLISHED behind listener `l`: give it a slot (*out), publish its
- * addresses, push it to the accept queue, notify. -ENOBUFS when the queue or the slots are full.
+ * A connection is about to be ESTABLISHED behind listener `l`: a slot (*out) with its addresses.
+ * -ENOBUFS when the queue or the slots are full.
  */
 NEAT_CHECKED int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, struct tcb *t,
 			     struct sockref *out);
+/* W6: its control block is committed: publish the slot, push it to the accept queue, notify. */
+void sock_accept_push(struct stack *s, struct listener *l, struct sockref *r);
+/*
+ * A successor found a connection of (app_id, ref->slot, ref->gen): fills in the pointers and takes the
+ * slot. False: the slot is not this connection's any more.
+ */
+NEAT_CHECKED bool sock_adopt(struct stack *s, uint32_t app_id, struct tcb *t, bool closed, struct sockref *ref);
 /* The stack forgets the connection; the slot stays with the application until its last close. */
 void sock_detach(struct stack *s, struct sockref *r);
 

@@ -36,23 +36,41 @@ size_t tcp_arena(const struct stack_config *cfg)
 	       (size_t)holes_count(cfg) * sizeof(struct tcp_holes);
 }
 
-/* `fresh` memory is zero as far as records are concerned: tcb_alloc() and the like wipe what they
- * take, and class E of a record above the high mark is never read. */
-static void carve(struct stack *s, uint8_t *arena)
+/* A high mark of zero makes an arena empty: a record above it is wiped when it is taken, never read before. */
+static int header_init(struct tcp *tcp, bool fresh)
+{
+	struct arena_header *h = tcp->arena;
+	const struct arena_header want = {
+		.magic = ARENA_MAGIC, .version = ARENA_VERSION, .tcbs = tcp->ntcbs,
+		.requests = tcp->nrequests, .time_waits = tcp->ntime_waits, .holes = tcp->nholes,
+	};
+
+	if (fresh) {
+		*h = want;
+		return 0;
+	}
+	if (memcmp(h, &want, offsetof(struct arena_header, journal)) != 0 ||
+	    a32_relaxed(&h->high_tcb) > h->tcbs || a32_relaxed(&h->high_request) > h->requests ||
+	    a32_relaxed(&h->high_time_wait) > h->time_waits || a32_relaxed(&h->high_holes) > h->holes)
+		return -EINVAL;
+	return 0;
+}
+
+static int carve(struct stack *s, uint8_t *arena, bool fresh)
 {
 	struct tcp *tcp = s->tcp;
-	struct arena_header *h = (struct arena_header *)(void *)arena;
 	const struct stack_config *cfg = &s->cfg;
+	int err;
 
 	tcp->ntcbs = cfg->connections_max;
 	tcp->nrequests = cfg->syn_backlog;
 	tcp->ntime_waits = time_wait_slots(cfg);
 	tcp->nholes = holes_count(cfg);
-	*h = (struct arena_header){
-		.magic = ARENA_MAGIC, .version = ARENA_VERSION, .tcbs = tcp->ntcbs,
-		.requests = tcp->nrequests, .time_waits = tcp->ntime_waits, .holes = tcp->nholes,
-	};
-	arena += sizeof(*h);
+	tcp->arena = (struct arena_header *)(void *)arena;
+	err = header_init(tcp, fresh);
+	if (err)
+		return err;
+	arena += sizeof(struct arena_header);
 	tcp->tcbs = (struct tcb *)(void *)arena;
 	arena += tcp->ntcbs * sizeof(struct tcb);
 	tcp->requests = (struct tcp_request *)(void *)arena;
@@ -60,6 +78,7 @@ static void carve(struct stack *s, uint8_t *arena)
 	tcp->time_waits = (struct tcp_time_wait *)(void *)arena;
 	arena += tcp->ntime_waits * sizeof(struct tcp_time_wait);
 	tcp->holes = (struct tcp_holes *)(void *)arena;
+	return 0;
 }
 
 static void timer_ran_out(void *ctx, struct timer *t) { tcp_timer(ctx, t); }
@@ -67,13 +86,14 @@ static void timer_ran_out(void *ctx, struct timer *t) { tcp_timer(ctx, t); }
 int tcp_init(struct stack *s, void *memory, void *arena, bool fresh)
 {
 	struct tcp *tcp = memory;
+	int err;
 
-	if (!fresh)
-		return -ENOTSUP;
 	memset(memory, 0, tcp_memory(&s->cfg));
 	s->tcp = tcp;
 	tcp->listeners = (struct listener *)(void *)((uint8_t *)memory + round64(sizeof(*tcp)));
-	carve(s, arena);
+	err = carve(s, arena, fresh);
+	if (err)
+		return err;
 	tcp->req_timer.kind = TIMER_TCP_REQUEST;
 	tcp->tw_timer.kind = TIMER_TCP_TIME_WAIT;
 	for (unsigned kind = TIMER_TCB; kind <= TIMER_TCP_TIME_WAIT; kind++)
@@ -81,7 +101,7 @@ int tcp_init(struct stack *s, void *memory, void *arena, bool fresh)
 	return 0;
 }
 
-uint32_t tcp_take(uint32_t *free, uint32_t next_of_free, uint32_t *high, uint32_t n)
+uint32_t tcp_take(uint32_t *free, uint32_t next_of_free, neat_a32 *high, uint32_t n)
 {
 	uint32_t i = *free;
 
@@ -89,14 +109,18 @@ uint32_t tcp_take(uint32_t *free, uint32_t next_of_free, uint32_t *high, uint32_
 		*free = next_of_free;
 		return i;
 	}
-	return *high < n ? ++*high : 0;
+	i = a32_relaxed(high);
+	if (i >= n)
+		return 0;
+	a32_release(high, i + 1);
+	return i + 1;
 }
 
 struct tcb *tcb_alloc(struct stack *s)
 {
 	struct tcp *tcp = s->tcp;
 	uint32_t next = tcp->free_tcb ? tcp->tcbs[tcp->free_tcb - 1].next_free : 0;
-	uint32_t i = tcp_take(&tcp->free_tcb, next, &tcp->high_tcb, tcp->ntcbs);
+	uint32_t i = tcp_take(&tcp->free_tcb, next, &tcp->arena->high_tcb, tcp->ntcbs);
 	struct tcb *t;
 
 	if (!i)
@@ -134,7 +158,7 @@ void tcb_free(struct stack *s, struct tcb *t)
 		resume_unlink(tcp, t, i);
 	timer_del(&s->wheel, &t->timer);
 	tcb_holes_free(s, t);
-	e_state(&t->e, TCP_FREE, 0, 0);
+	e_state(&t->e, TCP_FREE, 0, 0, 0);
 	t->next_free = tcp->free_tcb;
 	tcp->free_tcb = i;
 }
@@ -148,13 +172,14 @@ struct tcp_holes *tcb_holes(struct stack *s, struct tcb *t)
 
 	if (t->holes)
 		return t->holes;
-	i = tcp_take(&tcp->free_holes, next, &tcp->high_holes, tcp->nholes);
+	i = tcp_take(&tcp->free_holes, next, &tcp->arena->high_holes, tcp->nholes);
 	if (!i)
 		return NULL;
 	t->holes = &tcp->holes[i - 1];
 	t->holes->ooo.n = t->holes->sacked.n = 0;
 	t->holes->ooo.total = t->holes->sacked.total = 0;
 	memset(t->holes->recent, 0, sizeof(t->holes->recent));
+	t->holes->owner = tcb_index(s, t) + 1;
 	return t->holes;
 }
 
@@ -164,6 +189,7 @@ void tcb_holes_free(struct stack *s, struct tcb *t)
 
 	if (!t->holes)
 		return;
+	t->holes->owner = 0;
 	t->holes->next_free = tcp->free_holes;
 	tcp->free_holes = (uint32_t)(t->holes - tcp->holes) + 1;
 	t->holes = NULL;
@@ -203,7 +229,7 @@ static void buffer_options(struct stack *s, struct tcb *t, const struct neat_opt
 void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *from)
 {
 	const struct neat_opts o = *from;
-	uint32_t ttl = o.w[NEAT_OPT_TTL], user = o.w[NEAT_OPT_MAXSEG];
+	uint32_t ttl = o.w[NEAT_OPT_TTL], mss = o.w[NEAT_OPT_MAXSEG];
 
 	t->opt_flags = o.w[NEAT_OPT_FLAGS];
 	t->keepidle_s = u32_min(o.w[NEAT_OPT_KEEPIDLE_S] ? o.w[NEAT_OPT_KEEPIDLE_S] : 7200, 32767);
@@ -213,11 +239,11 @@ void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *from)
 	t->syn_retries = (uint8_t)u32_min(o.w[NEAT_OPT_SYNCNT] ? o.w[NEAT_OPT_SYNCNT] : TCP_SYN_RETRIES, 127);
 	t->linger2_ms = o.w[NEAT_OPT_LINGER2_S] ? u32_min(o.w[NEAT_OPT_LINGER2_S] - 1, 60) * 1000 :
 			TCP_FIN_TIMEOUT_MS;
-	t->cc = o.w[NEAT_OPT_CONGESTION];
+	t->cc = (uint8_t)u32_min(o.w[NEAT_OPT_CONGESTION], UINT8_MAX);
 	t->tos_ttl = (uint16_t)((o.w[NEAT_OPT_TOS] & 0xff) << 8 | (ttl > 255 ? 0 : ttl));
 	t->linger0 = t->opt_flags & NEAT_OPTF_LINGER && o.w[NEAT_OPT_LINGER_S] == 0;
-	if (user && t->mss)
-		t->mss = (uint16_t)u32_min(t->mss, u32_max(user, TCP_MSS_MIN));
+	if (mss && t->mss)
+		t->mss = (uint16_t)u32_min(t->mss, u32_max(mss, TCP_MSS_MIN));
 	if (t->opt_flags & NEAT_OPTF_QUICKACK_OFF)
 		t->quick = 0;
 	buffer_options(s, t, &o);
@@ -250,12 +276,21 @@ static int choose_tuple(struct stack *s, struct flow_key *k)
 	return -EADDRNOTAVAIL;
 }
 
+void tcb_bind(struct tcb *t, const struct sockref *ref)
+{
+	t->ref = *ref;
+	t->app_id = ref->mem ? ref->mem->app_id : 0;
+	t->seal_i = seal_i(t);
+}
+
 int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
 {
 	struct flow_key k = c->key;
-	int err = choose_tuple(s, &k);
+	int err;
 	struct tcb *t;
 
+	unit_begin(s, UNIT_COMMAND, NULL);
+	err = choose_tuple(s, &k);
 	if (err)
 		return err;
 	t = tcb_alloc(s);
@@ -266,8 +301,9 @@ int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
 		tcb_free(s, t);
 		return err == -EADDRINUSE ? -EADDRNOTAVAIL : -ENOBUFS;
 	}
+	unit_names(s, t);
 	t->key = k;
-	t->ref = c->ref;
+	t->ref = c->ref;	/* tcb_options() publishes through it */
 	t->iss = tcp_isn(s, &k);
 	t->ts_offset = tcp_ts_offset(s, &k);
 	t->options = TCP_OPT_TS | TCP_OPT_SACK | TCP_OPT_WS;
@@ -276,8 +312,10 @@ int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
 	t->pmss = tcp_mss_for(s, &k, &c->opts);
 	t->mss = t->pmss;
 	t->rto_us = TCP_RTO_INIT_US;
-	t->rx_ring = neat_ringword(0, NEAT_RING_LOG2_MIN);
+	e_rx_ring(t, neat_ringword(0, NEAT_RING_LOG2_MIN));
 	tcb_options(s, t, &c->opts);
+	t->optgen = c->optgen;
+	tcb_bind(t, &c->ref);
 	t->ref.pub->laddr = k.laddr;
 	t->ref.pub->raddr = k.raddr;
 	t->ref.pub->lport = k.lport;
@@ -285,6 +323,7 @@ int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
 	tcp_set_state(s, t, TCP_SYN_SENT);
 	tcp_send_syn(s, t);
 	tcp_arm(s, t);
+	unit_end(t);
 	*out = t;
 	return 0;
 }
@@ -329,7 +368,7 @@ void tcp_unlisten(struct stack *s, struct listener *l)
 	struct tcp *tcp = s->tcp;
 
 	flow_unlisten(s, l->addr, l->port, l);
-	for (uint32_t i = 0; i < tcp->high_request && l->half_open; i++) {
+	for (uint32_t i = 0; i < a32_relaxed(&tcp->arena->high_request) && l->half_open; i++) {
 		struct tcp_request *r = &tcp->requests[i];
 
 		if (a32_relaxed(&r->state) && r->listener == l->index)
@@ -351,13 +390,11 @@ static void take_shutdown(struct stack *s, struct tcb *t, uint32_t shut)
 		tcp_queue_fin(s, t);
 }
 
-void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
+static void kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 {
 	enum tcp_state state = tcp_state(t);
 	uint64_t una = tx_una(t);
 
-	if (state == TCP_CLOSED || state == TCP_FREE || tcp_app_closed(t))
-		return;
 	if (u->tx_tail > tx_tail(t) && !tcp_fin_queued(t))
 		e_tx_tail(&t->e, u->tx_tail);
 	if (u->rx_tail > rx_tail(t) && u->rx_tail <= rx_head(t))
@@ -365,6 +402,7 @@ void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 	tcp_rcvbuf_tune(s, t);
 	if (u->opts_changed) {
 		tcb_options(s, t, &t->ref.app->opts);
+		t->optgen = u->optgen;
 		tcp_keepalive_restart(s, t);
 	}
 	take_shutdown(s, t, u->shut);
@@ -382,6 +420,17 @@ void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 	tcp_arm(s, t);
 }
 
+void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
+{
+	enum tcp_state state = tcp_state(t);
+
+	if (state == TCP_CLOSED || state == TCP_FREE || tcp_app_closed(t))
+		return;
+	unit_begin(s, UNIT_COMMAND, t);
+	kick(s, t, u);
+	unit_end(t);
+}
+
 /* ---- the end ---- */
 
 /* Synchronised states have a peer that wants to know. */
@@ -396,9 +445,11 @@ void tcp_abort(struct stack *s, struct tcb *t, int err)
 
 	if (state == TCP_CLOSED || state == TCP_FREE)
 		return;
+	unit_begin(s, UNIT_COMMAND, t);
 	if (reset_wanted(state))
 		tcp_send_rst(s, t);
 	tcp_done(s, t, err);
+	unit_end(t);
 }
 
 /* A process that died without a last kick: what its words say counts, if it is legal. */
@@ -412,15 +463,10 @@ static void last_words(struct tcb *t)
 		e_rx_tail(&t->e, read);
 }
 
-void tcp_close(struct stack *s, struct tcb *t)
+void tcp_close_rest(struct stack *s, struct tcb *t)
 {
 	enum tcp_state state = tcp_state(t);
 
-	if (state == TCP_FREE || tcp_app_closed(t))
-		return;
-	tcp_set_flag_e(t, TCB_E_APP_CLOSED);
-	if (state == TCP_CLOSED)
-		return;
 	last_words(t);
 	/* RFC 1122 4.2.2.13, RFC 2525 2.17: unread data means that the peer must not believe it was read. */
 	if (state == TCP_SYN_SENT || state == TCP_SYN_RCVD || rx_tail(t) < rx_head(t) || t->linger0) {
@@ -435,6 +481,19 @@ void tcp_close(struct stack *s, struct tcb *t)
 	tcp_detach_if_idle(s, t);
 	tcp_output(s, t);
 	tcp_arm(s, t);
+}
+
+void tcp_close(struct stack *s, struct tcb *t)
+{
+	enum tcp_state state = tcp_state(t);
+
+	if (state == TCP_FREE || tcp_app_closed(t))
+		return;
+	unit_begin(s, UNIT_COMMAND, t);
+	tcp_set_flag_e(t, TCB_E_APP_CLOSED);
+	if (state != TCP_CLOSED)
+		tcp_close_rest(s, t);
+	unit_end(t);
 }
 
 /* ---- ICMP (RFC 1122 4.2.3.9, RFC 5927) ---- */
@@ -479,19 +538,21 @@ void tcp_icmp(struct stack *s, const struct flow_key *k, uint32_t seq, uint8_t t
 	}
 	if (type != ICMP_UNREACHABLE || code >= sizeof(errors))
 		return;
-	if (code == ICMP_UNREACH_FRAG) {
-		path_mtu(s, t, mtu);
-		return;
-	}
+	unit_names(s, t);
 	/* Hard only while opening (RFC 5461, as Linux); later it explains a timeout. */
-	t->soft_error = errors[code];
-	if (tcp_state(t) == TCP_SYN_SENT)
+	if (code == ICMP_UNREACH_FRAG)
+		path_mtu(s, t, mtu);
+	else
+		t->soft_error = errors[code];
+	if (code != ICMP_UNREACH_FRAG && tcp_state(t) == TCP_SYN_SENT)
 		tcp_done(s, t, errors[code]);
+	unit_end(t);
 }
 
 /* ---- small things ---- */
 
 struct sockref *tcp_ref(struct tcb *t) { return &t->ref; }
+uint16_t tcp_optgen(const struct tcb *t) { return t->optgen; }
 struct sockref *tcp_listener_ref(struct listener *l) { return &l->ref; }
 
 struct tcp_bounds tcp_bounds(const struct tcb *t)

@@ -13,6 +13,7 @@
  *   tcp_opt.c    options (RFC 7323, 2018, 6691)
  *   tcp_timer.c  one handler for each timer
  *   tcp_cc.c     congestion control: NewReno, CUBIC
+ *   tcp_adopt.c  a successor takes the arena over
  *
  * Not here: the layout of what survives a crash (arena.h), 4-tuples (flow.c), IP.
  */
@@ -126,7 +127,7 @@ struct tcb {
 	/* line 1: D, touched by every segment */
 	uint64_t snd_nxt;		/* next new byte; <= snd_max */
 	uint64_t rcv_adv;		/* right edge the peer was told; never falls (W5) */
-	uint64_t rx_ring;		/* ring word as published */
+	neat_a64 rx_ring;		/* E: ring that holds all received bytes; published with rx_head */
 	uint64_t rtx_at_us;		/* deadline of rtx_kind, 0 = none */
 	uint64_t ack_at_us;		/* delayed ACK, 0 = none */
 	uint32_t flags;			/* enum tcb_flag */
@@ -145,7 +146,8 @@ struct tcb {
 	uint8_t options;		/* I: enum tcp_option */
 	uint8_t snd_wscale, rcv_wscale;	/* I */
 	uint8_t quick;			/* D: ACKs still to be sent at once */
-	struct sockref ref;		/* I: slot; pointers are D */
+	uint32_t app_id;		/* I: of the application that owns the slot */
+	struct sockref ref;		/* I: slot and gen, slot 0 = let go; pointers are D */
 
 	/* line 3: D, round-trip time and acknowledgement */
 	uint64_t snd_wl1, snd_wl2;	/* RFC 9293: segment that last set snd_wnd */
@@ -173,7 +175,9 @@ struct tcb {
 	uint64_t cub_epoch_us;
 	uint32_t cub_wmax, cub_wlast, cub_west, cub_k_ms;
 	uint32_t cwnd_acked;		/* bytes acknowledged towards the next increase */
-	uint32_t cc;			/* enum neat NEAT_OPT_CONGESTION value */
+	uint8_t cc;			/* NEAT_OPT_CONGESTION's value */
+	uint8_t strikes;		/* faults while a unit of ours ran; for a successor, see tcp_adopt.c */
+	uint16_t strike_s;		/* when the last was, CLOCK_MONOTONIC, low bits */
 	uint64_t drs_start_us;		/* receive autotuning: bytes consumed in one round trip */
 	uint64_t drs_tail;
 	uint64_t una_at_kick;		/* the application saw at least this tx_una when it last kicked */
@@ -188,9 +192,10 @@ struct tcb {
 	uint32_t user_timeout_ms;
 	uint32_t sndbuf, rcvbuf_fixed;	/* sndbuf: published tx_limit; rcvbuf_fixed 0 = autotune */
 	uint8_t keepcnt, syn_retries;
-	uint16_t user_mss;
-	uint32_t linger2_ms;
 	uint8_t linger0;		/* SO_LINGER with zero: close() resets */
+	uint8_t pad6;
+	uint32_t linger2_ms;
+	uint32_t seal_e, seal_i;	/* over class E, after each unit; over class I, when it is final */
 
 	/* line 7: D */
 	struct timer timer;
@@ -198,7 +203,7 @@ struct tcb {
 	uint32_t next_free;
 	uint32_t total_retrans;
 	uint16_t tos_ttl;		/* [tos 8][ttl 8]; ttl 0 = default */
-	uint16_t last_wnd;		/* window field of the last ACK we sent */
+	uint16_t optgen;		/* E: neat_slot_app.optgen whose options are applied, low bits */
 	uint64_t dsack_start;
 	uint32_t dsack_len;
 	uint16_t pmss;			/* mss before options, bounded by peer, path and user */
@@ -228,16 +233,16 @@ enum { TCP_LISTENERS = 4096, TCP_REQ_LEVELS = 6 };
 struct tcp_list { uint32_t head, tail; };	/* index + 1 */
 
 struct tcp {		/* class D: stack->tcp */
+	struct arena_header *arena;
 	struct tcb *tcbs;
 	struct tcp_request *requests;
 	struct tcp_time_wait *time_waits;
 	struct tcp_holes *holes;
 	struct listener *listeners;
 	uint32_t ntcbs, nrequests, ntime_waits, nholes;
-	/* Freed records (index + 1), and how many of each kind were ever used: the rest of the arena is
-	 * not touched before it is needed. */
+	/* Freed records (index + 1); those never used are not touched before they are needed. */
 	uint32_t free_tcb, free_request, free_time_wait, free_holes, free_listener;
-	uint32_t high_tcb, high_request, high_time_wait, high_holes, high_listener;
+	neat_a32 high_listener;
 	uint32_t half_open;
 	uint32_t resume_head, resume_tail;	/* index + 1 */
 	struct tcp_list req_level[TCP_REQ_LEVELS];	/* by deadline: equal back-off, so in order of arrival */
@@ -283,7 +288,10 @@ static inline uint32_t u32_max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 static inline uint64_t u64_min(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static inline uint64_t u64_max(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
-/* ---- reading class E ---- */
+/* ---- class E beside arena.h's ---- */
+/* All received bytes lie in the new ring before it is named; it is published later, with rx_head (W2). */
+static inline void e_rx_ring(struct tcb *t, uint64_t word) { a64_release(&t->rx_ring, word); }
+static inline uint64_t rx_ring(const struct tcb *t) { return a64_relaxed(&t->rx_ring); }
 static inline uint64_t snd_una(const struct tcb *t) { return a64_relaxed(&t->e.snd_una); }
 static inline uint64_t snd_max(const struct tcb *t) { return a64_relaxed(&t->e.snd_max); }
 static inline uint64_t rcv_nxt(const struct tcb *t) { return a64_relaxed(&t->e.rcv_nxt); }
@@ -336,16 +344,64 @@ static inline uint32_t tcb_index(const struct stack *s, const struct tcb *t)
 {
 	return (uint32_t)(t - s->tcp->tcbs);
 }
+static inline uint32_t tcp_err_e(const struct tcb *t) { return (uint32_t)(a64_relaxed(&t->e.state) >> 48); }
 static inline uint32_t tcp_now_ts(const struct stack *s, uint32_t offset)
 {
 	return (uint32_t)(s->now_us / 1000) + offset;
 }
 
+/* ---- units of work (W14) and seals ---- */
+static inline void unit_begin(struct stack *s, enum arena_unit unit, const struct tcb *t)
+{
+	a64_store(&s->tcp->arena->journal, journal_word(unit, t ? tcb_index(s, t) + 1 : 0));
+	compiler_fence();
+}
+/* The frame that is being worked on turned out to be this connection's. */
+static inline void unit_names(struct stack *s, const struct tcb *t)
+{
+	neat_a64 *j = &s->tcp->arena->journal;
+
+	a64_store(j, journal_word(journal_unit(a64_relaxed(j)), tcb_index(s, t) + 1));
+	compiler_fence();
+}
+/* Sums of products with odd numbers: the multiplications overlap, so it costs a few nanoseconds. Meant for
+ * wild writes, not for adversaries: no application maps the arena. */
+static inline uint32_t seal_e(const struct tcb *t)
+{
+	const neat_a64 *w = &t->e.snd_una;
+	uint64_t h = a64_relaxed(&t->rx_ring) * 0x9e3779b97f4a7c15ull;
+
+	for (unsigned i = 0; i < sizeof(t->e) / sizeof(*w); i++)
+		h += (a64_relaxed(&w[i]) ^ i) * (0xbf58476d1ce4e5b9ull + 2 * i * 0x94d049bb133111ebull);
+	return (uint32_t)(h >> 32) ^ (uint32_t)h;
+}
+static inline uint32_t seal_i(const struct tcb *t)
+{
+	const uint64_t w[] = {
+		(uint64_t)t->key.laddr << 32 | t->key.raddr, (uint64_t)t->key.lport << 16 | t->key.rport,
+		(uint64_t)t->iss << 32 | t->irs, (uint64_t)t->app_id << 32 | t->ref.slot,
+		(uint64_t)t->ts_offset << 32 | (uint64_t)t->options << 16 | (uint64_t)t->snd_wscale << 8 |
+			t->rcv_wscale,
+	};
+	uint64_t h = t->ref.gen;
+
+	for (unsigned i = 0; i < sizeof(w) / sizeof(w[0]); i++)
+		h = (h ^ w[i]) * 0x9e3779b97f4a7c15ull + (h >> 29);
+	return (uint32_t)(h >> 32) ^ (uint32_t)h;
+}
+static inline void unit_end(struct tcb *t)
+{
+	compiler_fence();
+	t->seal_e = seal_e(t);
+}
+
 /* ---- tcp.c ---- */
 size_t tcp_memory(const struct stack_config *cfg);
 size_t tcp_arena(const struct stack_config *cfg);
-/* Wipes the arena; adoption is not in this version (-ENOTSUP). */
+/* `fresh` wipes the arena; otherwise it is left to tcp_adopt(), -EINVAL if it is none of this layout. */
 NEAT_CHECKED int tcp_init(struct stack *s, void *memory, void *arena, bool fresh);
+/* Whose slot it is, and the seal over class I. */
+void tcb_bind(struct tcb *t, const struct sockref *ref);
 struct tcb *tcb_alloc(struct stack *s);
 void tcb_free(struct stack *s, struct tcb *t);
 void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *o);
@@ -354,7 +410,7 @@ uint32_t tcp_rcvbuf_for(const struct stack *s, const struct neat_opts *o);
 struct tcp_holes *tcb_holes(struct stack *s, struct tcb *t);
 void tcb_holes_free(struct stack *s, struct tcb *t);
 /* Index + 1 of a free record, 0 = none: last in, first out, then the next that was never used. */
-uint32_t tcp_take(uint32_t *free, uint32_t next_of_free, uint32_t *high, uint32_t n);
+uint32_t tcp_take(uint32_t *free, uint32_t next_of_free, neat_a32 *high, uint32_t n);
 
 /* ---- tcp_fsm.c ---- */
 void tcp_set_state(struct stack *s, struct tcb *t, enum tcp_state state);
@@ -369,6 +425,9 @@ void tcp_publish_info(struct stack *s, struct tcb *t);
 /* Lets go of the slot once an application that closed has nothing left in the send ring. */
 void tcp_detach_if_idle(struct stack *s, struct tcb *t);
 
+/* tx_tail and rx_tail by the application's last words; close() without a preceding kick. */
+void tcp_close_rest(struct stack *s, struct tcb *t);
+
 /* ---- tcp_syn.c ---- */
 uint32_t tcp_isn(const struct stack *s, const struct flow_key *k);
 uint32_t tcp_ts_offset(const struct stack *s, const struct flow_key *k);
@@ -378,6 +437,8 @@ void tcp_listen_input(struct stack *s, struct listener *l, const struct flow_key
 void tcp_request_input(struct stack *s, struct tcp_request *r, const struct flow_key *k, struct tcp_seg *g);
 void tcp_request_timer(struct stack *s);
 void tcp_request_free(struct stack *s, struct tcp_request *r);
+/* A successor: the record is committed; false = no listener of ours, or not a sensible record. */
+bool tcp_request_adopt(struct stack *s, struct tcp_request *r);
 
 /* ---- tcp_tw.c ---- */
 void tcp_time_wait(struct stack *s, struct tcb *t);
@@ -387,6 +448,8 @@ void tcp_tw_timer(struct stack *s);
 void tcp_tw_free(struct stack *s, struct tcp_time_wait *w);
 /* connect() meets a TIME_WAIT slot of its own tuple: may it go (RFC 6191)? */
 bool tcp_tw_reusable(const struct stack *s, const struct tcp_time_wait *w);
+/* A successor: the record is committed; call in order of expiry. False: not a sensible record. */
+bool tcp_tw_adopt(struct stack *s, struct tcp_time_wait *w);
 /* The local peer closed: our half need not wait (L7). */
 void tcp_tw_peer_closed(struct stack *s, const struct flow_key *k);
 
@@ -430,6 +493,8 @@ static inline bool tcp_has_ooo(const struct tcb *t) { return t->holes && t->hole
 
 /* ---- tcp_out.c ---- */
 void tcp_output(struct stack *s, struct tcb *t);
+/* tcp_resume() has this one to deal with. */
+void tcp_put_off(struct stack *s, struct tcb *t);
 bool tcp_send_ack(struct stack *s, struct tcb *t);
 bool tcp_send_syn(struct stack *s, struct tcb *t);
 void tcp_send_rst(struct stack *s, struct tcb *t);

@@ -11,14 +11,14 @@
 void tcp_set_state(struct stack *s, struct tcb *t, enum tcp_state state)
 {
 	(void)s;
-	e_state(&t->e, state, tcp_flags_e(t), t->ref.gen);
+	e_state(&t->e, state, tcp_flags_e(t), t->ref.gen, 0);
 	if (t->ref.mem)
 		t->ref.pub->tcp_state = (uint8_t)state;
 }
 
 void tcp_set_flag_e(struct tcb *t, uint32_t flag)
 {
-	e_state(&t->e, tcp_state(t), tcp_flags_e(t) | flag, t->ref.gen);
+	e_state(&t->e, tcp_state(t), tcp_flags_e(t) | flag, t->ref.gen, tcp_err_e(t));
 }
 
 /* TCP_INFO; plain stores, the reader takes what it finds. */
@@ -158,7 +158,10 @@ void tcp_done(struct stack *s, struct tcb *t, int err)
 	if (state != TCP_SYN_SENT && state != TCP_SYN_RCVD && s->count.connections)
 		s->count.connections--;
 	tcp_publish_info(s, t);
-	tcp_set_state(s, t, TCP_CLOSED);
+	/* The commit: a successor publishes the end again, with this errno. */
+	e_state(&t->e, TCP_CLOSED, tcp_flags_e(t), t->ref.gen, (uint32_t)err);
+	if (t->ref.mem)
+		t->ref.pub->tcp_state = TCP_CLOSED;
 	sock_status(s, &t->ref, ends, NEAT_SLOT_CONNECTING, (uint32_t)err);
 	sock_notify(s, &t->ref, SOCK_STATE | SOCK_READABLE | SOCK_WRITABLE);
 	if (t->flags & TCB_LOCAL)
@@ -174,6 +177,8 @@ void tcp_done(struct stack *s, struct tcb *t, int err)
 
 void tcp_detach_if_idle(struct stack *s, struct tcb *t)
 {
-	if (t->ref.mem && tcp_app_closed(t) && tx_una(t) == tx_tail(t))
+	if (t->ref.mem && tcp_app_closed(t) && tx_una(t) == tx_tail(t)) {
 		sock_detach(s, &t->ref);
+		t->seal_i = seal_i(t);
+	}
 }

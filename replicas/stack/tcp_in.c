@@ -190,6 +190,7 @@ static void fast_path(struct stack *s, struct tcb *t, struct tcp_seg *g)
 	if (t->flags & TCB_ACK_NOW || tx_tail(t) + 1 != t->snd_nxt)
 		tcp_output(s, t);
 	tcp_arm(s, t);
+	unit_end(t);
 }
 
 /* ---- RFC 9293 3.10.7.3: SYN-SENT ---- */
@@ -217,6 +218,7 @@ static void negotiate(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 	t->snd_wl1 = 0;
 	t->snd_wl2 = g->ack;
 	e_wnd(&t->e, g->wnd, g->has & TCP_OPT_TS ? g->ts_val : 0);
+	t->seal_i = seal_i(t);
 	(void)s;
 }
 
@@ -431,8 +433,10 @@ void tcp_segment(struct stack *s, struct tcb *t, struct tcp_seg *g)
 			g->wnd <<= t->snd_wscale;
 		slow_path(s, t, g, &k);
 	}
-	if (tcp_state(t) != TCP_FREE)
-		tcp_arm(s, t);
+	if (tcp_state(t) == TCP_FREE)
+		return;
+	tcp_arm(s, t);
+	unit_end(t);
 }
 
 /* ---- demultiplexing ---- */
@@ -483,8 +487,12 @@ void tcp_input(struct stack *s, struct pkt *p, const struct ip_meta *m)
 		return;
 	}
 	v = flow_find(s, &k);
-	if (v >= (void *)tcp->tcbs && v < (void *)(tcp->tcbs + tcp->ntcbs) && predicted(v, &g))
-		fast_path(s, v, &g);
-	else
-		found(s, v, &g, &k);
+	if (v >= (void *)tcp->tcbs && v < (void *)(tcp->tcbs + tcp->ntcbs)) {
+		unit_names(s, v);
+		if (predicted(v, &g)) {
+			fast_path(s, v, &g);
+			return;
+		}
+	}
+	found(s, v, &g, &k);
 }

@@ -134,7 +134,7 @@ static void acked_by_output(struct tcb *t)
 	t->flags &= ~(uint32_t)(TCB_ACK_NOW | TCB_DSACK);
 }
 
-static void remember_no_room(struct stack *s, struct tcb *t)
+void tcp_put_off(struct stack *s, struct tcb *t)
 {
 	struct tcp *tcp = s->tcp;
 	uint32_t i = tcb_index(s, t) + 1;
@@ -177,7 +177,7 @@ static bool send_data(struct stack *s, struct tcb *t, uint64_t seq, uint32_t len
 			p.gso_size = t->mss;
 	}
 	if (!seg_out(s, &p, &t->key, t->flags & TCB_LOCAL, t->tos_ttl)) {
-		remember_no_room(s, t);
+		tcp_put_off(s, t);
 		return false;
 	}
 	acked_by_output(t);
@@ -196,7 +196,7 @@ bool tcp_send_ack(struct stack *s, struct tcb *t)
 		n = tcp_sack_blocks(t, sack, t->options & TCP_OPT_TS ? 3 : 4);
 	seg_header(s, t, &p, &b, t->snd_nxt, TCP_ACK, n, sack);
 	if (!seg_out(s, &p, &t->key, t->flags & TCB_LOCAL, t->tos_ttl)) {
-		remember_no_room(s, t);
+		tcp_put_off(s, t);
 		return false;
 	}
 	acked_by_output(t);
@@ -522,7 +522,9 @@ void tcp_resume(struct stack *s)
 		t->flags &= ~(uint32_t)TCB_ON_RESUME;
 		if (tcp_state(t) == TCP_FREE || tcp_state(t) == TCP_CLOSED)
 			continue;
+		unit_begin(s, UNIT_OUTPUT, t);
 		tcp_output(s, t);
 		tcp_arm(s, t);
+		unit_end(t);
 	}
 }

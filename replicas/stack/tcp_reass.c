@@ -62,14 +62,16 @@ static uint64_t rx_live_end(const struct tcb *t)
 /* Room in the ring up to stream offset `end`; the word is published with rx_head, not here. */
 static bool rx_reserve(struct tcb *t, uint64_t end)
 {
-	uint64_t from = rx_tail(t), live = rx_live_end(t);
+	uint64_t from = rx_tail(t), live = rx_live_end(t), word;
 
 	if (end - from > 1u << NEAT_RING_LOG2_MAX)
 		return false;
-	if (live != from && end - from <= neat_ringword_size(t->rx_ring))
+	if (live != from && end - from <= neat_ringword_size(rx_ring(t)))
 		return true;
-	t->rx_ring = neat_ring_reserve(t->ref.mem->app, t->ref.slot, NEAT_RX, t->rx_ring, from, live,
-				       end > live ? end - live : 0);
+	word = neat_ring_reserve(t->ref.mem->app, t->ref.slot, NEAT_RX, rx_ring(t), from, live,
+				 end > live ? end - live : 0);
+	if (word != rx_ring(t))
+		e_rx_ring(t, word);
 	return true;
 }
 
@@ -80,7 +82,7 @@ static bool rx_write(struct tcb *t, const struct tcp_seg *g)
 
 	if (!t->ref.mem || !rx_reserve(t, off + g->len))
 		return false;
-	to = neat_ring_span(t->ref.mem->app, t->ref.slot, NEAT_RX, t->rx_ring, off, g->len);
+	to = neat_ring_span(t->ref.mem->app, t->ref.slot, NEAT_RX, rx_ring(t), off, g->len);
 	return payload_copy(g->p, g->hdr_len + g->skip, &to);
 }
 
@@ -88,8 +90,8 @@ static void publish_head(struct stack *s, struct tcb *t)
 {
 	struct neat_slot_pub *pub = t->ref.pub;
 
-	if (a64_relaxed(&pub->rx_ring) != t->rx_ring)
-		a64_release(&pub->rx_ring, t->rx_ring);
+	if (a64_relaxed(&pub->rx_ring) != rx_ring(t))
+		a64_release(&pub->rx_ring, rx_ring(t));
 	a64_release(&pub->rx_head, rx_head(t));
 	sock_notify(s, &t->ref, SOCK_READABLE);
 }

@@ -169,7 +169,7 @@ static struct tcp_request *request_new(struct stack *s, struct listener *l, cons
 {
 	struct tcp *tcp = s->tcp;
 	uint32_t next = tcp->free_request ? tcp->requests[tcp->free_request - 1].next : 0;
-	uint32_t i = tcp_take(&tcp->free_request, next, &tcp->high_request, tcp->nrequests);
+	uint32_t i = tcp_take(&tcp->free_request, next, &tcp->arena->high_request, tcp->nrequests);
 	struct tcp_request *r;
 
 	if (!i)
@@ -255,7 +255,7 @@ static void child_init(struct stack *s, struct tcb *t, const struct tcp_request 
 	t->mss = (uint16_t)(t->pmss - (t->options & TCP_OPT_TS ? TCP_TS_LEN : 0));
 	t->rcv_mss = (uint16_t)u32_min(t->mss, TCP_MSS_DEFAULT);
 	tcb_options(s, t, &l->opts);
-	t->rx_ring = neat_ringword(0, NEAT_RING_LOG2_MIN);
+	e_rx_ring(t, neat_ringword(0, NEAT_RING_LOG2_MIN));
 	t->snd_nxt = 1;
 	t->rcv_wup = 1;
 	t->rcv_adv = 1 + u32_min(t->rcvbuf, 0xffff);
@@ -270,6 +270,7 @@ static void child_init(struct stack *s, struct tcb *t, const struct tcp_request 
 static void complete(struct stack *s, struct tcp_request *r, struct listener *l, struct tcp_seg *g)
 {
 	struct flow_key k = request_key(r);
+	struct sockref ref;
 	struct tcb *t;
 	uint32_t sent = a32_relaxed(&r->state);
 	uint64_t born_us = r->deadline_us - TCP_RTO_INIT_US;
@@ -279,9 +280,8 @@ static void complete(struct stack *s, struct tcp_request *r, struct listener *l,
 		return;
 	}
 	child_init(s, t, r, l);
-	e_state(&t->e, TCP_ESTABLISHED, 0, 0);	/* W6: whole before it is in the accept queue */
 	flow_remove(s, &k);
-	if (flow_insert(s, &k, t) || sock_accept(s, l, &k, t, &t->ref)) {
+	if (flow_insert(s, &k, t) || sock_accept(s, l, &k, t, &ref)) {
 		stack_drop(s, DROP_TCP_BACKLOG);
 		flow_remove(s, &k);
 		tcb_free(s, t);
@@ -289,7 +289,13 @@ static void complete(struct stack *s, struct tcp_request *r, struct listener *l,
 			request_release(s, r);
 		return;
 	}
-	if (sent == 1)
+	unit_names(s, t);
+	tcb_bind(t, &ref);
+	/* W6: whole before it is in the accept queue. The request slot goes last: until then either of the
+	 * two answers for the connection. */
+	e_state(&t->e, TCP_ESTABLISHED, 0, t->ref.gen, 0);
+	sock_accept_push(s, l, &t->ref);
+	if (sent == 1 && r->deadline_us > s->now_us)
 		tcp_rtt_sample(t, s->now_us - born_us);
 	request_release(s, r);
 	s->count.accepted++;
@@ -382,4 +388,23 @@ void tcp_request_timer(struct stack *s)
 		}
 	}
 	arm(s);
+}
+
+/* Back-off starts anew: what was on its way is lost, and the peer waits. */
+bool tcp_request_adopt(struct stack *s, struct tcp_request *r)
+{
+	struct tcp *tcp = s->tcp;
+	struct flow_key k = request_key(r);
+	struct listener *l = flow_listener(s, k.laddr, k.lport, flow_hash(s, &k));
+	uint32_t sent = a32_relaxed(&r->state);
+
+	if (!l || sent == 0 || sent > TCP_SYNACK_RETRIES + 1 || r->wscale > 14 || flow_insert(s, &k, r))
+		return false;
+	r->listener = l->index;
+	r->deadline_us = s->now_us;
+	list_add(tcp, r, 0);
+	l->half_open++;
+	tcp->half_open++;
+	arm(s);
+	return true;
 }

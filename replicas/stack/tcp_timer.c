@@ -202,6 +202,7 @@ static void tcb_timer(struct stack *s, struct timer *timer)
 	struct tcb *t = (struct tcb *)(void *)((uint8_t *)timer - offsetof(struct tcb, timer));
 	uint64_t now = s->now_us;
 
+	unit_begin(s, UNIT_TIMER, t);
 	if (t->ack_at_us && t->ack_at_us <= now) {
 		t->ack_at_us = 0;
 		/* The program did not answer in time, so this is no conversation (Linux: leave pingpong). */
@@ -225,8 +226,10 @@ static void tcb_timer(struct stack *s, struct timer *timer)
 		aux_expired(s, t);
 	else if (tcp_state(t) == TCP_CLOSED && t->aux_at_us && t->aux_at_us <= now)
 		aux_expired(s, t);
-	if (tcp_state(t) != TCP_FREE)
-		tcp_arm(s, t);
+	if (tcp_state(t) == TCP_FREE)
+		return;
+	tcp_arm(s, t);
+	unit_end(t);
 }
 
 void tcp_timer(struct stack *s, struct timer *timer)
@@ -236,9 +239,11 @@ void tcp_timer(struct stack *s, struct timer *timer)
 		tcb_timer(s, timer);
 		break;
 	case TIMER_TCP_REQUEST:
+		unit_begin(s, UNIT_TIMER, NULL);
 		tcp_request_timer(s);
 		break;
 	case TIMER_TCP_TIME_WAIT:
+		unit_begin(s, UNIT_TIMER, NULL);
 		tcp_tw_timer(s);
 		break;
 	}

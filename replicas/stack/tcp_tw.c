@@ -29,11 +29,13 @@ static void list_del(struct tcp *tcp, struct tcp_time_wait *w)
 		tcp->tw.tail = w->prev;
 }
 
+static uint64_t lifetime_us(const struct stack *s) { return s->cfg.time_wait_ms * 1000ull; }
+
+/* At the end of the list: its expiry is the latest. */
 static void start(struct stack *s, struct tcp_time_wait *w)
 {
 	struct tcp *tcp = s->tcp;
 
-	a64_release(&w->expiry_us, s->now_us + s->cfg.time_wait_ms * 1000ull);
 	w->next = 0;
 	w->prev = tcp->tw.tail;
 	if (tcp->tw.tail)
@@ -98,10 +100,10 @@ static struct tcp_time_wait *tw_new(struct stack *s)
 	uint32_t next, i;
 
 	/* Full: the one that has waited longest is the least likely to be needed. */
-	if (!tcp->free_time_wait && tcp->high_time_wait == tcp->ntime_waits && tcp->tw.head)
+	if (!tcp->free_time_wait && a32_relaxed(&tcp->arena->high_time_wait) == tcp->ntime_waits && tcp->tw.head)
 		tcp_tw_free(s, &tcp->time_waits[tcp->tw.head - 1]);
 	next = tcp->free_time_wait ? tcp->time_waits[tcp->free_time_wait - 1].next : 0;
-	i = tcp_take(&tcp->free_time_wait, next, &tcp->high_time_wait, tcp->ntime_waits);
+	i = tcp_take(&tcp->free_time_wait, next, &tcp->arena->high_time_wait, tcp->ntime_waits);
 	return i ? &tcp->time_waits[i - 1] : NULL;
 }
 
@@ -127,6 +129,8 @@ void tcp_time_wait(struct stack *s, struct tcb *t)
 	w->has_ts = t->options & TCP_OPT_TS;
 	tcp_send_ack(s, t);
 	w->rcv_wnd = (uint32_t)(t->rcv_adv - rcv_nxt(t)) >> t->rcv_wscale;
+	a64_store(&w->expiry_us, s->now_us + lifetime_us(s));
+	/* From here on it stands for the connection; a successor ends a control block that is still there. */
 	a32_release(&w->state, 1);
 	/* tcp_done() frees the tuple and the block; TIME_WAIT of the peer's half must not end here. */
 	t->flags &= ~(uint32_t)TCB_LOCAL;
@@ -174,6 +178,7 @@ bool tcp_tw_input(struct stack *s, struct tcp_time_wait *w, const struct flow_ke
 		if (newer)
 			w->ts_recent = g->ts_val;
 		list_del(s->tcp, w);	/* retransmitted FIN: restart 2 MSL */
+		a64_release(&w->expiry_us, s->now_us + lifetime_us(s));
 		start(s, w);
 		answer(s, w);
 		return false;
@@ -200,4 +205,18 @@ void tcp_tw_timer(struct stack *s)
 	if (tcp->tw.head)
 		timer_set(&s->wheel, &tcp->tw_timer,
 			  a64_relaxed(&tcp->time_waits[tcp->tw.head - 1].expiry_us));
+}
+
+bool tcp_tw_adopt(struct stack *s, struct tcp_time_wait *w)
+{
+	struct flow_key k = tw_key(w), r = reversed(&k);
+	uint64_t latest = s->now_us + lifetime_us(s);
+
+	if (a64_relaxed(&w->expiry_us) > latest)
+		a64_release(&w->expiry_us, latest);
+	/* A local peer that closed meanwhile cannot tell us any more (L7). */
+	if (a32_relaxed(&w->state) != 1 || (ip_is_local(s, k.raddr) && !flow_find(s, &r)) || flow_insert(s, &k, w))
+		return false;
+	start(s, w);
+	return true;
 }

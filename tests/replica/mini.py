@@ -72,7 +72,7 @@ class Replica:
         self.epoch = 0
         self.start()
 
-    def start(self) -> None:
+    def start(self, adopt: bool = False, death: int = 0) -> None:
         self.epoch += 1
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -83,6 +83,7 @@ class Replica:
         theirs.close()
         config = ffi.new("struct neat_msg_r_config *")
         config.epoch, config.spin_us, config.batch, config.time_wait_ms = self.epoch, 50, 64, 1000
+        config.adopt, config.death = adopt, death
         ffi.memmove(config.secret, self.secret, 32)
         self.send(ABI.NEAT_MSG_R_CONFIG, config, [self.arena, self.status.fd])
 
@@ -144,9 +145,10 @@ class App:
         message.app_id = self.app_id
         self.replica.send(ABI.NEAT_MSG_R_APP_GONE, message)
 
-    def listen(self, port: int, slot: int = 0) -> int:
+    def listen(self, port: int, slot: int = 0, gen: int = 0) -> int:
         message = ffi.new("struct neat_msg_r_listen *")
         message.app_id, message.port, message.backlog, message.slot = self.app_id, port, 128, slot
+        message.gen = gen
         self.replica.send(ABI.NEAT_MSG_R_LISTEN, message)
         answer = self.replica.receive("struct neat_msg_r_listen", ABI.NEAT_MSG_R_LISTENING)
         assert answer.status == 0
@@ -161,7 +163,7 @@ class App:
 
     def wake(self) -> None:
         """The futex side of the protocol is the library's; a byte on fd 3 wakes the replica too."""
-        if self.app.at.replica_asleep.v:
+        if self.app.at.replica_asleep.v and self.replica.process.poll() is None:
             message = ffi.new("struct neat_msg_r_app *")
             message.app_id = 2**32 - 1
             self.replica.send(ABI.NEAT_MSG_R_APP_GONE, message)

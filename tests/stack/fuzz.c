@@ -86,9 +86,9 @@ static void check_all(struct fuzz *f)
 	struct tcp *tcp = f->h->stack.tcp;
 	uint32_t half_open = 0;
 
-	for (uint32_t i = 0; i < tcp->high_tcb; i++)
+	for (uint32_t i = 0; i < a32_relaxed(&tcp->arena->high_tcb); i++)
 		check_tcb(f, &tcp->tcbs[i]);
-	for (uint32_t i = 0; i < tcp->high_request; i++)
+	for (uint32_t i = 0; i < a32_relaxed(&tcp->arena->high_request); i++)
 		half_open += a32_relaxed(&tcp->requests[i].state) != 0;
 	CHECK(half_open == tcp->half_open);
 	CHECK(tcp->listeners[0].half_open + tcp->listeners[1].half_open == half_open);
@@ -109,8 +109,8 @@ static const struct tcb *any_tcb(struct fuzz *f)
 {
 	struct tcp *tcp = f->h->stack.tcp;
 
-	for (int i = 0; i < 20 && tcp->high_tcb; i++) {
-		const struct tcb *t = &tcp->tcbs[below(f, tcp->high_tcb)];
+	for (int i = 0; i < 20 && a32_relaxed(&tcp->arena->high_tcb); i++) {
+		const struct tcb *t = &tcp->tcbs[below(f, a32_relaxed(&tcp->arena->high_tcb))];
 
 		if (tcp_state(t) != TCP_FREE)
 			return t;
@@ -249,9 +249,9 @@ static void complete_one(struct fuzz *f)
 	const struct tcp_request *r;
 	uint8_t p[100] = { 0x45 };
 
-	if (!tcp->high_request)
+	if (!a32_relaxed(&tcp->arena->high_request))
 		return;
-	r = &tcp->requests[below(f, tcp->high_request)];
+	r = &tcp->requests[below(f, a32_relaxed(&tcp->arena->high_request))];
 	if (!a32_relaxed(&r->state))
 		return;
 	p[8] = 64, p[9] = IP_PROTO_TCP, p[32] = 0x50, p[33] = TCP_ACK;
@@ -420,7 +420,7 @@ static void finish_all(struct fuzz *f)
 		let_go(h);
 	}
 	check_all(f);
-	for (uint32_t i = 0; i < tcp->high_tcb; i++)
+	for (uint32_t i = 0; i < a32_relaxed(&tcp->arena->high_tcb); i++)
 		if (tcp_state(&tcp->tcbs[i]) != TCP_FREE)
 			fprintf(stderr, "block %u in state %d\n", i, (int)tcp_state(&tcp->tcbs[i]));
 	CHECK(host_blocks(h, NULL, 0) == 0);
@@ -432,7 +432,7 @@ static void finish_all(struct fuzz *f)
 
 	for (uint32_t i = tcp->free_holes; i; i = tcp->holes[i - 1].next_free)
 		holes++;
-	CHECK(holes == tcp->high_holes);
+	CHECK(holes == a32_relaxed(&tcp->arena->high_holes));
 }
 
 int main(int argc, char **argv)

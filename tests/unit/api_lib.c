@@ -58,6 +58,19 @@ int tcp_listen(struct stack *s, const struct tcp_listen *l, struct listener **ou
 	return 0;
 }
 void tcp_unlisten(struct stack *s, struct listener *l) { (void)s; l->unlistened++; }
+/* Adoption is tests/replica's and tests/crash's. */
+void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out)
+{
+	(void)s, (void)death;
+	*out = (struct stack_adopted){ 0 };
+}
+void stack_units_done(struct stack *s) { (void)s; }
+uint16_t tcp_optgen(const struct tcb *t) { (void)t; return 0; }
+struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash)
+{
+	(void)s, (void)addr, (void)port, (void)hash;
+	return NULL;
+}
 void tcp_relisten(struct stack *s, struct listener *l, uint32_t backlog) { (void)s; l->backlog = backlog; }
 void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 {
@@ -165,6 +178,9 @@ int arrive(struct world *w, uint32_t listener)
 	struct tcb *t = &w->tcbs[w->ntcbs];
 	int err = sock_accept(&w->stack, &w->listeners[listener], &k, t, &t->ref);
 
+	if (!err)
+		sock_accept_push(&w->stack, &w->listeners[listener], &t->ref);
+
 	return err ? err : (int)w->ntcbs++;
 }
 
@@ -242,4 +258,9 @@ void sleep_channel(struct world *w, int channel, uint32_t cpu)
 }
 uint32_t wakes(struct world *w) { return w->wakes; }
 void app_gone(struct world *w) { api_app_gone(&w->api, &w->app); }
-void api_start_world(struct world *w) { api_start(&w->api); }
+void api_start_world(struct world *w)
+{
+	struct stack_adopted none;
+
+	api_start(&w->api, NEAT_DEATH_NONE, &none);
+}

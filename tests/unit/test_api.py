@@ -33,7 +33,8 @@ ffi.cdef(prototypes())
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("api") / "api_lib.so"
     stack = ROOT / "replicas/stack"
-    sources = [ROOT / "tests/unit/api_lib.c", stack / "api.c", stack / "api_cmd.c"]
+    own = [stack / f"{name}.c" for name in ("api", "api_adopt", "api_cmd")]
+    sources = [ROOT / "tests/unit/api_lib.c", *own]
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}"]
     subprocess.run(["gcc", *flags, *includes, *map(str, sources), "-o", str(out)], check=True)
