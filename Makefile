@@ -36,7 +36,7 @@ bench: programs native
 lint: native
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p neatsock -p bench
+	$(BIN)/mypy -p neatsock -p bench -p replicas
 
 wheel: venv
 	$(BIN)/python -m build

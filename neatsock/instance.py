@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import select
+import signal
 import socket
 import stat
 import struct
@@ -41,6 +42,10 @@ class InstanceError(Exception):
 
 class NotUp(InstanceError):
     """There is no such instance."""
+
+
+class OtherVersion(InstanceError):
+    """It is up, and of another version: nothing can be asked of it."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,11 @@ def _answer(path: Path, data: bytes) -> dict[str, Any]:
         raise NotUp(f"instance {path.stem!r} hung up")
     magic, version, kind, _, _ = HEADER.unpack_from(data)
     if magic != MAGIC or version != ABI_VERSION:
-        raise InstanceError(f"instance {path.stem!r} runs another version of neatsock")
+        raise OtherVersion(
+            f"instance {path.stem!r} belongs to another version of neatsock (its shared memory "
+            f"has layout {version}, ours {ABI_VERSION}); end it first: "
+            f"neatsock down --name {path.stem}"
+        )
     if kind == MSG_ERROR:
         text = data[HEADER.size + 8 :].split(b"\0", 1)[0].decode("utf-8", "replace")
         raise InstanceError(text)
@@ -232,6 +241,8 @@ def start(name: str, options: StartOptions) -> dict[str, Any]:
 def _ready(path: Path) -> dict[str, Any] | None:
     try:
         found = ask(path, {"cmd": "status"}, 1.0)
+    except OtherVersion:
+        raise
     except InstanceError:
         return None
     return found if all(r["state"] == "ready" for r in found["replicas"]) else None
@@ -250,6 +261,18 @@ def _locked(path: Path) -> bool:
     return False
 
 
+def _terminate(pid_file: Path) -> int:
+    """SIGTERM to the keeper that holds this file, which ends its instance; its pid."""
+    try:
+        pid = int(pid_file.read_text())
+        if not _locked(pid_file):
+            raise ProcessLookupError
+        os.kill(pid, signal.SIGTERM)
+    except (OSError, ValueError) as err:
+        raise InstanceError(f"cannot end the instance by {pid_file}: {err}") from err
+    return pid
+
+
 def _failure(what: str, log_path: Path, begin: int) -> str:
     with open(log_path, "rb") as log:
         log.seek(begin)
@@ -265,9 +288,12 @@ def _failure(what: str, log_path: Path, begin: int) -> str:
 def stop(name: str) -> None:
     """End an instance; returns when its keeper is gone. NotUp when it is not up."""
     path = socket_path(name)
-    answer = ask(path, {"cmd": "down"})
     try:
-        pidfd = os.pidfd_open(answer["keeper"]["pid"])
+        keeper = int(ask(path, {"cmd": "down"})["keeper"]["pid"])
+    except OtherVersion:
+        keeper = _terminate(path.with_suffix(".pid"))
+    try:
+        pidfd = os.pidfd_open(keeper)
     except ProcessLookupError:
         return
     try:

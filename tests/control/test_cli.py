@@ -267,3 +267,27 @@ def test_a_file_named_like_a_command_wins(fresh: Instance, tmp_path: Path) -> No
     fresh.env["NEATSOCK_NAME"] = "t"
     assert fresh.cli("status", cwd=tmp_path).stdout == "a script\n"
     assert json.loads(fresh.cli("status", "--json", cwd=ROOT).stdout)["name"] == "t"
+
+
+def test_an_instance_of_another_version(fresh: Instance) -> None:
+    """Every command says at once what is wrong and what to do, and `down` does it."""
+    other = "import sys\nfrom neatsock import cli, instance\ninstance.ABI_VERSION = 99\n"
+
+    def cli(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", f"{other}sys.exit(cli.main(sys.argv[1:]))", *command],
+            env=fresh.env,
+            capture_output=True,
+            text=True,
+            timeout=15,  # less than instance.START_S
+            check=False,
+        )
+
+    fresh.up()
+    pids = processes(fresh)
+    for command in (["up"], ["status"], ["run", "--", "true"]):
+        done = cli(command[0], "--name", "t", *command[1:])
+        assert done.returncode == 1
+        assert "another version" in done.stderr and "neatsock down --name t" in done.stderr
+    assert cli("down", "--name", "t").returncode == 0
+    assert not any(alive(pid) for pid in pids)
