@@ -3,6 +3,7 @@
 #define NEAT_MAIN_H
 
 #include "api.h"
+#include "copy.h"
 
 enum { CONTROL_FD = 3 };
 
@@ -28,6 +29,7 @@ struct replica {
 	int nic_eventfd;
 	uint64_t nic_rx_head;
 	bool nic_touched;
+	struct neat_copier copier;
 	uint64_t random[4];		/* xoshiro256** state, seeded by getrandom */
 	/* 1 = a control message waits; set by the SIGIO handler, part of the sleep set. */
 	neat_a32 *control_word;

@@ -160,11 +160,20 @@ static void restore_counters(struct replica *r)
 	c->retransmits = a64_relaxed(&st->retransmits);
 }
 
+static void copy_payload(void *world, void *to, const void *from, size_t n)
+{
+	struct replica *r = world;
+
+	neat_copy(&r->copier, to, from, n);
+}
+
 /* The queue pair's addresses are part of the configuration, so the stack is made after R_QUEUE. */
 static void need_stack(struct replica *r)
 {
 	void *memory;
-	struct stack_ops ops = { .tx = nicq_transmit, .random = replica_random, .world = r };
+	struct stack_ops ops = {
+		.tx = nicq_transmit, .random = replica_random, .copy = copy_payload, .world = r,
+	};
 
 	if (r->have_stack)
 		return;

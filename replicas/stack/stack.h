@@ -82,6 +82,8 @@ struct stack_ops {
 	bool (*tx)(void *world, const struct pkt *p);
 	/* 64 unpredictable bits. */
 	uint64_t (*random)(void *world);
+	/* Payload into an application's ring; NULL = memcpy. */
+	void (*copy)(void *world, void *to, const void *from, size_t n);
 	void *world;
 };
 

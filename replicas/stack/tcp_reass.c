@@ -9,7 +9,7 @@
 #include "tcp.h"
 
 /* Copy payload bytes [off, off + len) of the packet to where `to` says. All inside, or false. */
-static bool payload_copy(const struct pkt *p, uint32_t off, const struct neat_span *to)
+static bool payload_copy(struct stack *s, const struct pkt *p, uint32_t off, const struct neat_span *to)
 {
 	uint32_t len = to->len[0] + to->len[1];
 	const uint8_t *src[3] = { p->data, p->frag[0].p, p->frag[1].p };
@@ -31,7 +31,10 @@ static bool payload_copy(const struct pkt *p, uint32_t off, const struct neat_sp
 		if (i == 3 || piece == 2)
 			return false;	/* frag_len promised more than the pieces hold */
 		n = u32_min(u32_min(have[i] - off, to->len[piece] - pos), len);
-		memcpy(to->p[piece] + pos, src[i] + off, n);
+		if (s->ops.copy)
+			s->ops.copy(s->ops.world, to->p[piece] + pos, src[i] + off, n);
+		else
+			memcpy(to->p[piece] + pos, src[i] + off, n);
 		off += n;
 		pos += n;
 		len -= n;
@@ -75,7 +78,7 @@ static bool rx_reserve(struct tcb *t, uint64_t end)
 	return true;
 }
 
-static bool rx_write(struct tcb *t, const struct tcp_seg *g)
+static bool rx_write(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 {
 	uint64_t off = g->seq - 1;	/* sequence number 1 is stream offset 0 */
 	struct neat_span to;
@@ -83,7 +86,7 @@ static bool rx_write(struct tcb *t, const struct tcp_seg *g)
 	if (!t->ref.mem || !rx_reserve(t, off + g->len))
 		return false;
 	to = neat_ring_span(t->ref.mem->app, t->ref.slot, NEAT_RX, rx_ring(t), off, g->len);
-	return payload_copy(g->p, g->hdr_len + g->skip, &to);
+	return payload_copy(s, g->p, g->hdr_len + g->skip, &to);
 }
 
 static void publish_head(struct stack *s, struct tcb *t)
@@ -101,7 +104,7 @@ void tcp_deliver(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 {
 	if (t->ref.mem)
 		rx_tail_refresh(t);
-	if (!rx_write(t, g)) {
+	if (!rx_write(s, t, g)) {
 		stack_drop(s, DROP_TCP_MEMORY);
 		return;
 	}
@@ -150,7 +153,7 @@ static void ooo_add(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 		t->dsack_len = g->len;
 		return;
 	}
-	if (!rx_write(t, g)) {
+	if (!rx_write(s, t, g)) {
 		stack_drop(s, DROP_TCP_MEMORY);
 		return;
 	}
@@ -205,7 +208,7 @@ void tcp_receive(struct stack *s, struct tcb *t, struct tcp_seg *g)
 		return;
 	}
 	if (g->len) {
-		if (!rx_write(t, g)) {
+		if (!rx_write(s, t, g)) {
 			stack_drop(s, DROP_TCP_MEMORY);
 			return;
 		}

@@ -6,6 +6,7 @@
  * error, as Linux does. Whoever holds rx_lock or tx_lock does not sleep.
  */
 #define _GNU_SOURCE
+#include "copy.h"
 #include "internal.h"
 #include <limits.h>
 #include <sys/syscall.h>
@@ -37,6 +38,8 @@ static int cursor_init(struct cursor *c, const struct iovec *v, int n)
 	return 0;
 }
 
+static struct neat_copier copier;
+
 /* Copies between the cursor and ring memory; to_ring: program -> ring. */
 static void cursor_copy(struct cursor *c, uint8_t *ring, size_t len, bool to_ring)
 {
@@ -47,7 +50,7 @@ static void cursor_copy(struct cursor *c, uint8_t *ring, size_t len, bool to_rin
 		if (n > len)
 			n = len;
 		if (to_ring)
-			memcpy(ring, (const uint8_t *)c->v->iov_base + c->at, n);
+			neat_copy(&copier, ring, (const uint8_t *)c->v->iov_base + c->at, n);
 		else
 			memcpy((uint8_t *)c->v->iov_base + c->at, ring, n);
 		ring += n;

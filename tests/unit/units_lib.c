@@ -2,6 +2,7 @@
  * units_lib.c - the small parts of the stack as the tests call them: timing wheel, flow table, RSS,
  * checksum, formats. No time, no packets.
  */
+#include "copy.h"
 #include "flow.h"
 #include "ip.h"
 #include "rss.h"
@@ -38,6 +39,7 @@ uint32_t toeplitz(const uint8_t *key, uint32_t saddr, uint32_t daddr, uint16_t s
 uint32_t checksum(const uint8_t *data, uint32_t len);
 uint32_t checksum_split(const uint8_t *data, uint32_t len, uint32_t first, uint32_t second);
 uint32_t checksum_more(const uint8_t *data, uint32_t len, uint32_t cut);
+uint32_t copied(uint8_t *to, const uint8_t *from, size_t n, uint32_t streams);
 uint32_t pseudo_sum(uint32_t saddr, uint32_t daddr, uint8_t proto, uint32_t len);
 uint32_t trimmed(uint32_t linear, uint32_t first, uint32_t second, uint32_t total, uint32_t *out);
 uint32_t field_offsets(uint32_t *out, uint32_t cap);
@@ -290,3 +292,14 @@ void icmp_error(struct stack *s, uint8_t type, uint8_t code, const struct pkt *o
 }
 bool lo_output(struct stack *s, const struct pkt *p) { (void)s, (void)p; return true; }
 bool link_output(struct stack *s, struct pkt *p, uint32_t hop) { (void)s, (void)p, (void)hop; return true; }
+
+/* ---- copies ---- */
+
+/* One copy with `streams` streamed ones ahead; how many are ahead after it. */
+uint32_t copied(uint8_t *to, const uint8_t *from, size_t n, uint32_t streams)
+{
+	struct neat_copier c = { .streams = { streams } };
+
+	neat_copy(&c, to, from, n);
+	return a32_relaxed(&c.streams);
+}
