@@ -2,88 +2,20 @@
  * main.c - one replica process: the loop commands -> frames -> lo -> timers -> wakes, and when to
  * spin, sleep and wake (docs/architecture.md "Waiting", shared/research/limits-2cores.md 3b-3c).
  *
- * This file and main_control.c are the only ones of the stack that make system calls.
+ * This file, main_control.c and process.c are the only ones of the stack that make system calls.
  */
 #define _GNU_SOURCE
 #include "filter.h"
 #include "main.h"
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/futex.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/random.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 enum {
 	LO_BUDGET = 256,	/* frames of lo between two looks at the command rings */
-	SLEEP_WORDS = 128,	/* FUTEX_WAITV_MAX */
-	NAP_US = 1000,		/* bound on a doorbell that a process on our core deferred */
 	STATUS_LOOPS = 16,	/* busy loops between two refreshes of the hints */
 };
 
-/*
- * The one exception to "no file-scope mutable state": a signal handler has no argument. The word
- * lives here, the loop reaches it through replica.control_word.
- */
-static neat_a32 control_word;
-
-_Noreturn void replica_die(const char *what)
-{
-	int err = errno;
-
-	fprintf(stderr, "neat-replica: %s%s%s\n", what, err ? ": " : "", err ? strerror(err) : "");
-	exit(1);
-}
-
-uint64_t replica_clock_us(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
-static void on_sigio(int sig)
-{
-	(void)sig;
-	a32_release(&control_word, 1);
-}
-
-static void control_setup(struct replica *r)
-{
-	struct sigaction sa = { .sa_handler = on_sigio };
-
-	r->control_word = &control_word;
-	sigaction(SIGIO, &sa, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (fcntl(CONTROL_FD, F_SETOWN, getpid()) ||
-	    fcntl(CONTROL_FD, F_SETFL, O_ASYNC | O_NONBLOCK))
-		replica_die("fd 3 is not a control socket; neat-replica is started by neat-keeper");
-	a32_release(&control_word, 1);
-}
-
 /* ---- waking others ---- */
-
-static void futex_wake(neat_a32 *word, int n)
-{
-	syscall(SYS_futex, &word->v, FUTEX_WAKE, n, NULL, NULL, 0);
-}
-
-void eventfd_ring(int fd)
-{
-	uint64_t one = 1;
-
-	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
-		replica_die("write to an eventfd");
-}
 
 static void wake_process(void *world, struct channel *c, uint32_t how)
 {
@@ -95,21 +27,13 @@ static void wake_process(void *world, struct channel *c, uint32_t how)
 	__atomic_store_n(there, (uint8_t)(*there + 1), __ATOMIC_RELAXED);
 	if (how == NEAT_ASLEEP_EVENTFD)
 		eventfd_ring(c->eventfd);
-	futex_wake(&c->mem->asleep, 1);
+	futex_wake(&c->mem->asleep);
 }
 
 static void wake_nic(struct replica *r)
 {
-	neat_a32 *asleep = &r->queue->tx.asleep;
-
 	r->nic_touched = false;
-	neat_fence();	/* the frames' tail before the look at asleep */
-	if (a32_relaxed(asleep) == NEAT_AWAKE)
-		return;
-	if (a32_xchg(asleep, NEAT_AWAKE) == NEAT_ASLEEP_EVENTFD)
-		eventfd_ring(r->nic_eventfd);
-	else
-		futex_wake(asleep, 1);
+	wake_sleeper(&r->queue->tx.asleep, r->nic_eventfd);
 }
 
 /* ---- hints ---- */
@@ -179,33 +103,17 @@ static void arm(struct replica *r, uint32_t asleep)
 		a32_store(&r->queue->rx.asleep, asleep ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE);
 }
 
-static void waiter_add(struct futex_waitv *w, unsigned *n, neat_a32 *word, uint32_t expect)
+/* Words of all applications, the nic and the control socket. */
+static void sleep_on_words(struct replica *r, uint32_t asleep, uint64_t until_us)
 {
-	if (*n < SLEEP_WORDS)
-		w[(*n)++] = (struct futex_waitv){ .val = expect, .uaddr = (uintptr_t)&word->v, .flags = FUTEX_32 };
-}
+	struct sleep_set set = { .n = 0 };
 
-/* Words of all applications, the nic and the control socket; with more than fit, short naps. */
-static bool sleep_on_words(struct replica *r, uint32_t asleep, uint64_t until_us)
-{
-	struct futex_waitv w[SLEEP_WORDS];
-	unsigned n = 0;
-	bool all = r->api.napps + 2 <= SLEEP_WORDS;
-	struct timespec t;
-
-	waiter_add(w, &n, r->control_word, 0);
+	sleep_add(&set, r->control_word, 0);
 	if (r->queue)
-		waiter_add(w, &n, &r->queue->rx.asleep, NEAT_ASLEEP_FUTEX);
+		sleep_add(&set, &r->queue->rx.asleep, NEAT_ASLEEP_FUTEX);
 	for (uint32_t i = 0; i < r->api.napps; i++)
-		waiter_add(w, &n, &r->api.apps[i]->mem.app->replica_asleep, asleep);
-	if (!all && until_us > replica_clock_us() + NAP_US)
-		until_us = replica_clock_us() + NAP_US;
-	t.tv_sec = (time_t)(until_us / 1000000);
-	t.tv_nsec = (long)(until_us % 1000000) * 1000;
-	if (syscall(SYS_futex_waitv, w, n, 0, until_us == UINT64_MAX ? NULL : &t, CLOCK_MONOTONIC) < 0 &&
-	    errno == ENOSYS)
-		replica_die("futex_waitv is missing: neatsock needs Linux 5.16 or newer");
-	return true;
+		sleep_add(&set, &r->api.apps[i]->mem.app->replica_asleep, asleep);
+	sleep_wait(&set, until_us);
 }
 
 static void replica_sleep(struct replica *r, bool company)
@@ -213,9 +121,9 @@ static void replica_sleep(struct replica *r, bool company)
 	uint64_t until = r->have_stack ? stack_deadline(&r->stack) : UINT64_MAX;
 	uint32_t asleep = company ? NEAT_REPLICA_NAPS : NEAT_ASLEEP_FUTEX;
 
-	/* A process on our core may have deferred its doorbell: look again soon. */
-	if (company && until > r->stack.now_us + NAP_US)
-		until = r->stack.now_us + NAP_US;
+	/* A process on our core may have deferred its doorbell: look again soon (decision 7). */
+	if (company && until > r->stack.now_us + SLEEP_NAP_US)
+		until = r->stack.now_us + SLEEP_NAP_US;
 	arm(r, asleep);
 	/* The asleep words are visible before the rings are looked at once more; the other side
 	 * publishes, fences, then looks at asleep (Dekker): one of us sees the other. */
@@ -309,13 +217,12 @@ int main(int argc, char **argv)
 		printf("neat-replica ABI %d fingerprint %08x\n", NEAT_ABI_VERSION, neat_abi_fingerprint());
 		return 0;
 	}
-	if (getrandom(r.random, sizeof(r.random), 0) != (ssize_t)sizeof(r.random))
-		replica_die("getrandom");
+	random_seed(r.random);
 	r.nic_eventfd = -1;
 	r.api.ops.wake = wake_process;
 	r.api.ops.world = &r;
 	r.stack.now_us = replica_clock_us();
-	control_setup(&r);
+	r.control_word = control_setup();
 	control_park(&r);
 	a32_store(&r.status->awake, 1);
 	replica_loop(&r);

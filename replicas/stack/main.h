@@ -4,8 +4,7 @@
 
 #include "api.h"
 #include "copy.h"
-
-enum { CONTROL_FD = 3 };
+#include "process.h"
 
 /*
  * Life of the process: CONFIG (waits for R_CONFIG) -> REPLAY (stack made; segments, channels and
@@ -48,10 +47,5 @@ bool nicq_pending(const struct replica *r);
 bool nicq_transmit(void *world, const struct pkt *p);
 /* Retires the next received frame unseen. */
 void nicq_drop_one(struct replica *r);
-
-/* main.c */
-_Noreturn void replica_die(const char *what);
-void eventfd_ring(int fd);
-uint64_t replica_clock_us(void);
 
 #endif

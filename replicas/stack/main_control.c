@@ -8,70 +8,17 @@
 #include "filter.h"
 #include "main.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-struct message {
-	union {
-		struct neat_msg_header h;
-		uint8_t bytes[NEAT_MSG_MAX];
-	} u;
-	int fds[NEAT_MSG_FDS_MAX];
-	int nfds;
-};
-
-static void *map_anonymous(size_t size)
-{
-	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (p == MAP_FAILED)
-		replica_die("mmap");
-	return p;
-}
-
-static void *map_shared(int fd, size_t size)
-{
-	struct stat st;
-	void *p;
-
-	if (fstat(fd, &st) || (size_t)st.st_size < size)
-		replica_die("a shared object is smaller than this build expects (version skew?)");
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-	if (p == MAP_FAILED)
-		replica_die("mmap of a shared object");
-	return p;
-}
-
-static void *map_object(int fd, uint32_t object, size_t size)
-{
-	void *p = map_shared(fd, size);
-
-	if (!neat_header_ok(p, object, size))
-		replica_die("a shared object has another layout (version skew?)");
-	return p;
-}
-
-static void reply(uint16_t type, void *message, size_t len, uint32_t seq)
-{
-	struct neat_msg_header *h = message;
-
-	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
-	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
-		replica_die("send on the control socket");
-}
 
 void control_park(struct replica *r)
 {
 	struct neat_msg_result parked = { .value = neat_abi_fingerprint() };
 	struct pollfd in = { .fd = CONTROL_FD, .events = POLLIN };
 
-	reply(NEAT_MSG_R_PARKED, &parked, sizeof(parked), 0);
+	message_send(NEAT_MSG_R_PARKED, &parked, sizeof(parked), 0);
 	while (r->phase == REPLICA_CONFIG)
 		if (!control_receive(r))
 			poll(&in, 1, -1);
@@ -130,21 +77,7 @@ static void on_queue(struct replica *r, struct message *msg)
 		a32_release(&q->announced, r->cfg.epoch);
 }
 
-static uint64_t replica_random(void *world)
-{
-	struct replica *r = world;
-	uint64_t *s = r->random, x = s[1] * 5, t = s[1] << 17;
-
-	/* xoshiro256** (Blackman, Vigna); seeded once per process from getrandom(). */
-	x = (x << 7 | x >> 57) * 9;
-	s[2] ^= s[0];
-	s[3] ^= s[1];
-	s[1] ^= s[2];
-	s[0] ^= s[3];
-	s[2] ^= t;
-	s[3] = s[3] << 45 | s[3] >> 19;
-	return x;
-}
+static uint64_t replica_random(void *world) { return random_next(((struct replica *)world)->random); }
 
 /* What `neatsock status` shows goes on counting. */
 static void restore_counters(struct replica *r)
@@ -204,7 +137,7 @@ static void on_filter(struct replica *r, const struct neat_msg_r_filter *m)
 	r->filter = *m;
 	if (r->have_stack && filter_set(r->stack.filter, m->rule, m->count))
 		replica_die("filter rules that make no sense (version skew?)");
-	reply(NEAT_MSG_R_FILTERED, &answer, sizeof(answer), m->h.seq);
+	message_send(NEAT_MSG_R_FILTERED, &answer, sizeof(answer), m->h.seq);
 }
 
 static void on_segment(struct replica *r, const struct neat_msg_r_app *m, struct message *msg)
@@ -267,7 +200,7 @@ static void on_listen(struct replica *r, struct neat_msg_r_listen *m)
 	uint32_t seq = m->h.seq;
 
 	m->status = app ? api_listen(&r->api, app, m) : -ENOENT;
-	reply(NEAT_MSG_R_LISTENING, m, sizeof(*m), seq);
+	message_send(NEAT_MSG_R_LISTENING, m, sizeof(*m), seq);
 }
 
 static void on_app_gone(struct replica *r, uint32_t app_id)
@@ -295,7 +228,7 @@ void control_reap(struct replica *r)
 		munmap(app->slots, sizeof(*app->slots) * NEAT_SLOTS);
 		munmap(app->free, sizeof(*app->free) * NEAT_SLOT_APP_FIRST);
 		munmap(app, sizeof(*app));
-		reply(NEAT_MSG_R_APP_DONE, &m, sizeof(m), 0);
+		message_send(NEAT_MSG_R_APP_DONE, &m, sizeof(m), 0);
 	}
 }
 
@@ -318,7 +251,7 @@ static void on_start(struct replica *r, struct neat_msg_header *h)
 	/* Last of all: listeners are there again before the nic passes a frame (checklist row 42). */
 	if (r->queue)
 		a32_release(&r->queue->announced, r->cfg.epoch);
-	reply(NEAT_MSG_R_READY, &ready, sizeof(ready), h->seq);
+	message_send(NEAT_MSG_R_READY, &ready, sizeof(ready), h->seq);
 }
 
 static void dispatch_late(struct replica *r, struct message *msg)
@@ -402,40 +335,13 @@ static void dispatch(struct replica *r, struct message *msg)
 		dispatch_late(r, msg);
 }
 
-static bool message_ok(const struct message *msg, size_t len)
-{
-	const struct neat_msg_header *h = &msg->u.h;
-
-	return len >= sizeof(*h) && h->magic == NEAT_ABI_MAGIC && h->version == NEAT_ABI_VERSION &&
-	       h->len == len && message_size(h->type) && len >= message_size(h->type);
-}
-
 bool control_receive(struct replica *r)
 {
-	struct message msg;
-	char space[CMSG_SPACE(sizeof(int) * NEAT_MSG_FDS_MAX)];
-	struct iovec iov = { msg.u.bytes, sizeof(msg.u.bytes) };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space,
-			     .msg_controllen = sizeof(space) };
-	ssize_t n = recvmsg(CONTROL_FD, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct message m;
 
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+	if (!message_receive(&m, message_size))
 		return false;
-	if (n <= 0)
-		exit(0);	/* the keeper is gone: so are we */
-	msg.nfds = 0;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		msg.nfds = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(msg.fds, CMSG_DATA(c), (size_t)msg.nfds * sizeof(int));
-	}
-	if (!message_ok(&msg, (size_t)n))
-		replica_die("malformed control message (version skew?)");
-	dispatch(r, &msg);
-	/* Mappings hold the memory; no descriptor of it stays open here. */
-	for (int i = 0; i < msg.nfds; i++)
-		if (msg.fds[i] >= 0)
-			close(msg.fds[i]);
+	dispatch(r, &m);
+	message_done(&m);
 	return true;
 }

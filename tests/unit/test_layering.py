@@ -25,7 +25,7 @@ MAY_INCLUDE = {
 # shim/ sees only the public face of client/.
 CLIENT_PUBLIC = {"client.h"}
 # Files of the stack that talk to the operating system.
-PROCESS_FILES = {"main.c", "main_control.c", "main.h", "nicq.c"}
+PROCESS_FILES = {"main.c", "main_control.c", "main.h", "nicq.c", "process.c", "process.h"}
 # Headers without system calls, clock or input.
 PURE_HEADERS = {"stdbool.h", "stddef.h", "stdint.h", "string.h", "errno.h", "assert.h", "limits.h"}
 

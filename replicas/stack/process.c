@@ -1,0 +1,215 @@
+/*
+ * process.c - see process.h.
+ */
+#define _GNU_SOURCE
+#include "process.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/*
+ * The one exception to "no file-scope mutable state": a signal handler has no argument. The word
+ * lives here, the loops reach it through the pointer that control_setup() gives.
+ */
+static neat_a32 control_word;
+
+_Noreturn void replica_die(const char *what)
+{
+	int err = errno;
+
+	fprintf(stderr, "%s: %s%s%s\n", program_invocation_short_name, what, err ? ": " : "", err ? strerror(err) : "");
+	exit(1);
+}
+
+uint64_t replica_clock_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* ---- control socket ---- */
+
+static void on_sigio(int sig)
+{
+	(void)sig;
+	a32_release(&control_word, 1);
+}
+
+neat_a32 *control_setup(void)
+{
+	struct sigaction sa = { .sa_handler = on_sigio };
+
+	sigaction(SIGIO, &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (fcntl(CONTROL_FD, F_SETOWN, getpid()) ||
+	    fcntl(CONTROL_FD, F_SETFL, O_ASYNC | O_NONBLOCK))
+		replica_die("fd 3 is not a control socket; this program is started by neat-keeper");
+	a32_release(&control_word, 1);
+	return &control_word;
+}
+
+bool message_receive(struct message *m, size_t (*size)(uint16_t type))
+{
+	char space[CMSG_SPACE(sizeof(int) * NEAT_MSG_FDS_MAX)];
+	struct iovec iov = { m->u.bytes, sizeof(m->u.bytes) };
+	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space,
+			     .msg_controllen = sizeof(space) };
+	ssize_t n = recvmsg(CONTROL_FD, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	const struct neat_msg_header *h = &m->u.h;
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return false;
+	if (n <= 0)
+		exit(0);	/* the keeper is gone: so are we */
+	m->nfds = 0;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		m->nfds = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(m->fds, CMSG_DATA(c), (size_t)m->nfds * sizeof(int));
+	}
+	if ((size_t)n < sizeof(*h) || h->magic != NEAT_ABI_MAGIC || h->version != NEAT_ABI_VERSION ||
+	    h->len != (size_t)n || !size(h->type) || (size_t)n < size(h->type))
+		replica_die("malformed control message (version skew?)");
+	return true;
+}
+
+void message_done(struct message *m)
+{
+	for (int i = 0; i < m->nfds; i++)
+		if (m->fds[i] >= 0)
+			close(m->fds[i]);
+}
+
+void message_send(uint16_t type, void *message, size_t len, uint32_t seq)
+{
+	struct neat_msg_header *h = message;
+
+	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
+	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
+		replica_die("send on the control socket");
+}
+
+/* ---- memory ---- */
+
+void *map_anonymous(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		replica_die("mmap");
+	return p;
+}
+
+static void *map(int fd, size_t size, int access)
+{
+	struct stat st;
+	void *p;
+
+	if (fstat(fd, &st) || (size_t)st.st_size < size)
+		replica_die("a shared object is smaller than this build expects (version skew?)");
+	p = mmap(NULL, size, access, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (p == MAP_FAILED)
+		replica_die("mmap of a shared object");
+	return p;
+}
+
+static void *checked(void *p, uint32_t object, size_t size)
+{
+	if (!neat_header_ok(p, object, size))
+		replica_die("a shared object has another layout (version skew?)");
+	return p;
+}
+
+void *map_shared(int fd, size_t size) { return map(fd, size, PROT_READ | PROT_WRITE); }
+
+void *map_object(int fd, uint32_t object, size_t size) { return checked(map_shared(fd, size), object, size); }
+
+const void *map_read_only(int fd, uint32_t object, size_t size)
+{
+	return checked(map(fd, size, PROT_READ), object, size);
+}
+
+/* ---- sleeping and waking ---- */
+
+void sleep_add(struct sleep_set *s, neat_a32 *word, uint32_t expect)
+{
+	if (s->n == SLEEP_WORDS) {
+		s->overflow = true;
+		return;
+	}
+	s->w[s->n++] = (struct futex_waitv){ .val = expect, .uaddr = (uintptr_t)&word->v, .flags = FUTEX_32 };
+}
+
+void sleep_wait(const struct sleep_set *s, uint64_t until_us)
+{
+	struct timespec t;
+
+	if (s->overflow && until_us > replica_clock_us() + SLEEP_NAP_US)
+		until_us = replica_clock_us() + SLEEP_NAP_US;
+	t.tv_sec = (time_t)(until_us / 1000000);
+	t.tv_nsec = (long)(until_us % 1000000) * 1000;
+	if (syscall(SYS_futex_waitv, s->w, s->n, 0, until_us == UINT64_MAX ? NULL : &t, CLOCK_MONOTONIC) < 0 &&
+	    errno == ENOSYS)
+		replica_die("futex_waitv is missing: neatsock needs Linux 5.16 or newer");
+}
+
+void futex_wake(neat_a32 *word)
+{
+	syscall(SYS_futex, &word->v, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+void eventfd_ring(int fd)
+{
+	uint64_t one = 1;
+
+	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		replica_die("write to an eventfd");
+}
+
+void wake_sleeper(neat_a32 *asleep, int eventfd)
+{
+	neat_fence();	/* what was published before the look at asleep (Dekker, see the sleeper's side) */
+	if (a32_relaxed(asleep) == NEAT_AWAKE)
+		return;
+	if (a32_xchg(asleep, NEAT_AWAKE) == NEAT_ASLEEP_EVENTFD)
+		eventfd_ring(eventfd);
+	else
+		futex_wake(asleep);
+}
+
+/* ---- randomness ---- */
+
+void random_seed(uint64_t state[4])
+{
+	if (getrandom(state, 4 * sizeof(*state), 0) != (ssize_t)(4 * sizeof(*state)))
+		replica_die("getrandom");
+}
+
+uint64_t random_next(uint64_t s[4])
+{
+	uint64_t x = s[1] * 5, t = s[1] << 17;
+
+	x = (x << 7 | x >> 57) * 9;
+	s[2] ^= s[0];
+	s[3] ^= s[1];
+	s[1] ^= s[2];
+	s[0] ^= s[3];
+	s[2] ^= t;
+	s[3] = s[3] << 45 | s[3] >> 19;
+	return x;
+}
