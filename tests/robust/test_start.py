@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from neatsock.abi import VERSION
 from neatsock.instance import native
 
 from ..worlds import ROOT, World
@@ -166,7 +167,7 @@ def other_library(sources: Path, out: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     "old, new, complaint",
     [
-        ("NEAT_ABI_VERSION = 1,", "NEAT_ABI_VERSION = 77,", "speaks version 77"),
+        (f"NEAT_ABI_VERSION = {VERSION},", "NEAT_ABI_VERSION = 77,", "speaks version 77"),
         ("work_ns, poll_ns;", "work_ns, poll_ns, more;", "another memory layout"),
     ],
     ids=["version", "layout"],
