@@ -247,6 +247,7 @@ struct neat_app {
  *  ERROR       errno holds SO_ERROR until the application consumes it (neat_slot_app.err_taken)
  *  HUP         both directions over: poll reports HUP
  *  DEAD        the replica forgot it; the slot waits for the application's last reference
+ *  CLOSED      that reference is gone: the slot waits for the replica to forget it
  */
 enum neat_slot_flags {
 	NEAT_SLOT_CLAIMED = 1,
@@ -258,6 +259,7 @@ enum neat_slot_flags {
 	NEAT_SLOT_ERROR = 64,
 	NEAT_SLOT_HUP = 128,
 	NEAT_SLOT_DEAD = 256,
+	NEAT_SLOT_CLOSED = 512,
 };
 
 /*

@@ -39,6 +39,8 @@ static inline bool a64_cas(neat_a64 *a, uint64_t want, uint64_t v)
 }
 /* Store-load order: a publication before it is visible before a flag is read after it (Dekker). */
 static inline void neat_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+/* Keeps the compiler from moving stores across it: what a killed process leaves is a prefix of its stores. */
+static inline void compiler_fence(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 static inline void neat_pause(void)
 {
 #if defined(__x86_64__)

@@ -35,6 +35,11 @@ void slot_reset(struct app *app, uint32_t slot)
 	u->gen = (uint16_t)neat_status_gen(status);
 	if (flags == 0 || flags & NEAT_SLOT_LISTENING)
 		return;		/* a listener's slot is taken again by its R_LISTEN */
+	if (flags & NEAT_SLOT_CLOSED) {
+		u->gen++;
+		a64_release(&pub->status, neat_status(u->gen, 0, 0));
+		return;
+	}
 	u->kind = SLOT_ZOMBIE;
 	app->live++;
 	if (flags & NEAT_SLOT_DEAD)
@@ -108,6 +113,11 @@ void api_channel_gone(struct api *a, struct channel *c)
 
 void api_start(struct api *a, uint32_t death, struct stack_adopted *out)
 {
+	/* A wake that our predecessor owed is lost, whatever the asleep words say (W9). */
+	for (uint32_t i = 0; i < a->nchannels; i++) {
+		a32_xchg(&a->channels[i]->mem->asleep, NEAT_AWAKE);
+		a->ops.wake(a->ops.world, a->channels[i], NEAT_ASLEEP_EVENTFD);
+	}
 	if (a->adopting) {
 		api_adopt(a, death, out);
 		return;
@@ -116,6 +126,7 @@ void api_start(struct api *a, uint32_t death, struct stack_adopted *out)
 	for (uint32_t i = 0; i < a->napps; i++) {
 		struct app *app = a->apps[i];
 
+		api_free_unaccepted(app);
 		for (uint32_t slot = 1; slot < app->high_born; slot++) {
 			uint64_t status = a64_relaxed(&app->mem.pub->slots[slot].status);
 
@@ -354,11 +365,14 @@ static void listener_close(struct api *a, struct app *app, uint32_t slot)
 void slot_close(struct api *a, struct app *app, uint32_t slot)
 {
 	struct slot_user *u = &app->slots[slot];
+	struct sockref ref = slot_ref(app, slot);
 
 	u->closed = 1;
-	if (u->kind == SLOT_TCB)
+	if (u->kind == SLOT_TCB) {
+		/* For a stateless successor, which has only the slots to go by. */
+		sock_status(a->stack, &ref, NEAT_SLOT_CLOSED, 0, 0);
 		tcp_close(a->stack, u->obj);
-	else if (u->kind == SLOT_LISTENER)
+	} else if (u->kind == SLOT_LISTENER)
 		listener_close(a, app, slot);
 	else if (u->kind == SLOT_ZOMBIE)
 		slot_free(app, slot);

@@ -87,6 +87,17 @@ void api_repush(struct api *a, struct app *app)
 	}
 }
 
+void api_free_unaccepted(struct app *app)
+{
+	struct slot_set waiting;
+
+	queued(app, &waiting);
+	for (uint32_t slot = 1; slot < app->high_born; slot++)
+		if (app->slots[slot].kind == SLOT_ZOMBIE && !in_set(&waiting, slot) &&
+		    a32_acquire(&app->mem.app->slots[slot].accepted) == 0)
+			slot_free(app, slot);
+}
+
 /* ---- slots without a connection ---- */
 
 /* The CONNECT that our predecessor was about to carry out is still in its ring. */

@@ -18,6 +18,8 @@ void slot_reset(struct app *app, uint32_t slot);
 /* How many entries the application took from the accept ring of this slot, of `tail` pushed. */
 uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail);
 /* api_adopt.c */
+/* Dead connections of the born half that nobody accepted and no accept ring names. */
+void api_free_unaccepted(struct app *app);
 void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out);
 
 #endif

@@ -58,9 +58,6 @@ static inline uint64_t journal_word(enum arena_unit unit, uint32_t record)
 static inline enum arena_unit journal_unit(uint64_t w) { return (enum arena_unit)(w >> 56); }
 static inline uint32_t journal_record(uint64_t w) { return (uint32_t)w; }
 
-/* Keeps the compiler from moving stores across it; a killed process needs no more (3.2). */
-static inline void compiler_fence(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
-
 /*
  * Class E of a connection: one line, eight words.
  *

@@ -20,21 +20,56 @@ enum {
  */
 enum neighbour_state { NEIGHBOUR_FREE = 0, NEIGHBOUR_INCOMPLETE, NEIGHBOUR_REACHABLE };
 
+/* In the arena, as a hint: a successor uses what it finds and asks again at once. So `state` is REACHABLE
+ * only while address and mac belong together, store by store. */
 struct neighbour {
 	uint32_t addr;
 	uint8_t state;		/* enum neighbour_state */
 	uint8_t mac[6];
 	uint8_t pad;
 	uint64_t expires_us, asked_us;
-	uint32_t queued_len;
-	uint16_t queued_flags, queued_gso, queued_l4;
-	uint8_t queued[NEIGHBOUR_QUEUE];
 };
 
-struct neigh { struct neighbour table[NEIGHBOURS]; };
+struct waiting {
+	uint32_t len;
+	uint16_t flags, gso;
+	uint8_t bytes[NEIGHBOUR_QUEUE];
+};
+
+struct neigh {
+	struct neighbour *table;	/* [NEIGHBOURS] */
+	struct waiting queued[NEIGHBOURS];
+};
 
 size_t link_memory(void) { return sizeof(struct neigh); }
-void link_init(struct stack *s, void *memory) { s->neigh = memory; }
+size_t link_arena(void) { return NEIGHBOURS * sizeof(struct neighbour); }
+
+static bool hint_ok(const struct stack *s, const struct neighbour *n)
+{
+	uint32_t mask = s->cfg.prefix ? UINT32_MAX << (32 - (s->cfg.prefix & 31)) : 0;
+
+	return n->state == NEIGHBOUR_REACHABLE && !(n->mac[0] & 1) && s->cfg.addr && n->addr != s->cfg.addr &&
+	       ((n->addr ^ s->cfg.addr) & mask) == 0;
+}
+
+void link_init(struct stack *s, void *memory, void *arena, bool fresh)
+{
+	s->neigh = memory;
+	s->neigh->table = arena;
+	for (uint32_t i = 0; i < NEIGHBOURS; i++) {
+		struct neighbour *n = &s->neigh->table[i];
+
+		if (fresh || !hint_ok(s, n))
+			*n = (struct neighbour){ 0 };
+		else
+			n->expires_us = n->asked_us = 0;
+	}
+}
+
+static struct waiting *queue_of(const struct stack *s, const struct neighbour *n)
+{
+	return &s->neigh->queued[n - s->neigh->table];
+}
 
 /* A few places for each address; a full set gives up its oldest entry: the table is bounded. */
 static struct neighbour *neighbour_get(struct stack *s, uint32_t addr, bool make)
@@ -59,11 +94,12 @@ static struct neighbour *neighbour_get(struct stack *s, uint32_t addr, bool make
 	}
 	if (!make || !oldest)
 		return NULL;
-	oldest->addr = addr;
 	oldest->state = NEIGHBOUR_INCOMPLETE;
+	compiler_fence();	/* the hint is none before it names somebody else */
+	oldest->addr = addr;
 	oldest->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
 	oldest->asked_us = 0;
-	oldest->queued_len = 0;
+	queue_of(s, oldest)->len = 0;
 	return oldest;
 }
 
@@ -104,36 +140,41 @@ static void arp_send(struct stack *s, uint16_t op, const uint8_t to[6], uint32_t
 		stack_drop(s, DROP_QUEUE_FULL);
 }
 
-static void queue_packet(struct stack *s, struct neighbour *n, const struct pkt *p)
+static void queue_packet(struct stack *s, const struct neighbour *n, const struct pkt *p)
 {
+	struct waiting *q = queue_of(s, n);
 	uint32_t at = p->len;
 
 	if (pkt_total(p) > NEIGHBOUR_QUEUE) {
 		stack_drop(s, DROP_NO_NEIGHBOUR);
 		return;
 	}
-	memcpy(n->queued, p->data, p->len);
+	memcpy(q->bytes, p->data, p->len);
 	for (int i = 0; i < 2 && p->frag_len; at += p->frag[i].len, i++)
-		memcpy(n->queued + at, p->frag[i].p, p->frag[i].len);
-	n->queued_len = pkt_total(p);
-	n->queued_flags = p->flags;
-	n->queued_gso = p->gso_size;
+		memcpy(q->bytes + at, p->frag[i].p, p->frag[i].len);
+	q->len = pkt_total(p);
+	q->flags = p->flags;
+	q->gso = p->gso_size;
 }
 
 static void learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
 {
 	uint8_t buf[PKT_HEADROOM + NEIGHBOUR_QUEUE];
-	struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = n->queued_len };
+	struct waiting *q = queue_of(s, n);
+	struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = q->len };
 
+	n->state = NEIGHBOUR_INCOMPLETE;
+	compiler_fence();	/* no half of one mac and half of another */
 	memcpy(n->mac, mac, 6);
-	n->state = NEIGHBOUR_REACHABLE;
 	n->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
-	if (!n->queued_len)
+	compiler_fence();
+	n->state = NEIGHBOUR_REACHABLE;
+	if (!q->len)
 		return;
-	memcpy(p.data, n->queued, n->queued_len);
-	p.flags = n->queued_flags;
-	p.gso_size = n->queued_gso;
-	n->queued_len = 0;
+	memcpy(p.data, q->bytes, q->len);
+	p.flags = q->flags;
+	p.gso_size = q->gso;
+	q->len = 0;
 	if (!frame_out(s, &p, n->mac, ETHERTYPE_IPV4))
 		stack_drop(s, DROP_QUEUE_FULL);
 }

@@ -6,6 +6,8 @@
 #include "wire.h"
 
 size_t link_memory(void);
-void link_init(struct stack *s, void *memory);
+size_t link_arena(void);
+/* Not `fresh`: neighbours that a predecessor knew are believed until they answer. */
+void link_init(struct stack *s, void *memory, void *arena, bool fresh);
 
 #endif

@@ -242,6 +242,8 @@ static void on_start(struct replica *r, struct neat_msg_header *h)
 	api_start(&r->api, r->death, &a);
 	if (a.drop_frame)
 		nicq_drop_one(r);
+	/* Our predecessor may have owed the nic a wake: it had taken the asleep word, but not rung yet (W9). */
+	eventfd_ring(r->nic_eventfd);
 	if (adopting)
 		fprintf(stderr, "neat-replica %u: epoch %u took over %u connections, %u half-open, %u in TIME_WAIT; "
 			"%u were reset%s%s\n", r->cfg.index, r->cfg.epoch, a.connections, a.half_open, a.time_waits,

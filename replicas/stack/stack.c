@@ -18,7 +18,7 @@ size_t stack_memory(const struct stack_config *cfg)
 	       aligned(filter_memory()) + aligned(flow_memory(cfg)) + aligned(tcp_memory(cfg));
 }
 
-size_t stack_arena(const struct stack_config *cfg) { return tcp_arena(cfg); }
+size_t stack_arena(const struct stack_config *cfg) { return tcp_arena(cfg) + link_arena(); }
 
 int stack_init(struct stack *s, const struct stack_config *cfg, const struct stack_ops *ops, void *memory,
 	       void *arena, bool fresh, uint64_t now_us)
@@ -28,7 +28,7 @@ int stack_init(struct stack *s, const struct stack_config *cfg, const struct sta
 
 	*s = (struct stack){ .cfg = *cfg, .ops = *ops, .now_us = now_us, .api = api };
 	timer_wheel_init(&s->wheel, now_us);
-	link_init(s, m);
+	link_init(s, m, (uint8_t *)arena + tcp_arena(cfg), fresh);
 	m += aligned(link_memory());
 	lo_init(s, m);
 	m += aligned(lo_memory());

@@ -36,7 +36,22 @@ size_t tcp_arena(const struct stack_config *cfg)
 	       (size_t)holes_count(cfg) * sizeof(struct tcp_holes);
 }
 
-/* A high mark of zero makes an arena empty: a record above it is wiped when it is taken, never read before. */
+/* A high mark of zero makes an arena empty. What is above it must be free all the same: a record counts from
+ * the moment the mark passes it, before whoever took it fills it in. */
+static void wipe(struct tcp *tcp)
+{
+	struct arena_header *h = tcp->arena;
+
+	for (uint32_t i = 0; i < a32_relaxed(&h->high_tcb) && i < tcp->ntcbs; i++)
+		a64_store(&tcp->tcbs[i].e.state, 0);
+	for (uint32_t i = 0; i < a32_relaxed(&h->high_request) && i < tcp->nrequests; i++)
+		a32_store(&tcp->requests[i].state, 0);
+	for (uint32_t i = 0; i < a32_relaxed(&h->high_time_wait) && i < tcp->ntime_waits; i++)
+		a32_store(&tcp->time_waits[i].state, 0);
+	for (uint32_t i = 0; i < a32_relaxed(&h->high_holes) && i < tcp->nholes; i++)
+		tcp->holes[i].owner = 0;
+}
+
 static int header_init(struct tcp *tcp, bool fresh)
 {
 	struct arena_header *h = tcp->arena;
@@ -46,6 +61,8 @@ static int header_init(struct tcp *tcp, bool fresh)
 	};
 
 	if (fresh) {
+		wipe(tcp);
+		compiler_fence();
 		*h = want;
 		return 0;
 	}
@@ -60,16 +77,12 @@ static int carve(struct stack *s, uint8_t *arena, bool fresh)
 {
 	struct tcp *tcp = s->tcp;
 	const struct stack_config *cfg = &s->cfg;
-	int err;
 
 	tcp->ntcbs = cfg->connections_max;
 	tcp->nrequests = cfg->syn_backlog;
 	tcp->ntime_waits = time_wait_slots(cfg);
 	tcp->nholes = holes_count(cfg);
 	tcp->arena = (struct arena_header *)(void *)arena;
-	err = header_init(tcp, fresh);
-	if (err)
-		return err;
 	arena += sizeof(struct arena_header);
 	tcp->tcbs = (struct tcb *)(void *)arena;
 	arena += tcp->ntcbs * sizeof(struct tcb);
@@ -78,7 +91,7 @@ static int carve(struct stack *s, uint8_t *arena, bool fresh)
 	tcp->time_waits = (struct tcp_time_wait *)(void *)arena;
 	arena += tcp->ntime_waits * sizeof(struct tcp_time_wait);
 	tcp->holes = (struct tcp_holes *)(void *)arena;
-	return 0;
+	return header_init(tcp, fresh);
 }
 
 static void timer_ran_out(void *ctx, struct timer *t) { tcp_timer(ctx, t); }
