@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,21 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="default 10",
     )
+    parser.add_argument(
+        "--hang",
+        type=_milliseconds,
+        dest="hang_ms",
+        metavar="SECONDS",
+        help="a replica that uses so much CPU time without a sign of life is replaced, default "
+        "0.5; 0 = never",
+    )
+    parser.add_argument(
+        "--stopped",
+        type=_milliseconds,
+        dest="stopped_ms",
+        metavar="SECONDS",
+        help="a replica that was stopped (SIGSTOP) for so long is replaced, default 1; 0 = never",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -304,14 +320,8 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
     """InstanceError for options that do not go together."""
-    names = ("tap", "wire", "address", "gateway", "impair", "mode", "faults", "fault_window_ms")
-    options = StartOptions(
-        args.replicas,
-        args.spin_us,
-        args.time_wait_ms,
-        auto,
-        **{name: getattr(args, name, None) for name in names},
-    )
+    given: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(StartOptions)}
+    options = StartOptions(**given | {"auto": auto})
     _check_uplink(options)
     return options
 

@@ -62,6 +62,8 @@ class StartOptions:
     mode: str | None = None  # stateful or stateless
     faults: int | None = None
     fault_window_ms: int | None = None
+    hang_ms: int | None = None
+    stopped_ms: int | None = None
 
     @property
     def uplink(self) -> str | None:

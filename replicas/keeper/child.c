@@ -156,8 +156,18 @@ void child_start(struct keeper *k, struct child *c)
 		queue_store(k, c);
 	}
 	tell_neatd(k, NEAT_MSG_K_STARTED, c, NULL);
-	if (c->role == NEAT_ROLE_REPLICA)
-		tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
+	if (c->role != NEAT_ROLE_REPLICA)
+		return;
+	tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
+	watch_start(k, c);
+}
+
+void child_end(struct child *c, enum neat_death fate)
+{
+	c->fate = fate;
+	if (!c->ended_us)
+		c->ended_us = clock_us();
+	syscall(SYS_pidfd_send_signal, c->pidfd, SIGKILL, NULL, 0);
 }
 
 void child_kill(struct child *c)
@@ -197,7 +207,9 @@ static void last_words(struct keeper *k, struct child *c)
 
 void child_died(struct keeper *k, struct child *c)
 {
-	c->died_us = clock_us();
+	c->died_us = c->ended_us ? c->ended_us : clock_us();
+	c->ended_us = 0;
+	watch_end(c);
 	last_words(k, c);
 	while (waitpid(c->pid, &c->status, 0) < 0 && errno == EINTR)
 		;
@@ -214,6 +226,8 @@ void child_died(struct keeper *k, struct child *c)
 		queue_clear(&c->out);
 	if (c->death != NEAT_DEATH_OUTSIDE)
 		count_fault(k, c);
+	if (c->death != NEAT_DEATH_OUTSIDE && c->role == NEAT_ROLE_REPLICA)
+		evidence_take(k, c);
 	c->ready = false;
 	c->recovery_us = 0;
 }

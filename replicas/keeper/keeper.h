@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 enum {
 	CONTROL_FD = 3,			/* a child's end of its control socket */
@@ -70,13 +71,22 @@ struct child {
 	enum neat_death fate;		/* why we are killing it; NONE = we are not */
 	enum neat_death death;		/* of the predecessor */
 	int status;			/* its end, as waitpid says it */
-	uint64_t died_us;		/* when we saw it; 0 = never */
+	uint64_t ended_us;		/* when child_end() was called; 0 = it was not */
+	uint64_t died_us;		/* when we ended it, or saw it; 0 = never */
 	uint32_t recovery_us;		/* from there to R_READY of the successor; 0 = not yet */
 	uint32_t restarts;
 	uint32_t unready_faults;	/* faults in a row without a sign of life */
 	uint64_t faults[FAULTS_KEPT];	/* times of the latest ones, ms */
 	uint32_t nfaults;
 	uint64_t start_at;		/* ms; restart not before */
+	/* watch.c */
+	const struct neat_replica_status *status_page;
+	clockid_t cpu_clock;
+	timer_t cpu_timer;
+	bool watched;			/* cpu_clock and cpu_timer are valid */
+	uint32_t heartbeat;		/* last seen ... */
+	uint64_t beat_cpu_us;		/* ... at this time of its CPU clock */
+	uint64_t stopped_at;		/* ms; 0 = it is not */
 	struct entry *stored;
 	struct entry *listen_hint;	/* where the next R_LISTENING probably belongs */
 	struct queue out;
@@ -88,12 +98,15 @@ struct keeper_options {
 	char *neatd_args[ARGS_MAX];	/* after the interpreter's own; NULL-terminated */
 	uint32_t faults_max;		/* faults within the window: the next start is stateless */
 	uint32_t fault_window_ms;
+	uint32_t hang_ms;		/* CPU time without a heartbeat; 0 = not watched */
+	uint32_t stopped_ms;		/* a replica stopped for so long is replaced; 0 = never */
 };
 
 struct keeper {
 	struct keeper_options opt;
 	struct child neatd, nic, replica[NEAT_REPLICAS_MAX];
 	struct child standby;		/* runs whenever all wanted replicas are ready */
+	struct evidence *evidence;	/* taken, not written yet */
 	int signals;			/* signalfd */
 	bool stop;
 	int exit_status;
@@ -136,6 +149,7 @@ uint32_t keeper_children(struct keeper *k, struct child **all);	/* room for CHIL
 void child_init(struct child *c, uint32_t role, uint32_t index);
 void child_start(struct keeper *k, struct child *c);
 void child_died(struct keeper *k, struct child *c);
+void child_end(struct child *c, enum neat_death fate);	/* SIGKILL; its pidfd tells when it is over */
 void child_kill(struct child *c);	/* SIGKILL, wait: when it returns the process is gone */
 const char *child_name(const struct child *c, char *text, size_t size);
 
@@ -145,7 +159,19 @@ void count_fault(struct keeper *k, struct child *c);
 uint32_t strikes(const struct keeper *k, const struct child *c, uint64_t now_ms);
 void configure(struct keeper *k, struct child *c, struct neat_msg_r_config *config);
 void became_ready(struct keeper *k, struct child *c);
+const struct msg *stored_config(const struct child *c);	/* R_CONFIG; NULL = none yet */
 struct msg *health_message(const struct keeper *k, const struct child *c);
+
+/* watch.c */
+void watch_start(struct keeper *k, struct child *c);
+void watch_end(struct child *c);
+void watch_look(struct keeper *k, uint32_t index);
+void watch_stops(struct keeper *k);
+int watch_stopped(struct keeper *k);
+
+/* evidence.c */
+void evidence_take(struct keeper *k, const struct child *c);
+void evidence_write(struct keeper *k);
 
 /* standby.c */
 bool standby_promote(struct keeper *k, struct child *c);	/* c's next process; false = there is none */
@@ -169,6 +195,7 @@ void keeper_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void keeper_die(const char *what);
 void keeper_fail(struct keeper *k, const char *what);	/* ends the instance, exit status 1 */
 uint64_t clock_us(void);
+int sooner(int a, int b);	/* of two time-outs for poll() */
 uint64_t clock_ms(void);
 
 #endif

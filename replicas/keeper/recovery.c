@@ -46,22 +46,19 @@ uint32_t strikes(const struct keeper *k, const struct child *c, uint64_t now_ms)
 	return n;
 }
 
-static const struct neat_msg_r_config *stored_config(const struct child *c)
+const struct msg *stored_config(const struct child *c)
 {
-	for (const struct entry *e = c->stored; e; e = e->next) {
-		const struct neat_msg_r_config *config = (const void *)e->m->u.bytes;
-
-		if (config->h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(*config))
-			return config;
-	}
+	for (const struct entry *e = c->stored; e; e = e->next)
+		if (e->m->u.h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(struct neat_msg_r_config))
+			return e->m;
 	return NULL;
 }
 
 static bool stateful(const struct child *c)
 {
-	const struct neat_msg_r_config *config = c->role == NEAT_ROLE_REPLICA ? stored_config(c) : NULL;
+	const struct msg *config = c->role == NEAT_ROLE_REPLICA ? stored_config(c) : NULL;
 
-	return config && config->mode == NEAT_STATEFUL;
+	return config && ((const struct neat_msg_r_config *)config->u.bytes)->mode == NEAT_STATEFUL;
 }
 
 /* The limit of faults: first the connections are given up, then restarts are delayed. */

@@ -9,7 +9,8 @@ bool standby_promote(struct keeper *k, struct child *c)
 {
 	struct child *s = &k->standby;
 
-	if (!s->pid || s->fate)
+	/* One that somebody stopped would keep its replica down for as long as it takes to notice. */
+	if (!s->pid || s->fate || s->stopped_at)
 		return false;
 	c->pid = s->pid;
 	c->pidfd = s->pidfd;

@@ -1,6 +1,6 @@
 /*
- * A replica without a stack: writes what R_CONFIG says into the file $FAKE_LOG, one line each, and
- * answers. $FAKE_AT is a list of "EPOCH:WHAT,": in that epoch it does WHAT instead of answering
+ * A replica without a stack: writes what R_CONFIG says into the file $FAKE_LOG, one line each, its
+ * epoch into the arena, and answers. $FAKE_AT is a list of "EPOCH:WHAT,": in that epoch it does WHAT instead of answering
  * R_START: segv, exit, wait (for ever, asleep), hang (busy, no heartbeat). SIGUSR1 makes it hang,
  * SIGUSR2 makes it hang busily with a heartbeat.
  */
@@ -33,8 +33,9 @@ static void answer(uint16_t type, void *message, size_t len)
 		exit(1);
 }
 
-static void on_config(const struct neat_msg_r_config *m, int status_fd)
+static void on_config(const struct neat_msg_r_config *m, const int *fds)
 {
+	uint64_t mark = (uint64_t)m->epoch << 32 | 1;
 	char line[128];
 	const char *path = getenv("FAKE_LOG");
 	int fd = open(path ? path : "/dev/null", O_WRONLY | O_CREAT | O_APPEND, 0600);
@@ -43,7 +44,9 @@ static void on_config(const struct neat_msg_r_config *m, int status_fd)
 	if (write(fd, line, (size_t)n) != n)
 		exit(1);
 	close(fd);
-	status = mmap(NULL, sizeof(*status), PROT_READ | PROT_WRITE, MAP_SHARED, status_fd, 0);
+	if (pwrite(fds[0], &mark, sizeof(mark), 0) != sizeof(mark))
+		exit(1);
+	status = mmap(NULL, sizeof(*status), PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
 }
 
 static void on_start(uint32_t epoch)
@@ -94,7 +97,7 @@ int main(void)
 			memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
 		if (m.h.type == NEAT_MSG_R_CONFIG) {
 			epoch = m.c.epoch;
-			on_config(&m.c, fds[1]);
+			on_config(&m.c, fds);
 		}
 		if (m.h.type == NEAT_MSG_R_START)
 			on_start(epoch);

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from .client import LIB, ROOT, Instance, wait_for
+from .client import LIB, ROOT, Client, Instance, wait_for
 from .conftest import WARNINGS, compile_c
 
 OUTSIDE, FAULT, HANG = LIB.NEAT_DEATH_OUTSIDE, LIB.NEAT_DEATH_FAULT, LIB.NEAT_DEATH_HANG
@@ -232,3 +233,98 @@ def test_the_standby_maps_nothing_of_the_instance_and_sleeps(instance: Instance)
     for one in (pid, *(r["pid"] for r in instance.quick_status()["replicas"])):
         bases.add(Path(f"/proc/{one}/maps").read_text().split("-")[0])
     assert len(bases) == 3, "address layouts of their own"
+
+
+# ---- hangs, stops, evidence ----
+
+
+def test_a_replica_that_burns_cpu_without_a_heartbeat_is_replaced(fakes: Fakes) -> None:
+    instance = fakes.up("--hang", "0.1")
+    last = fakes.kill(signal.SIGUSR1, 2)
+    assert fakes.configs()[-1] == (0, 2, LIB.NEAT_STATEFUL, 1, HANG)
+    assert (last["last_death"], last["strikes"]) == ("hang", 1)
+    assert "hangs: no heartbeat" in instance.log()
+
+
+def test_a_hang_during_the_recovery_ends_too(fakes: Fakes) -> None:
+    fakes.up("--hang", "0.1", at="2:hang")
+    fakes.kill(signal.SIGKILL, 3)
+    assert [(c.adopt, c.death) for c in fakes.configs()[1:]] == [(1, OUTSIDE), (1, HANG)]
+
+
+def test_busy_with_a_heartbeat_is_no_hang(fakes: Fakes) -> None:
+    instance = fakes.up("--hang", "0.1")
+    pid = fakes.ready(1)["pid"]
+    os.kill(pid, signal.SIGUSR2)
+    wait_for(lambda: run_s(pid) > 0.5, "half a second of its CPU time")
+    assert fakes.ready(1)["pid"] == pid
+    assert "hangs" not in instance.log()
+
+
+def test_a_real_replica_under_load_is_no_hang(fresh: Instance) -> None:
+    """Control messages as fast as they go, with a limit of 20 ms: every loop has its heartbeat."""
+    instance = fresh.up("--replicas", "1", "--hang", "0.02")
+    client = Client(instance.path)
+    pid = ready(instance, 1)["pid"]
+    for sock in range(1, 400):
+        client.listen(sock)
+        client.unbind(sock)
+    assert ready(instance, 1)["pid"] == pid
+
+
+def run_s(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def test_a_stopped_replica_is_replaced_and_that_is_no_strike(fakes: Fakes) -> None:
+    instance = fakes.up("--stopped", "0.2")
+    last = fakes.kill(signal.SIGSTOP, 2)
+    assert fakes.configs()[-1] == (0, 2, LIB.NEAT_STATEFUL, 1, OUTSIDE)
+    assert (last["last_death"], last["strikes"]) == ("outside", 0)
+    assert "was stopped for" in instance.log()
+
+
+def test_stopped_for_a_moment_is_none_of_our_business(fakes: Fakes) -> None:
+    """The second stop starts the time anew: together they would be too long."""
+    instance = fakes.up("--stopped", "0.6")
+    pid = fakes.ready(1)["pid"]
+    for _ in range(2):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.4)  # the measurement itself
+        os.kill(pid, signal.SIGCONT)
+        assert instance.quick_status()["replicas"][0]["pid"] == pid
+    assert "was stopped" not in instance.log()
+
+
+def test_a_stopped_standby_is_not_promoted(fakes: Fakes) -> None:
+    instance = fakes.up("--stopped", "0.3")
+    spare = standby(instance)
+    os.kill(spare, signal.SIGSTOP)
+    wait_for(lambda: "T (stopped)" in Path(f"/proc/{spare}/status").read_text(), "it is stopped")
+    assert fakes.kill(signal.SIGKILL, 2)["pid"] != spare
+    wait_for(lambda: standby(instance) != spare, "another standby")
+
+
+def test_evidence_of_faults_and_hangs_but_not_of_kills(fakes: Fakes) -> None:
+    instance = fakes.up("--hang", "0.1")
+    fakes.kill(signal.SIGSEGV, 2)
+    fakes.kill(signal.SIGUSR1, 3)
+    fakes.kill(signal.SIGKILL, 4)
+    folder = instance.directory / "evidence"
+    wait_for(lambda: len(list(folder.iterdir())) == 2, "two files")
+    fault, hang = ((folder / f"t-0-{epoch}.txt").read_text() for epoch in (1, 2))
+    assert "killed by signal 11" in fault and "strikes within the window: 1" in fault
+    assert "no heartbeat" in hang and "had adopted" in hang
+    assert "0000  0000000100000001" in fault, "the fake replica's mark in its arena"
+    assert "replica 0 started" in fault, "the end of the log"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_evidence_is_bounded(fakes: Fakes) -> None:
+    instance = fakes.up("--fault-window", "0.001")
+    for epoch in range(2, 40):
+        fakes.kill(signal.SIGSEGV, epoch)
+    folder = instance.directory / "evidence"
+    wait_for(lambda: (folder / "t-0-38.txt").exists(), "the last one")
+    names = sorted(p.name for p in folder.iterdir())
+    assert len(names) == 32 and "t-0-1.txt" not in names
