@@ -155,6 +155,7 @@ class Neatd:
         own = [self._own_state(stored) for stored in store if stored.role == LIB.NEAT_ROLE_NEATD]
         self.boot, self.listener, registry = self._booted(own)
         self.wire: Wire | None = None
+        self.upgrades: list[tuple[Connection, int]] = []
         replicas, early = self._replicas(store, own, registry)
         self.state = State(
             options,
@@ -344,6 +345,8 @@ class Neatd:
                 self.state.nic_pid = pid
             elif item.role == STANDBY:
                 self.state.standby_pid = pid
+        if item.kind == LIB.NEAT_MSG_K_UPGRADED:
+            self._upgraded(item)
         if item.role != REPLICA or item.index >= len(self.state.replicas):
             item.close()
             return
@@ -428,6 +431,9 @@ class Neatd:
             answer |= self.status()
         elif name == "hold":
             self.lifetime.hold(request.pid)
+        elif name == "upgrade":
+            self._upgrade(connection, request.seq, command)
+            return False
         elif name != "down":
             raise Refused(errno.EINVAL, f"this instance does not know the command {name!r}")
         text = json.dumps(answer).encode()
@@ -437,6 +443,29 @@ class Neatd:
             # After the request was taken off the socket: unread, it would turn into ECONNRESET.
             self.loop.call_soon(self.end)
         return True
+
+    def _upgrade(self, connection: Connection, seq: int, command: dict[str, Any]) -> None:
+        if self.options.mode != "stateful":
+            text = "in stateless mode an upgrade would reset connections; use neatsock down and up"
+            raise Refused(errno.ENOTSUP, text)
+        path = command.get("replica_bin") or ""
+        if not isinstance(path, str) or len(os.fsencode(path)) > 4000:
+            raise Refused(errno.EINVAL, "replica_bin is no path")
+        self.upgrades.append((connection, seq))
+        self.link.upgrade(path)
+
+    def _upgraded(self, item: News) -> None:
+        """Answers come in the order of the requests, but a refused one comes first."""
+        if not self.upgrades:
+            return
+        connection, seq = self.upgrades.pop(-1 if item.status == -errno.EBUSY else 0)
+        if item.status:
+            text = abi.text(abi.unpack("struct neat_msg_error", item.inner).text)
+            connection.error(seq, -item.status, text)
+        else:
+            text = json.dumps({"upgraded": len(self.state.replicas)})
+            connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text.encode(), seq))
+        self.server.finish(connection)
 
     def end(self) -> None:
         """The whole instance ends, this process included."""

@@ -32,17 +32,18 @@ struct evidence {
 	ssize_t arena_len;
 };
 
-void evidence_take(struct keeper *k, const struct child *c)
+void evidence_take(struct keeper *k, const struct child *c, pid_t pid)
 {
 	const struct msg *config = stored_config(c);
 	struct evidence *e = malloc(sizeof(*e));
 
 	if (!e)
 		return;
-	*e = (struct evidence){ .next = k->evidence, .index = c->index, .epoch = c->epoch, .adopts = c->adopts, .pid = c->pid,
+	*e = (struct evidence){ .next = k->evidence, .index = c->index, .epoch = c->epoch, .adopts = c->adopts, .pid = pid,
 				.death = c->death, .status = c->status,
 				.strikes = strikes(k, c, clock_ms()) };
-	snprintf(e->program, sizeof(e->program), "%s", k->opt.replica_bin);
+	snprintf(e->program, sizeof(e->program), "%.250s", c->quarantine ? k->quarantine.path :
+		 c->generation == k->program.generation ? k->program.path : k->before.path);
 	k->evidence = e;
 	if (config && config->nfds)
 		e->arena_len = pread(config->fds[0], e->arena, sizeof(e->arena), 0);

@@ -54,6 +54,13 @@ struct queue {
 	struct out *first, **tail;
 };
 
+/* What replicas are started from, see program.c. */
+struct program {
+	char path[4096];
+	int fd;			/* -1 = there is none */
+	uint32_t generation;
+};
+
 /*
  * Life of a child: not wanted -> (K_SPAWN) wanted -> running (pid != 0) -> dead -> running ...
  * A replica's next process is the standby if there is one: it only waits for R_CONFIG.
@@ -68,6 +75,10 @@ struct child {
 	bool ever_ready;
 	bool adoptable;			/* the arena holds connections: a start was ready, no reset began since */
 	bool adopts, fell_back;		/* what this process was told, enum neat_health_flags */
+	bool planned;			/* is to be replaced when all are ready */
+	bool quarantined;		/* its next start is of the quarantine build */
+	bool quarantine;		/* this process is */
+	uint32_t generation;		/* of this process's program */
 	enum neat_death fate;		/* why we are killing it; NONE = we are not */
 	enum neat_death death;		/* of the predecessor */
 	int status;			/* its end, as waitpid says it */
@@ -99,6 +110,8 @@ struct keeper_options {
 	uint32_t faults_max;		/* faults within the window: the next start is stateless */
 	uint32_t fault_window_ms;
 	uint32_t hang_ms;		/* CPU time without a heartbeat; 0 = not watched */
+	uint32_t rerandomize_s;		/* another replica is replaced each so many seconds; 0 = never */
+	uint32_t quarantine_ms;		/* time without a fault that ends a quarantine */
 	uint32_t stopped_ms;		/* a replica stopped for so long is replaced; 0 = never */
 };
 
@@ -106,6 +119,11 @@ struct keeper {
 	struct keeper_options opt;
 	struct child neatd, nic, replica[NEAT_REPLICAS_MAX];
 	struct child standby;		/* runs whenever all wanted replicas are ready */
+	struct program program, quarantine;
+	struct program before;		/* while upgrading: the one to go back to */
+	bool upgrading;
+	uint64_t rerandomize_at;	/* ms */
+	uint32_t rerandomize_next;
 	struct evidence *evidence;	/* taken, not written yet */
 	int signals;			/* signalfd */
 	bool stop;
@@ -159,8 +177,21 @@ void count_fault(struct keeper *k, struct child *c);
 uint32_t strikes(const struct keeper *k, const struct child *c, uint64_t now_ms);
 void configure(struct keeper *k, struct child *c, struct neat_msg_r_config *config);
 void became_ready(struct keeper *k, struct child *c);
+uint64_t youngest_fault(const struct child *c);		/* ms; 0 = none */
+bool stateful(const struct child *c);
 const struct msg *stored_config(const struct child *c);	/* R_CONFIG; NULL = none yet */
 struct msg *health_message(const struct keeper *k, const struct child *c);
+
+/* program.c */
+void program_open(struct program *p, const char *path);		/* fd -1 and errno if it cannot be */
+void program_open_quarantine(struct program *p, const struct program *normal);
+void program_close(struct program *p);
+void program_exec(const struct program *p);
+
+/* plan.c */
+void upgrade_begin(struct keeper *k, const char *path);
+void upgrade_failed(struct keeper *k);
+int plan_step(struct keeper *k);	/* ms until it has something to do, -1 = unknown */
 
 /* watch.c */
 void watch_start(struct keeper *k, struct child *c);
@@ -170,11 +201,13 @@ void watch_stops(struct keeper *k);
 int watch_stopped(struct keeper *k);
 
 /* evidence.c */
-void evidence_take(struct keeper *k, const struct child *c);
+void evidence_take(struct keeper *k, const struct child *c, pid_t pid);
 void evidence_write(struct keeper *k);
 
 /* standby.c */
 bool standby_promote(struct keeper *k, struct child *c);	/* c's next process; false = there is none */
+bool standby_ready(const struct keeper *k);		/* parked, of the program that is current */
+bool somebody_recovers(const struct keeper *k, bool *any);	/* any: replicas are wanted at all */
 int standby_keep(struct keeper *k);	/* starts it if it is time; ms until it will be, -1 = unknown */
 
 /* neatd.c */

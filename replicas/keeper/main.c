@@ -141,6 +141,8 @@ static void setup(struct keeper *k)
 		child_init(&k->replica[i], NEAT_ROLE_REPLICA, i);
 	child_init(&k->standby, NEAT_ROLE_STANDBY, 0);
 	k->neatd.wanted = true;
+	program_open(&k->program, k->opt.replica_bin);
+	program_open_quarantine(&k->quarantine, &k->program);
 }
 
 /* ---- loop ---- */
@@ -209,6 +211,7 @@ static int start_wanted(struct keeper *k)
 		else
 			child_start(k, c);
 	}
+	wait = sooner(wait, plan_step(k));
 	wait = sooner(wait, standby_keep(k));
 	return sooner(wait, watch_stopped(k));
 }

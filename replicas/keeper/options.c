@@ -37,6 +37,10 @@ static uint32_t *number_option(struct keeper_options *o, const char *arg, uint32
 		return &o->hang_ms;
 	if (!strcmp(arg, "--stopped-ms"))
 		return &o->stopped_ms;
+	if (!strcmp(arg, "--quarantine-ms"))
+		return &o->quarantine_ms;
+	if (!strcmp(arg, "--rerandomize"))
+		return &o->rerandomize_s;
 	*most = FAULTS_KEPT;
 	if (!strcmp(arg, "--faults"))
 		return &o->faults_max;
@@ -62,6 +66,7 @@ void parse(struct keeper_options *o, int argc, char **argv)
 	o->fault_window_ms = 10000;
 	o->hang_ms = 500;
 	o->stopped_ms = 1000;
+	o->quarantine_ms = 60000;
 	o->neatd_args[n++] = NULL;	/* the interpreter, below */
 	o->neatd_args[n++] = unbuffered;
 	o->neatd_args[n++] = module;

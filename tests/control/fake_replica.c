@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "ring.h"
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -15,6 +16,10 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#ifndef FAKE_LAYOUT
+#define FAKE_LAYOUT 0	/* else it pretends to be of another build */
+#endif
 
 static struct neat_replica_status *status;
 
@@ -39,7 +44,8 @@ static void on_config(const struct neat_msg_r_config *m, const int *fds)
 	char line[128];
 	const char *path = getenv("FAKE_LOG");
 	int fd = open(path ? path : "/dev/null", O_WRONLY | O_CREAT | O_APPEND, 0600);
-	int n = snprintf(line, sizeof(line), "%u %u %u %u %u\n", m->index, m->epoch, m->mode, m->adopt, m->death);
+	int n = snprintf(line, sizeof(line), "%u %u %u %u %u %s\n", m->index, m->epoch, m->mode, m->adopt,
+			 m->death, program_invocation_short_name);
 
 	if (write(fd, line, (size_t)n) != n)
 		exit(1);
@@ -73,13 +79,17 @@ static void on_start(uint32_t epoch)
 		pause();
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	union { struct neat_msg_header h; struct neat_msg_r_config c; char bytes[NEAT_MSG_MAX]; } m;
-	struct neat_msg_result parked = { .value = neat_abi_fingerprint() };
+	struct neat_msg_result parked = { .value = neat_abi_fingerprint() ^ FAKE_LAYOUT };
 	char space[CMSG_SPACE(sizeof(int) * NEAT_MSG_FDS_MAX)];
 	uint32_t epoch = 0;
 
+	if (argc > 1 && !strcmp(argv[1], "--version")) {
+		printf("neat-replica ABI %d\n", NEAT_ABI_VERSION);
+		return 0;
+	}
 	signal(SIGUSR1, hang);
 	signal(SIGUSR2, hang);
 	answer(NEAT_MSG_R_PARKED, &parked, sizeof(parked));
