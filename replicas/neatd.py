@@ -41,6 +41,7 @@ from .state import (
     start_replica,
     store_queue,
 )
+from .upgrade import Upgrades
 from .uplink import Queue, Uplink
 from .uplink import ensure as ensure_uplink
 from .wire import UplinkError, Wire
@@ -155,7 +156,6 @@ class Neatd:
         own = [self._own_state(stored) for stored in store if stored.role == LIB.NEAT_ROLE_NEATD]
         self.boot, self.listener, registry = self._booted(own)
         self.wire: Wire | None = None
-        self.upgrades: list[tuple[Connection, int]] = []
         replicas, early = self._replicas(store, own, registry)
         self.state = State(
             options,
@@ -172,6 +172,7 @@ class Neatd:
         self.lifetime = Lifetime(self.state, loop, self.end)
         self.server = Server(self.listener, loop, self.handle, self._connection_gone)
         self.filter = Filter(self.state, self.server.finish)
+        self.upgrades = Upgrades(self.state, self.server.finish)
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable
@@ -346,7 +347,7 @@ class Neatd:
             elif item.role == STANDBY:
                 self.state.standby_pid = pid
         if item.kind == LIB.NEAT_MSG_K_UPGRADED:
-            self._upgraded(item)
+            self.upgrades.on_news(item)
         if item.role != REPLICA or item.index >= len(self.state.replicas):
             item.close()
             return
@@ -427,13 +428,12 @@ class Neatd:
         answer: dict[str, Any] = {"keeper": {"pid": os.getppid()}}
         if name == "filter":
             return self.filter.command(connection, request.seq, command)
+        if name == "upgrade":
+            return self.upgrades.command(connection, request.seq, command)
         if name == "status":
             answer |= self.status()
         elif name == "hold":
             self.lifetime.hold(request.pid)
-        elif name == "upgrade":
-            self._upgrade(connection, request.seq, command)
-            return False
         elif name != "down":
             raise Refused(errno.EINVAL, f"this instance does not know the command {name!r}")
         text = json.dumps(answer).encode()
@@ -443,29 +443,6 @@ class Neatd:
             # After the request was taken off the socket: unread, it would turn into ECONNRESET.
             self.loop.call_soon(self.end)
         return True
-
-    def _upgrade(self, connection: Connection, seq: int, command: dict[str, Any]) -> None:
-        if self.options.mode != "stateful":
-            text = "in stateless mode an upgrade would reset connections; use neatsock down and up"
-            raise Refused(errno.ENOTSUP, text)
-        path = command.get("replica_bin") or ""
-        if not isinstance(path, str) or len(os.fsencode(path)) > 4000:
-            raise Refused(errno.EINVAL, "replica_bin is no path")
-        self.upgrades.append((connection, seq))
-        self.link.upgrade(path)
-
-    def _upgraded(self, item: News) -> None:
-        """Answers come in the order of the requests, but a refused one comes first."""
-        if not self.upgrades:
-            return
-        connection, seq = self.upgrades.pop(-1 if item.status == -errno.EBUSY else 0)
-        if item.status:
-            text = abi.text(abi.unpack("struct neat_msg_error", item.inner).text)
-            connection.error(seq, -item.status, text)
-        else:
-            text = json.dumps({"upgraded": len(self.state.replicas)})
-            connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text.encode(), seq))
-        self.server.finish(connection)
 
     def end(self) -> None:
         """The whole instance ends, this process included."""
