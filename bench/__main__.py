@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from bench import cases, idle, programs, render, svg
+from bench import cases, idle, kills, programs, render, svg
 from bench.cases import Case, Timing
 from bench.errors import CaseFailed, SkipCase
 from bench.measure import Plan, run_case
@@ -37,7 +37,11 @@ RESULTS = Path(__file__).parent / "results"
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    p = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog="`python -m bench kills` has options of its own.",
+    )
     p.add_argument(
         "groups",
         nargs="+",
@@ -202,4 +206,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(kills.main(sys.argv[2:]) if sys.argv[1:2] == ["kills"] else main())

@@ -24,7 +24,11 @@ FLAGS = (
     "-Wvla",
     "-Werror",
 )
-EXTRA = {"echo_client": ("closed.c",), "memget": ("closed.c",)}
+EXTRA = {
+    "echo_client": ("closed.c",),
+    "memget": ("closed.c",),
+    "verify": ("verify_client.c", "verify_message.c", "verify_server.c"),
+}
 
 
 def cache_dir() -> Path:
@@ -35,7 +39,7 @@ def cache_dir() -> Path:
 
 def _digest(sources: list[Path]) -> str:
     h = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in (*sources, LOADS / "load.h"):
+    for path in (*sources, *sorted(LOADS.glob("*.h"))):
         h.update(path.read_bytes())
     return h.hexdigest()[:16]
 
@@ -53,7 +57,7 @@ def load_program(name: str) -> str:
     # Renamed when whole: an interrupted or concurrent build leaves no half program behind.
     partial = built.with_name(f"{built.name}.{os.getpid()}")
     done = subprocess.run(
-        [compiler, *FLAGS, *map(str, sources), "-o", str(partial)],
+        [compiler, *FLAGS, "-pthread", *map(str, sources), "-o", str(partial)],
         capture_output=True,
         text=True,
         check=False,

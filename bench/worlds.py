@@ -76,6 +76,11 @@ class Neat(World):
     directory: Path = Path()
     keeper: int = 0
 
+    @property
+    def control(self) -> Path:
+        """Its control socket."""
+        return self.directory / f"{NAME}.sock"
+
     def replica_pids(self) -> list[int]:
         """Processes that run the network stack, now (a restarted replica has a new pid)."""
         return [pid for pid in proc.tree([self.keeper]) if _is_replica(pid)]
@@ -145,17 +150,17 @@ def build_id() -> str:
     return digest.hexdigest()[:12]
 
 
-def neat_up(replicas: int) -> Neat:
-    """Start a private instance. Blocks until it is up; SkipCase with its words if it does not."""
+def neat_up(replicas: int, *options: str) -> Neat:
+    """Start a private instance, `options` for `neatsock up`. Blocks until it is up; SkipCase with its words if it does not."""
     directory = Path(tempfile.mkdtemp(prefix="neat-bench-"))
     env = {"NEATSOCK_DIR": str(directory), "PYTHONPATH": str(ROOT), **_snapshot(directory)}
     wrap = (sys.executable, "-m", "neatsock", "run", "--name", NAME, "--")
     world = Neat("neatsock", wrap, env, directory)
     try:
-        done = _neatsock(["up", "--auto", "--name", NAME, "--replicas", str(replicas)], env)
+        done = _neatsock(["up", "--auto", "--name", NAME, "--replicas", str(replicas), *options], env)
         if done.returncode:
             raise SkipCase(f"neatsock up failed: {done.stderr.strip() or done.stdout.strip()}")
-        return replace(world, keeper=_adopt(directory / f"{NAME}.sock"))
+        return replace(world, keeper=_adopt(world.control))
     except subprocess.TimeoutExpired:
         world.down()
         raise SkipCase(f"neatsock up did not finish in {UP_S:.0f} s") from None
