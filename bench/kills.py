@@ -1,4 +1,4 @@
-"""``python -m bench kills``: kill -9 of everything but the keeper, under clients that check every byte."""
+"""``python -m bench kills``: kill -9 of all but the keeper, under clients that check every byte."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--phase", type=float, default=10, metavar="S", help="seconds with kills")
     p.add_argument("--mode", choices=("stateful", "stateless"), default="stateful")
     p.add_argument("--seed", type=int, help="default: random, printed")
-    p.add_argument("--json", type=Path, metavar="FILE", help="default bench/results/kills-TIME.json")
+    p.add_argument(
+        "--json", type=Path, metavar="FILE", help="default bench/results/kills-TIME.json"
+    )
     args = p.parse_args(argv)
     args.victims = tuple(args.victims.split(","))
     if not args.victims or not set(args.victims) <= set(VICTIMS):
@@ -101,7 +103,9 @@ class Run:
             time.sleep(args.phase / 3)
             self._end_phase(False, 0)
             before = len(self.killer.done)
-            self.killer.run(min(args.kills - before, max(1, round(args.rate * args.phase))), args.rate)
+            self.killer.run(
+                min(args.kills - before, max(1, round(args.rate * args.phase))), args.rate
+            )
             self._end_phase(True, len(self.killer.done) - before)
         time.sleep(args.phase / 3)
         self._end_phase(False, 0)
@@ -120,14 +124,16 @@ class Run:
         found, failures = self.loads.phase()
         self._note(failures)
         self.phases.append({"killing": killing, "kills": kills, "clients": found})
+        word = "kills" if killing else "quiet"
         for name, line in found.items():
-            print(
-                f"{'kills' if killing else 'quiet'} {line['seconds']:6.2f} s {kills:5} kills  {name:<8}"
-                f" {line['requests']:8} requests {line['connects']:6} connects {line['bytes'] >> 20:6} MiB"
-                f"  p50 {line['p50_us']:8.0f} p99 {line['p99_us']:8.0f} p99.9 {line['p999_us']:8.0f}"
-                f" max {line['max_us']:8.0f} us  failures {line['failures']}",
-                flush=True,
+            cells = (
+                f"{word} {line['seconds']:6.2f} s {kills:5} kills  {name:<8}",
+                f"{line['requests']:8} requests {line['connects']:6} connects",
+                f"{line['bytes'] >> 20:6} MiB  p50 {line['p50_us']:8.0f} p99 {line['p99_us']:8.0f}",
+                f"p99.9 {line['p999_us']:8.0f} max {line['max_us']:8.0f} us",
+                f"failures {line['failures']}",
             )
+            print(*cells, flush=True)
 
     def _note(self, failures: list[dict[str, Any]]) -> None:
         for failure in failures:
@@ -217,9 +223,7 @@ def report(run: Run) -> dict[str, Any]:
     """Print the end of it; what goes to the JSON file."""
     counts = {v: sum(k.role == v for k in run.killer.done) for v in VICTIMS}
     recoveries = run.recoveries()
-    firsts = [
-        us for p in run.phases for line in p["clients"].values() for us in line["firsts_us"]
-    ]
+    firsts = [us for p in run.phases for line in p["clients"].values() for us in line["firsts_us"]]
     print(f"\n{len(run.killer.done)} kills: {', '.join(f'{v} {n}' for v, n in counts.items())}")
     for line in (*middle(run.phases, False), *middle(run.phases, True)):
         print(line)

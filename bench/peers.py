@@ -1,4 +1,4 @@
-"""Clients and servers of `bench kills`: on the instance, and in a network namespace behind a TAP."""
+"""Clients and servers of `bench kills`: on the instance, and in a namespace behind a TAP."""
 
 from __future__ import annotations
 
@@ -125,7 +125,12 @@ class Loads:
                     f"{name}{f' {part // EACH}' if part else ''}",
                     (server, client),
                     host,
-                    [min(share - part, EACH), threads if part == 0 else 0, active, seed * 64 + len(self.clients)],
+                    [
+                        min(share - part, EACH),
+                        threads if part == 0 else 0,
+                        active,
+                        seed * 64 + len(self.clients),
+                    ],
                 )
 
     def _pair(self, name: str, at: tuple[Where, Where], host: str, numbers: list[int]) -> None:

@@ -151,13 +151,17 @@ def build_id() -> str:
 
 
 def neat_up(replicas: int, *options: str) -> Neat:
-    """Start a private instance, `options` for `neatsock up`. Blocks until it is up; SkipCase with its words if it does not."""
+    """Start a private instance, `options` for `neatsock up`. Blocks until it is up.
+
+    SkipCase with its words if it does not come up.
+    """
     directory = Path(tempfile.mkdtemp(prefix="neat-bench-"))
     env = {"NEATSOCK_DIR": str(directory), "PYTHONPATH": str(ROOT), **_snapshot(directory)}
     wrap = (sys.executable, "-m", "neatsock", "run", "--name", NAME, "--")
     world = Neat("neatsock", wrap, env, directory)
     try:
-        done = _neatsock(["up", "--auto", "--name", NAME, "--replicas", str(replicas), *options], env)
+        up = ["up", "--auto", "--name", NAME, "--replicas", str(replicas), *options]
+        done = _neatsock(up, env)
         if done.returncode:
             raise SkipCase(f"neatsock up failed: {done.stderr.strip() or done.stdout.strip()}")
         return replace(world, keeper=_adopt(world.control))
