@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "nic.h"
+#include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -145,6 +146,19 @@ static int make_uplink(struct nic *n, struct message *msg, char *text, size_t ro
 	return 0;
 }
 
+/* The uplink is open: from here on nothing else is. */
+static void sandbox(void)
+{
+	static const uint32_t calls[] = {
+		SYS_recvmsg, SYS_sendto, SYS_sendmsg, SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_close, SYS_fstat,
+		SYS_newfstatat, SYS_fcntl, SYS_futex, SYS_epoll_ctl, SYS_epoll_pwait2, SYS_getrandom,
+		SYS_restart_syscall,
+	};
+
+	if (!sandbox_enter(calls, sizeof(calls) / sizeof(calls[0])))
+		nic_die("seccomp");
+}
+
 static void on_config(struct nic *n, struct message *msg)
 {
 	const struct neat_msg_n_config *m = &msg->u.config;
@@ -171,6 +185,7 @@ static void on_config(struct nic *n, struct message *msg)
 		exit(1);
 	}
 	n->configured = true;
+	sandbox();
 	reply_ready(~0u, 0, m->h.seq);
 }
 

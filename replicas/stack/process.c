@@ -3,6 +3,7 @@
  */
 #define _GNU_SOURCE
 #include "process.h"
+#include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -48,6 +49,21 @@ static void on_sigio(int sig)
 	a32_release(&control_word, 1);
 }
 
+/* Contract P5: what is handed over is used, nothing is opened. */
+static void sandbox(void)
+{
+	static const uint32_t calls[] = {
+		SYS_recvmsg, SYS_sendto, SYS_sendmsg, SYS_read, SYS_write, SYS_close, SYS_fstat, SYS_newfstatat,
+		SYS_futex, SYS_futex_waitv, SYS_ppoll, SYS_getcpu, SYS_getpid, SYS_restart_syscall,
+#ifdef SYS_poll
+		SYS_poll,
+#endif
+	};
+
+	if (!sandbox_enter(calls, sizeof(calls) / sizeof(calls[0])))
+		replica_die("seccomp");
+}
+
 neat_a32 *control_setup(void)
 {
 	struct sigaction sa = { .sa_handler = on_sigio };
@@ -58,6 +74,7 @@ neat_a32 *control_setup(void)
 	if (fcntl(CONTROL_FD, F_SETOWN, getpid()) ||
 	    fcntl(CONTROL_FD, F_SETFL, O_ASYNC | O_NONBLOCK))
 		replica_die("fd 3 is not a control socket; this program is started by neat-keeper");
+	sandbox();
 	a32_release(&control_word, 1);
 	return &control_word;
 }
