@@ -129,21 +129,23 @@ static void settle_slot(struct api *a, struct app *app, uint32_t slot)
 		return;
 	}
 	if (flags & NEAT_SLOT_LISTENING) {	/* its R_LISTEN never came: nobody knows of it */
-		slot_take(app, slot, SLOT_ZOMBIE, NULL, gen);
-		slot_free(app, slot);
+		app->slots[slot].gen++;
+		a64_release(&pub->status, neat_status(app->slots[slot].gen, 0, 0));
 		return;
 	}
 	slot_reset(app, slot);
-	if (flags == 0 && slot < NEAT_SLOT_APP_FIRST)
-		app->free[app->nfree++] = slot;
 }
 
 static void settle_slots(struct api *a, struct app *app)
 {
 	uint32_t claimed = a32_relaxed(&app->mem.pub->high_claimed);
 
-	for (uint32_t i = app->high_born; i-- > 1;)
+	app->nfree = 0;		/* stack_adopt() freed some already */
+	for (uint32_t i = app->high_born; i-- > 1;) {
 		settle_slot(a, app, i);
+		if (app->slots[i].kind == SLOT_FREE)
+			app->free[app->nfree++] = i;
+	}
 	for (uint32_t i = NEAT_SLOT_APP_FIRST; i < claimed && i < NEAT_SLOTS; i++)
 		settle_slot(a, app, i);
 }
@@ -183,6 +185,7 @@ void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out)
 		struct app *app = a->apps[i];
 
 		api_repush(a, app);
+		api_free_unaccepted(app);
 		for (uint32_t slot = 1; slot < NEAT_SLOTS; slot++)
 			if (app->slots[slot].kind == SLOT_TCB && !app->slots[slot].closed)
 				slot_look(a, app, slot);

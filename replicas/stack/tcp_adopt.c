@@ -63,7 +63,7 @@ static bool numbers_ok(const struct tcb *t)
 		return false;
 	if (fin && (fin > next || next > fin + 1))
 		return false;
-	if (state == TCP_SYN_SENT ? next > 1 : next < 1)
+	if (state == TCP_SYN_SENT ? next > 1 : next < 1 && state != TCP_CLOSED)
 		return false;
 	if (next && rx_head(t) - rx_tail(t) > ring)
 		return false;
@@ -225,16 +225,19 @@ static void take_record(const struct adoption *a, struct tcb *t)
 		corrupted(a, t);
 		return;
 	}
-	ref = t->ref;
 	t->ref.mem = NULL;
 	soft(a, t);
 	if (tcp_state(t) != TCP_CLOSED && flow_insert(s, &t->key, t)) {
 		corrupted(a, t);
 		return;
 	}
+	ref = t->ref;
+	if (ref.slot && sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref)) {
+		t->ref = ref;		/* slot and gen as they were: only pointers are new */
+		return;
+	}
+	unit_begin(s, UNIT_OUTPUT, t);	/* until the seal fits again */
 	t->ref.slot = 0;
-	if (ref.slot && sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref))
-		t->ref = ref;
 	t->seal_i = seal_i(t);
 }
 
@@ -352,14 +355,18 @@ static void take_time_waits(const struct adoption *a)
 
 /* ---- third: go on ---- */
 
+/* Our SYN is not acknowledged; in SYN_SENT the peer's has not been seen to be. */
+static bool opening(const struct tcb *t)
+{
+	return tcp_state(t) == TCP_SYN_SENT || (tcp_state(t) == TCP_SYN_RCVD && snd_una(t) == 0);
+}
+
 /* The state that the facts in class E call for: each transition commits its fact before its state. */
 static enum tcp_state settled_state(const struct tcb *t)
 {
 	enum tcp_state state = tcp_state(t);
 	bool fin_rx = fin_rx_seq(t) && rcv_nxt(t) > fin_rx_seq(t);
 
-	if (state == TCP_SYN_SENT || state == TCP_SYN_RCVD || state == TCP_CLOSED)
-		return state;
 	if (!tcp_fin_queued(t))
 		return fin_rx ? TCP_CLOSE_WAIT : TCP_ESTABLISHED;
 	if (!fin_rx)
@@ -493,6 +500,19 @@ static bool struck_out(const struct adoption *a, struct tcb *t)
 	return t->strikes >= STRIKES_RESET;
 }
 
+/*
+ * W14: a RST on lo died with the queue, and whoever sent it with the RST. Who still expects data is told now;
+ * in other states our next segment is answered by another RST.
+ */
+static bool peer_vanished(const struct stack *s, const struct tcb *t)
+{
+	const struct flow_key r = {
+		.laddr = t->key.raddr, .raddr = t->key.laddr, .lport = t->key.rport, .rport = t->key.lport,
+	};
+
+	return t->flags & TCB_LOCAL && tcp_receives(tcp_state(t)) && !flow_find(s, &r);
+}
+
 /* Its application is gone, and what is not acknowledged cannot be sent without its ring. */
 static bool ringless(const struct tcb *t)
 {
@@ -514,8 +534,12 @@ static void go_on(const struct adoption *a, struct tcb *t)
 		tcp_abort(s, t, ECONNRESET);
 	} else if (ringless(t)) {
 		tcp_abort(s, t, 0);
-	} else if (tcp_state(t) == TCP_SYN_SENT || tcp_state(t) == TCP_SYN_RCVD) {
+	} else if (opening(t)) {
 		go_on_opening(s, t);
+	} else if (peer_vanished(s, t)) {
+		s->count.connections++;
+		publish(s, t);
+		tcp_done(s, t, ECONNRESET);
 	} else {
 		go_on_synchronised(s, t);
 	}

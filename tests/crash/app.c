@@ -341,10 +341,21 @@ static struct host_info info(const struct end *e)
 	return i;
 }
 
+static void remote_connect(struct end *e, uint32_t addr, uint16_t port, uint16_t lport, const struct neat_opts *o)
+{
+	int slot = host_connect(remote_host(e->m), 0, lport, addr, port, o ? o->w : NULL);
+
+	e->slot = slot > 0 ? (uint32_t)slot : 0;
+	e->err = slot > 0 ? 0 : -slot;
+}
+
 static uint32_t remote_flags(struct end *e)
 {
-	struct host_info i = info(e);
+	struct host_info i;
 
+	if (!e->slot)
+		return NEAT_SLOT_ERROR | NEAT_SLOT_HUP;
+	i = info(e);
 	if (i.flags & NEAT_SLOT_ERROR && !e->err)
 		e->err = (int)i.err;
 	return i.flags;
@@ -364,7 +375,8 @@ static bool remote_accept(struct end *e, struct listening *l)
 static int remote_recv(struct end *e, uint64_t max)
 {
 	static uint8_t buf[PIECE];
-	uint32_t n = host_read(remote_host(e->m), e->slot, buf, (uint32_t)(max < PIECE ? max : PIECE)), flags;
+	uint32_t n = e->slot ? host_read(remote_host(e->m), e->slot, buf, (uint32_t)(max < PIECE ? max : PIECE)) : 0;
+	uint32_t flags;
 	int err;
 
 	verify(e, buf, n);
@@ -382,7 +394,7 @@ static int remote_recv(struct end *e, uint64_t max)
 static int remote_send(struct end *e, uint64_t len)
 {
 	static uint8_t buf[PIECE];
-	uint32_t flags = remote_flags(e), room = host_room(remote_host(e->m), e->slot);
+	uint32_t flags = remote_flags(e), room = e->slot ? host_room(remote_host(e->m), e->slot) : 0;
 	int err = e->err;
 
 	if (err > 0) {
@@ -412,7 +424,7 @@ void end_connect(struct end *e, uint32_t addr, uint16_t port, uint16_t lport, co
 	if (e->proc)
 		app_connect(e, addr, port, lport, o);
 	else
-		e->slot = (uint32_t)host_connect(remote_host(e->m), 0, lport, addr, port, o ? o->w : NULL);
+		remote_connect(e, addr, port, lport, o);
 	moved(e, true);
 }
 
@@ -476,7 +488,7 @@ void end_option(struct end *e, enum neat_opt opt, uint32_t value)
 		app(e)->opts.w[opt] = value;
 		a32_add(&app(e)->optgen, 1);
 		kick(e);
-	} else {
+	} else if (e->slot) {
 		host_option(remote_host(e->m), e->slot, opt, value);
 	}
 	moved(e, true);
@@ -496,7 +508,7 @@ void end_close(struct end *e)
 {
 	if (e->proc)
 		drop_slot(e);
-	else
+	else if (e->slot)
 		host_close(remote_host(e->m), e->slot);
 	e->open = false;
 	moved(e, true);
@@ -506,7 +518,7 @@ void end_abort(struct end *e)
 {
 	if (e->proc)
 		command(e->proc, NEAT_CMD_ABORT, e->gen, e->slot);
-	else
+	else if (e->slot)
 		host_abort(remote_host(e->m), e->slot);
 	end_close(e);
 }

@@ -7,7 +7,7 @@
  *   crash again [options] SCENARIO N [M]  one run, for a debugger: no fork, kill at N (then at M)
  *
  *   --stateless    the successor does not adopt: connections may fail, nothing may be left behind
- *   --depth 2      kill the successor too, at every point of its start
+ *   --depth 2      kill the successor too, at every point of its start; --inner N: at every N-th
  *   --race         applications move before the store instead of a kill; --race-kill: then the kill
  *   --fenced       frames that the NIC had not taken at the death are lost
  *   --sample N --seed S    about N points, chosen by S
@@ -27,7 +27,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { DEPTH_MAX = 2, EXTRA_US = 1200000, AFTER_START = 20, SHOWN = 10, CHILD_SECONDS = 20 };
+enum { DEPTH_MAX = 2, EXTRA_US = 1200000, AFTER_START = 20, SHOWN = 20, CHILD_SECONDS = 20 };
 
 const struct scenario *const scenarios[] = {
 #define X(name) &scenario_##name,
@@ -39,7 +39,7 @@ const struct scenario *const scenarios[] = {
 struct options {
 	bool stateless, race, race_kill, fenced;
 	uint32_t depth, jobs;
-	uint64_t sample, seed;
+	uint64_t sample, inner, seed;
 };
 
 /* What all processes of a campaign see. */
@@ -213,9 +213,14 @@ static uint64_t mix(uint64_t z)
 
 static bool chosen(void)
 {
+	uint64_t stride = run.depth ? run.o->inner : run.stride;
+
+	/* The first start has nothing to lose. */
+	if (!run.m->was_ready)
+		return run.n % 64 == 1;
 	if (run.depth && run.m->ready && run.n > run.start_n + AFTER_START)
 		return false;
-	return run.stride <= 1 || mix(run.n * 0x9e3779b97f4a7c15ull ^ run.o->seed ^ run.depth) % run.stride == 0;
+	return stride <= 1 || mix(run.n * 0x9e3779b97f4a7c15ull ^ run.o->seed ^ run.depth) % stride == 0;
 }
 
 static void die(const struct point *p)
@@ -272,6 +277,7 @@ static void play(void)
 {
 	run.m = machine_new(run.sc, run.o->stateless);
 	run.m->fence_drops = run.o->fenced;
+	run.m->trace = run.single;
 	stores.hook = at_point;
 	machine_run(run.m);
 }
@@ -325,6 +331,21 @@ static int campaign(const struct scenario *sc, const struct options *o)
 	return err || shared->failures;
 }
 
+static void show_blocks(const struct machine *m)
+{
+	const struct tcp *tcp = m->r->stack.tcp;
+
+	for (uint32_t i = 0; i < a32_relaxed(&tcp->arena->high_tcb); i++) {
+		const struct tcb *t = &tcp->tcbs[i];
+
+		if (a64_relaxed(&t->e.state))
+			printf("block %u: state %d flags_e %#x port %u to %u slot %u una %lu nxt %lu max %lu tx_tail %lu "
+			       "rcv_nxt %lu rx_tail %lu fin_rx %lu flags %#x rtx_at %lu kind %d\n", i, tcp_state(t),
+			       tcp_flags_e(t), t->key.lport, t->key.rport, t->ref.slot, snd_una(t), t->snd_nxt, snd_max(t),
+			       tx_tail(t), rcv_nxt(t), rx_tail(t), fin_rx_seq(t), t->flags, t->rtx_at_us, t->rtx_kind);
+	}
+}
+
 static int again(void)
 {
 	int err;
@@ -339,6 +360,7 @@ static int again(void)
 	}
 	for (uint32_t i = 0; i < run.m->nactors; i++)
 		printf("%s: %s\n", run.m->actor[i].name, run.m->actor[i].log);
+	show_blocks(run.m);
 	printf("%s\n", err ? run.m->failure : "as without a death");
 	return err;
 }
@@ -371,6 +393,8 @@ static int parse(int argc, char **argv, struct options *o)
 			o->jobs = (uint32_t)strtoul(argv[++i], NULL, 10);
 		else if (!strcmp(argv[i], "--sample") && i + 1 < argc)
 			o->sample = strtoul(argv[++i], NULL, 10);
+		else if (!strcmp(argv[i], "--inner") && i + 1 < argc)
+			o->inner = strtoul(argv[++i], NULL, 10);
 		else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
 			o->seed = strtoul(argv[++i], NULL, 10);
 		else
@@ -404,7 +428,8 @@ int main(int argc, char **argv)
 	}
 	if (!strcmp(argv[-1 - used], "run")) {
 		for (unsigned i = 0; argc == 0 && scenarios[i]; i++)
-			bad |= campaign(scenarios[i], &o);
+			if (!(o.fenced && scenarios[i]->rst))
+				bad |= campaign(scenarios[i], &o);
 		for (int i = 0; i < argc; i++)
 			bad |= campaign(find(argv[i]), &o);
 		return bad;

@@ -172,11 +172,12 @@ static void replica_make(struct machine *m)
 	r->api.batch = 64;
 	r->stack.api = &r->api;
 	r->api.stack = &r->stack;
+	/* The keeper has a successor adopt once a predecessor was ready. */
+	r->api.adopting = m->was_ready && !m->stateless;
 	err = stack_init(&r->stack, &r->cfg, &ops, private_alloc(m, stack_memory(&r->cfg)), m->arena,
-			 m->epoch == 1 || m->stateless, m->now_us);
+			 !r->api.adopting, m->now_us);
 	if (err)
 		machine_fail(m, "stack_init: %d", err);
-	r->stack.api = &r->api;
 	r->have_stack = true;
 }
 
@@ -237,6 +238,8 @@ static void replica_control(struct machine *m)
 /* R_CONFIG, R_QUEUE, R_SEGMENT.., R_CHANNEL.., R_LISTEN.., R_START. */
 static void replica_start(struct machine *m)
 {
+	struct stack_adopted adopted;
+
 	private_renew(m);
 	m->r = private_alloc(m, sizeof(*m->r));
 	stores.on = true;
@@ -246,11 +249,15 @@ static void replica_start(struct machine *m)
 	for (struct install *i = m->install; i < m->install + LISTENS_MAX; i++)
 		if (i->used && !i->gone)
 			replica_install(m, i);
-	api_start(&m->r->api);
+	api_start(&m->r->api, m->death_kind, &adopted);
+	if (adopted.drop_frame)
+		nicq_drop_one(m->r);
+	if (adopted.corrupted)
+		machine_fail(m, "%u records made no sense to the successor", adopted.corrupted);
 	a32_release(&m->qp->announced, m->cfg.epoch);
 	stores_settle();
 	stores.on = false;
-	m->ready = true;
+	m->ready = m->was_ready = true;
 }
 
 static bool replica_work(struct machine *m)
@@ -270,6 +277,7 @@ static bool replica_work(struct machine *m)
 		stack_timers(&r->stack, r->api.batch);
 		done++;
 	}
+	stack_units_done(&r->stack);
 	api_flush(&r->api);
 	stores_settle();
 	stores.on = false;
@@ -286,6 +294,8 @@ _Noreturn void machine_kill(struct machine *m)
 static void bury(struct machine *m)
 {
 	m->ready = false;
+	if (m->trace)
+		printf("%8lu death\n", m->now_us - m->start_us);
 	remote_death(m);	/* what the NIC took before the fence */
 	outliving_move(m);
 	m->epoch++;
@@ -332,7 +342,8 @@ static bool step(struct machine *m)
 	moved |= remote_run(m);
 	for (uint32_t i = 0; i < m->nprocs; i++)
 		moved |= app_run(m, &m->proc[i]);
-	return moved;
+	/* As the replica before it sleeps: an application may have moved in the middle of its work. */
+	return moved || api_commands_pending(&m->r->api) || nicq_pending(m->r);
 }
 
 /*
@@ -381,9 +392,9 @@ static void check_clean(struct machine *m)
 {
 	const struct tcp *t = m->r->stack.tcp;
 	/* The stateless mode forgets what its predecessor had in the arena. */
-	uint32_t tcbs = m->stateless ? t->high_tcb : t->ntcbs;
-	uint32_t requests = m->stateless ? t->high_request : t->nrequests;
-	uint32_t time_waits = m->stateless ? t->high_time_wait : t->ntime_waits;
+	uint32_t tcbs = m->stateless ? a32_relaxed(&t->arena->high_tcb) : t->ntcbs;
+	uint32_t requests = m->stateless ? a32_relaxed(&t->arena->high_request) : t->nrequests;
+	uint32_t time_waits = m->stateless ? a32_relaxed(&t->arena->high_time_wait) : t->ntime_waits;
 
 	for (uint32_t i = 0; i < tcbs; i++)
 		if (a64_relaxed(&t->tcbs[i].e.state))
@@ -416,8 +427,6 @@ static void check_clean(struct machine *m)
 
 static void run_until_quiet(struct machine *m)
 {
-	bool ended = false;
-
 	for (;;) {
 		uint64_t at;
 
@@ -427,8 +436,8 @@ static void run_until_quiet(struct machine *m)
 			machine_fail(m, "does not come to an end (time %lu us)", m->now_us - m->start_us);
 			return;
 		}
-		if (!ended && all_done(m)) {
-			ended = true;
+		if (!m->ended && all_done(m)) {
+			m->ended = true;
 			m->end_us = (uint32_t)(m->now_us - m->start_us);
 			for (uint32_t i = 0; i < m->nlistening; i++)
 				machine_unlisten(m, &m->listening[i]);
@@ -436,13 +445,13 @@ static void run_until_quiet(struct machine *m)
 		if (step(m))
 			continue;
 		at = next_event(m);
-		if (at == UINT64_MAX && !ended && give_up(m))
+		if (at == UINT64_MAX && !m->ended && give_up(m))
 			continue;
 		if (at == UINT64_MAX)
 			break;
 		m->now_us = at > m->now_us ? at : m->now_us + 1;
 	}
-	if (!ended)
+	if (!m->ended)
 		stuck(m);
 	else
 		check_clean(m);
@@ -473,6 +482,7 @@ struct machine *machine_new(const struct scenario *sc, bool stateless)
 
 	m->stateless = stateless;
 	m->epoch = 1;
+	m->death_kind = NEAT_DEATH_OUTSIDE;
 	m->nprocs = APPS;
 	m->rng = 1;
 	m->now_us = m->start_us = 1000000000;

@@ -131,7 +131,8 @@ struct machine {
 	struct neat_queue_pair *qp;
 	jmp_buf death;
 	volatile uint32_t epoch;
-	bool stateless, ready;
+	bool stateless, ready, was_ready, ended;
+	uint32_t death_kind;		/* enum neat_death that the keeper tells the successor */
 	struct stack_config cfg;
 	uint64_t now_us, start_us;
 	uint64_t rng;
@@ -149,6 +150,7 @@ struct machine {
 	const struct wire_rule *rules;
 	uint32_t delay_us;
 	uint64_t frames, segments;	/* on the wire, both directions */
+	bool trace;
 	bool fence_drops;		/* what lay in the tx ring at a death is lost, else it went out */
 	/* verdict */
 	uint32_t end_us;		/* time from start to the last actor's end */
@@ -160,6 +162,7 @@ struct scenario {
 	const char *name;
 	void (*setup)(struct machine *m);
 	bool brief;			/* short enough for every double crash */
+	bool rst;			/* a RST is sent once: lost, the remote end waits for ever with reason */
 	uint32_t extra_us;		/* a crash may cost this much more; 0 = the default */
 };
 extern const struct scenario *const scenarios[];

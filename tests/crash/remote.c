@@ -4,6 +4,7 @@
  */
 #include "machine.h"
 #include "gso.h"
+#include <stdio.h>
 #include <stdlib.h>
 
 struct flying { uint64_t at; bool to_replica; uint32_t len; uint8_t *bytes; };
@@ -70,12 +71,28 @@ static struct flying copy_of(const struct flying *f)
 	return c;
 }
 
+static void trace(const struct machine *m, bool to_replica, const uint8_t *bytes, uint32_t len, int what)
+{
+	static const char *const fate[] = { "", " DROPPED", " TWICE", " LATE" };
+	struct frame f = frame_parse(bytes, len < FRAME_LOOK ? len : FRAME_LOOK, !to_replica);
+
+	if (f.kind == FRAME_TCP)
+		printf("%8lu %s ports %u %u seq %u ack %u len %u%s%s%s%s\n", m->now_us - m->start_us,
+		       to_replica ? "->" : "<-", f.t.lport, f.t.rport, f.seq, f.ack, len - f.payload,
+		       f.tcp_flags & FRAME_SYN ? " SYN" : "", f.tcp_flags & FRAME_FIN ? " FIN" : "",
+		       f.tcp_flags & FRAME_RST ? " RST" : "", fate[what]);
+	else
+		printf("%8lu %s kind %d len %u\n", m->now_us - m->start_us, to_replica ? "->" : "<-", f.kind, len);
+}
+
 static void send(struct machine *m, bool to_replica, const uint8_t *bytes, uint32_t len, bool tcp)
 {
 	const struct flying orig = { .to_replica = to_replica, .len = len, .bytes = (uint8_t *)(uintptr_t)bytes };
 	uint64_t at = m->now_us + m->delay_us;
 	int what = tcp ? rule(m, to_replica, m->remote->tcp_frames[to_replica]++) : 0;
 
+	if (m->trace)
+		trace(m, to_replica, bytes, len, what);
 	m->frames++;
 	m->segments += tcp;
 	if (what == WIRE_DROP)

@@ -17,7 +17,7 @@ static void inbound(struct machine *m)
 
 	pair(m, machine_proc(m, 0), NULL, &s, &c);
 }
-const struct scenario scenario_inbound = { "inbound", inbound, .brief = true };
+SCENARIO(inbound, .brief = true)
 
 static void outbound(struct machine *m)
 {
@@ -26,7 +26,7 @@ static void outbound(struct machine *m)
 
 	pair(m, NULL, machine_proc(m, 0), &s, &c);
 }
-const struct scenario scenario_outbound = { "outbound", outbound, .brief = true };
+SCENARIO(outbound, .brief = true)
 
 static void local(struct machine *m)
 {
@@ -35,4 +35,4 @@ static void local(struct machine *m)
 
 	pair(m, machine_proc(m, 0), machine_proc(m, 1), &s, &c);
 }
-const struct scenario scenario_local = { "local", local, .brief = true };
+SCENARIO(local, .brief = true)

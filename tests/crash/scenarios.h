@@ -4,7 +4,16 @@
 
 #include "machine.h"
 
-#define SCENARIOS(X) X(inbound) X(outbound) X(local)
+#define SCENARIOS(X) \
+	X(inbound) X(outbound) X(local) \
+	X(echo_in) X(echo_out) X(both_in) X(both_out) X(both_local) X(lossy) X(reordered) X(lost_handshake) \
+	X(window_ours) X(window_theirs) X(window_local) X(options) X(growth) \
+	X(active_close) X(passive_close) X(both_close) X(local_close) X(lost_fin) X(unread) X(linger0) \
+	X(disconnect) X(reset) X(reset_local) X(refused) X(orphan) X(orphan_local) X(simultaneous) X(reuse) \
+	X(full_queue) X(deferred) X(unlisten) X(many)
+
+/* In scenario_*.c, behind the function of that name; further members of struct scenario may follow. */
+#define SCENARIO(id, ...) const struct scenario scenario_##id = { .name = #id, .setup = id, __VA_ARGS__ };
 
 #define X(name) extern const struct scenario scenario_##name;
 SCENARIOS(X)

@@ -96,6 +96,8 @@ void talk(struct actor *a)
 		SLEEP_UNTIL(a, a->m->start_us + t->start_us);
 	if (t->active) {
 		end_connect(e, t->addr, t->port, t->lport, t->opts);
+		if (t->crossed)		/* two callers: the lower port is the "client" */
+			e->stream = u32_min(t->port, t->lport) * 2 + (t->lport > t->port);
 		WAIT(a, end_flags(e) & (END_CONNECTED | END_OVER));
 	} else {
 		WAIT(a, end_accept(e, &a->m->listening[t->listening]));

@@ -14,6 +14,7 @@ struct talk {
 	bool active;
 	uint32_t addr;		/* active: whom to call */
 	uint16_t port, lport;	/* lport also names the byte streams; passive: not used */
+	bool crossed;		/* the other end calls us at the same time */
 	uint32_t listening;	/* passive: index of the listener */
 	uint64_t start_us;	/* relative to the scenario's start */
 	uint64_t send, chunk;	/* chunk 0 = as much as fits */

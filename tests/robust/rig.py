@@ -129,8 +129,7 @@ class Rig:
         self.directory = directory
         self.path = directory / "default.sock"
         self.env = neatsock_env(directory) | env
-        # Tests stop replicas for as long as they need.
-        done = self.cli("up", "--replicas", str(replicas), "--stopped", "0")
+        done = self.cli("up", "--replicas", str(replicas))
         assert done.returncode == 0, done.stderr
         # Started directly: `neatsock run` costs 50 ms each time.
         self.world = World(
