@@ -31,6 +31,7 @@ SIOCGIFMTU, SIOCSIFTXQLEN = 0x8921, 0x8943
 TAP_QUEUE_LEN = 10000  # frames towards us; the default of 500 overflows in bursts
 MTU = 1500
 MTU_MAX = 9000
+FLOWS = 131072  # connections that the NIC tracks, 44 bytes each, touched on use
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,16 @@ def _configure(keeper: KeeperLink, uplink: Uplink, replicas: int, wire: Wire | N
     os.close(fd)
 
 
+def _track(keeper: KeeperLink, instance: int) -> None:
+    """The table in which the NIC notes who owns which connection outlives it."""
+    head, each = abi.ffi.sizeof("struct neat_flow_table"), abi.ffi.sizeof("struct neat_flow")
+    size = head + FLOWS * each
+    table = abi.memory_file("struct neat_flow_table", LIB.NEAT_OBJ_FLOWS, 0, instance, size)
+    inner = abi.pack("struct neat_msg_header", LIB.NEAT_MSG_N_FLOWS)
+    keeper.store(NIC, 0, key(LIB.NEAT_MSG_N_FLOWS), inner, [table])
+    os.close(table)
+
+
 def _new_queue(keeper: KeeperLink, instance: int, index: int) -> Queue:
     memory = abi.memory_file(
         "struct neat_queue_pair",
@@ -167,17 +178,17 @@ def _new_queue(keeper: KeeperLink, instance: int, index: int) -> Queue:
     return Queue(memory, doorbell)
 
 
-def _take_stored(store: list[News]) -> tuple[bool, dict[int, Queue]]:
-    """(N_CONFIG is stored, stored queue pairs): what a predecessor of ours got done."""
-    configured, queues = False, {}
+def _take_stored(store: list[News]) -> tuple[set[int], dict[int, Queue]]:
+    """(types of messages stored, stored queue pairs): what a predecessor of ours got done."""
+    done, queues = set(), {}
     for item in store:
         if item.role == NIC and item.key >> 48 == LIB.NEAT_MSG_N_QUEUE:
             queues[item.key & 0xFFFF] = Queue(*item.fds)
             item.fds = []
         elif item.role == NIC:
-            configured = configured or item.key >> 48 == LIB.NEAT_MSG_N_CONFIG
+            done.add(item.key >> 48)
             item.close()
-    return configured, queues
+    return done, queues
 
 
 def _check(item: News) -> None:
@@ -204,9 +215,11 @@ def ensure(
     Blocks until it has filled in every queue pair. Returns the news that came meanwhile; takes the
     NIC's descriptors out of `store`.
     """
-    configured, stored = _take_stored(store)
-    if not configured:
+    done, stored = _take_stored(store)
+    if LIB.NEAT_MSG_N_CONFIG not in done:
         _configure(keeper, uplink, replicas, wire)
+    if LIB.NEAT_MSG_N_FLOWS not in done:
+        _track(keeper, instance)
     queues = [stored.get(i) or _new_queue(keeper, instance, i) for i in range(replicas)]
     keeper.spawn(NIC, 0)
     news: list[News] = []

@@ -66,6 +66,7 @@ enum neat_object {
 	NEAT_OBJ_STATUS = 6,	/* struct neat_replica_status: replica writes */
 	NEAT_OBJ_ARENA = 7,	/* replica's control blocks; no application maps it */
 	NEAT_OBJ_QUEUE_PAIR = 8,/* struct neat_queue_pair: (replica, nic) */
+	NEAT_OBJ_FLOWS = 9,	/* struct neat_flow_table: the nic's, for its successor */
 };
 
 struct neat_header {
@@ -457,6 +458,28 @@ struct neat_queue_pair {
 #define NEAT_QP_BUFS 32768
 #define NEAT_QP_SIZE 71335936ull		/* 32 KiB + 2 * 512 * NEAT_QP_BUF, sparse */
 
+/* ------------------------------------------------------------------ tracked connections ---- */
+
+/*
+ * What the nic must still know after it was killed: which replica owns which connection. Written by
+ * the nic alone; its successor believes an entry only if everything in it makes sense.
+ */
+struct neat_flow {
+	uint32_t raddr, laddr;	/* host order */
+	uint16_t rport, lport;
+	uint32_t check;		/* of the four above: a torn or overwritten entry does not match */
+	neat_a32 word;		/* [0 8][flags 8][owner 8][state 8]; stored last at birth, 0 = free */
+	uint32_t iss;		/* our first sequence number + 1 */
+	uint32_t rcv;		/* latest acknowledgement that the replica sent */
+	uint32_t seen_s;	/* CLOCK_MONOTONIC: of the last packet, of the SYN while half-open */
+};
+struct neat_flow_table {
+	struct neat_header h;
+	neat_a32 used;		/* entries ever used; raised before the entry is filled in */
+	uint32_t pad[7];
+	/* followed by struct neat_flow[] up to h.size */
+};
+
 /* ------------------------------------------------------------------ control messages ------- */
 
 /*
@@ -508,6 +531,8 @@ enum neat_msg {
 	NEAT_MSG_N_CAPTURE = 83,/* neat_msg_n_capture + fd of a file: pcapng of a queue; no fd = stop */
 	NEAT_MSG_N_ACTIVE = 84,	/* neat_msg_n_queue, replica = mask: replicas that get new connections */
 	NEAT_MSG_N_STATS = 85,	/* header; reply neat_msg_n_stats of the same type */
+	NEAT_MSG_N_FLOWS = 86,	/* header + fd of a neat_flow_table, before the first N_QUEUE; kept and replayed, so
+				 * that a successor goes on with the connections in it */
 	/* replica -> keeper -> neatd */
 	NEAT_MSG_R_LISTENING = 96,	/* neat_msg_r_listen with status and slot */
 	NEAT_MSG_R_READY = 97,		/* neat_msg_r_config: this epoch is announced */
@@ -788,6 +813,8 @@ NEAT_ASSERT(offsetof(struct neat_queue_pair, rx) == 256);
 NEAT_ASSERT(sizeof(struct neat_filter_rule) == 24);
 NEAT_ASSERT(sizeof(struct neat_msg_r_filter) + 64 <= NEAT_MSG_MAX);	/* it travels inside a neat_msg_keeper */
 NEAT_ASSERT(sizeof(struct neat_queue_pair) <= NEAT_QP_BUFS);
+NEAT_ASSERT(sizeof(struct neat_flow) == 32);
+NEAT_ASSERT(sizeof(struct neat_flow_table) == 64);
 NEAT_ASSERT(NEAT_QP_BUFS + 2ull * NEAT_QP_ENTRIES * NEAT_QP_BUF == NEAT_QP_SIZE);
 #endif
 

@@ -87,16 +87,31 @@ static const char *config_wrong(const struct neat_msg_n_config *m)
 	return NULL;
 }
 
-static void make_flows(struct nic *n)
+static void *map_anonymous(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		nic_die("no memory for the flow table");
+	return p;
+}
+
+static void set_flows(struct nic *n, struct neat_flow_table *table, uint32_t max)
+{
+	uint8_t key[16];
+
+	if (getrandom(key, sizeof(key), 0) != (ssize_t)sizeof(key))
+		nic_die("getrandom");
+	n->steer.flows = flows_init(map_anonymous(flows_memory(max)), table, max, key, n->now_us);
+}
+
+/* Nobody gave us a table that outlives us: connections are tracked as long as this process lives. */
+static void need_flows(struct nic *n)
 {
 	uint32_t max = n->cfg.flows_max ? n->cfg.flows_max : FLOWS_DEFAULT;
-	uint8_t key[16];
-	void *memory = mmap(NULL, flows_memory(max), PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	if (memory == MAP_FAILED || getrandom(key, sizeof(key), 0) != (ssize_t)sizeof(key))
-		nic_die("no memory for the flow table");
-	steer_init(&n->steer, n->cfg.rss_key, n->cfg.mac, n->cfg.addr, flows_init(memory, max, key));
+	if (!n->steer.flows)
+		set_flows(n, map_anonymous(flows_table(max)), max);
 }
 
 static uint32_t active_mask(const struct nic *n, uint32_t mask)
@@ -176,7 +191,7 @@ static void on_config(struct nic *n, struct message *msg)
 		exit(1);
 	}
 	n->cfg = *m;
-	make_flows(n);
+	steer_init(&n->steer, m->rss_key, m->mac, m->addr);
 	steer_active(&n->steer, active_mask(n, m->active));
 	wire_set(&n->wire, &m->wire);
 	status = make_uplink(n, msg, text, sizeof(text));
@@ -187,6 +202,27 @@ static void on_config(struct nic *n, struct message *msg)
 	n->configured = true;
 	sandbox();
 	reply_ready(~0u, 0, m->h.seq);
+}
+
+/* ---- N_FLOWS ---- */
+
+static void on_flows(struct nic *n, const struct message *msg)
+{
+	struct neat_flow_table *table;
+	struct stat st;
+	uint64_t room;
+
+	if (n->steer.flows)
+		return;		/* tracked already, from the first queue on */
+	if (msg->nfds < 1 || fstat(msg->fds[0], &st) || (uint64_t)st.st_size < flows_table(1))
+		nic_die("N_FLOWS without a table of connections");
+	room = ((uint64_t)st.st_size - sizeof(*table)) / sizeof(struct neat_flow);
+	table = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, msg->fds[0], 0);
+	if (table == MAP_FAILED)
+		nic_die("mmap of the table of connections");
+	if (!neat_header_ok(&table->h, NEAT_OBJ_FLOWS, (uint64_t)st.st_size))
+		nic_die("the table of connections has another layout (version skew?)");
+	set_flows(n, table, room < FLOWS_LIMIT ? (uint32_t)room : FLOWS_LIMIT);
 }
 
 /* ---- N_QUEUE, N_FENCE, N_ACTIVE ---- */
@@ -241,6 +277,7 @@ static void on_queue(struct nic *n, struct message *msg)
 	const struct neat_msg_n_queue *m = &msg->u.queue;
 	struct neat_queue_pair *q;
 
+	need_flows(n);
 	queue_detach(n, m->replica);
 	if (!msg->nfds) {
 		flows_purge(n->steer.flows, (uint8_t)m->replica);
@@ -270,7 +307,7 @@ static void on_active(struct nic *n, const struct neat_msg_n_queue *m)
 static void on_stats(struct nic *n, uint32_t seq)
 {
 	struct neat_msg_n_stats m = { 0 };
-	struct flows_count f = flows_count(n->steer.flows);
+	struct flows_count f = n->steer.flows ? flows_count(n->steer.flows) : (struct flows_count){ 0 };
 
 	n->count[NEAT_NIC_FLOWS] = (uint64_t)f.half + f.open + f.closing;
 	n->count[NEAT_NIC_FLOWS_HALF] = f.half;
@@ -310,6 +347,7 @@ static size_t message_size(uint16_t type)
 	case NEAT_MSG_N_CAPTURE:
 		return sizeof(struct neat_msg_n_capture);
 	case NEAT_MSG_N_STATS:
+	case NEAT_MSG_N_FLOWS:
 	case NEAT_MSG_R_START:
 		return sizeof(struct neat_msg_header);
 	}
@@ -341,6 +379,8 @@ static void dispatch(struct nic *n, struct message *msg)
 		on_active(n, &msg->u.queue);
 	} else if (type == NEAT_MSG_N_STATS) {
 		on_stats(n, msg->u.h.seq);
+	} else if (type == NEAT_MSG_N_FLOWS) {
+		on_flows(n, msg);
 	} else if (replica >= n->cfg.replicas) {
 		reply_error(-EINVAL, "no such replica; N_CONFIG said how many there are", msg->u.h.seq);
 	} else if (type == NEAT_MSG_N_QUEUE) {

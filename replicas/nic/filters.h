@@ -8,6 +8,7 @@
 #define NEAT_FILTERS_H
 
 #include "frame.h"
+#include "neat_abi.h"
 #include <stddef.h>
 
 /*
@@ -27,9 +28,15 @@ enum {	/* seconds without a packet */
 
 struct flows;
 
+/* Bytes that `max` connections take: of our own, and of the table that outlives us. */
 size_t flows_memory(uint32_t max);
-/* `memory`: zeroed, flows_memory(max) bytes. `key`: 16 secret bytes. */
-struct flows *flows_init(void *memory, uint32_t max, const uint8_t key[16]);
+size_t flows_table(uint32_t max);
+/*
+ * `memory`: zeroed, flows_memory(max) bytes; `table`: flows_table(max) bytes, zeroed behind the header
+ * or left by a predecessor, whose connections are taken over. `key`: 16 secret bytes.
+ */
+struct flows *flows_init(void *memory, struct neat_flow_table *table, uint32_t max, const uint8_t key[16],
+			 uint64_t now_us);
 
 /*
  * A TCP frame came in. Returns its owner; without one that is `hashed`, the indirection table's

@@ -10,7 +10,8 @@ static uint8_t *buffer(const struct queue *u, bool tx, uint64_t index)
 
 void queue_attach(struct queue *u, struct neat_queue_pair *q, uint32_t epoch)
 {
-	*u = (struct queue){ .q = q, .epoch = epoch };
+	/* wake: a predecessor may have died between publishing frames and waking the sleeper. */
+	*u = (struct queue){ .q = q, .epoch = epoch, .wake = true };
 	u->rx_tail = u->rx_shown = a64_relaxed(&q->rx.tail);
 	u->tx_head = a64_relaxed(&q->tx.head);
 }

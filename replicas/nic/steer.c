@@ -43,12 +43,11 @@ void steer_active(struct steer *s, uint32_t active)
 	steer_reta(s->reta, s->active);
 }
 
-void steer_init(struct steer *s, const uint8_t key[RSS_KEY], const uint8_t mac[6], uint32_t addr, struct flows *flows)
+void steer_init(struct steer *s, const uint8_t key[RSS_KEY], const uint8_t mac[6], uint32_t addr)
 {
 	rss_table_init(&s->rss, key);
 	memcpy(s->mac, mac, 6);
 	s->addr = addr;
-	s->flows = flows;
 }
 
 uint32_t steer_hash(const struct steer *s, const struct frame *f)
@@ -85,7 +84,9 @@ struct steer_to steer_rx(struct steer *s, const uint8_t *bytes, const struct fra
 		return (struct steer_to){ 0, NEAT_NIC_RX_NOT_OURS };
 	if (f->kind == FRAME_ARP)
 		return arp_rx(s, f, queues, ready);
-	/* Neither broadcast nor multicast: nothing in a replica listens to them yet. */
+	/* No queue, nobody to track for. Neither broadcast nor multicast: nothing in a replica listens to them. */
+	if (!queues)
+		return (struct steer_to){ 0, NEAT_NIC_RX_FULL };
 	if (f->laddr != s->addr || !s->active)
 		return (struct steer_to){ 0, NEAT_NIC_RX_NOT_OURS };
 	mask = 1u << steer_ip(s, f, now_us) & queues;

@@ -18,7 +18,7 @@ struct steer {
 	uint16_t pad;
 	uint32_t addr;		/* ours, host order */
 	uint32_t active;	/* mask of replicas that get new connections */
-	struct flows *flows;
+	struct flows *flows;	/* there before the first queue */
 };
 
 /* Replicas that take a frame; none: `why` names the counter. */
@@ -27,7 +27,7 @@ struct steer_to {
 	enum neat_nic_stat why;
 };
 
-void steer_init(struct steer *s, const uint8_t key[RSS_KEY], const uint8_t mac[6], uint32_t addr, struct flows *flows);
+void steer_init(struct steer *s, const uint8_t key[RSS_KEY], const uint8_t mac[6], uint32_t addr);
 /* Depends on the mask only, so that a restarted nic computes the same; moves few buckets. */
 void steer_reta(uint8_t reta[RSS_RETA], uint32_t active);
 void steer_active(struct steer *s, uint32_t active);

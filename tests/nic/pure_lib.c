@@ -14,6 +14,9 @@ uint32_t toeplitz(const uint8_t *key, uint32_t saddr, uint32_t daddr, uint16_t s
 uint32_t toeplitz_pair(const uint8_t *key, uint32_t saddr, uint32_t daddr);
 void *nic_new(const uint8_t *key, const uint8_t *mac, uint32_t addr, uint32_t flows, uint32_t active);
 void nic_free(void *s);
+void nic_successor(void *s, uint64_t now_us);
+uint8_t *nic_table(void *s);
+uint32_t nic_state(void *s, uint32_t raddr, uint16_t rport, uint32_t laddr, uint16_t lport);
 void nic_active(void *s, uint32_t active);
 void nic_reta(void *s, uint8_t *out);
 uint32_t nic_rx(void *s, const uint8_t *frame, uint32_t len, uint32_t queues, uint32_t ready, uint64_t now_us);
@@ -65,19 +68,47 @@ uint32_t toeplitz_pair(const uint8_t *key, uint32_t saddr, uint32_t daddr)
 	return rss_hash_pair(&t, saddr, daddr);
 }
 
-void *nic_new(const uint8_t *key, const uint8_t *mac, uint32_t addr, uint32_t flows, uint32_t active)
+struct pure_nic {
+	struct steer steer;
+	struct neat_flow_table *table;
+	uint32_t max;
+};
+
+/* With the table as it is: what a restarted nic does. */
+void nic_successor(void *s, uint64_t now_us)
 {
 	static const uint8_t secret[16] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 };
-	struct steer *s = calloc(1, sizeof(*s));
+	struct pure_nic *n = s;
 
-	steer_init(s, key, mac, addr, flows_init(calloc(1, flows_memory(flows)), flows, secret));
-	steer_active(s, active);
-	return s;
+	free(n->steer.flows);
+	n->steer.flows = flows_init(calloc(1, flows_memory(n->max)), n->table, n->max, secret, now_us);
+}
+
+void *nic_new(const uint8_t *key, const uint8_t *mac, uint32_t addr, uint32_t flows, uint32_t active)
+{
+	struct pure_nic *n = calloc(1, sizeof(*n));
+
+	steer_init(&n->steer, key, mac, addr);
+	n->table = calloc(1, flows_table(flows));
+	n->max = flows;
+	nic_successor(n, 0);
+	steer_active(&n->steer, active);
+	return n;
+}
+
+uint8_t *nic_table(void *s) { return (uint8_t *)((struct pure_nic *)s)->table; }
+
+uint32_t nic_state(void *s, uint32_t raddr, uint16_t rport, uint32_t laddr, uint16_t lport)
+{
+	const struct frame_tuple t = { raddr, laddr, rport, lport };
+
+	return flows_state(((struct steer *)s)->flows, &t);
 }
 
 void nic_free(void *s)
 {
 	free(((struct steer *)s)->flows);
+	free(((struct pure_nic *)s)->table);
 	free(s);
 }
 

@@ -30,6 +30,7 @@ OUR, KERNEL = "10.99.0.2", "10.99.0.1"
 MAC = bytes.fromhex("02006e656174")
 CLOSED, RX_EOF = 0, 16
 ALL = 2**32 - 1
+FLOWS = 4096
 
 
 def ipv4(text: str) -> int:
@@ -138,6 +139,8 @@ class Nic:
         self.pairs: dict[int, Object] = {}
         self.bells: dict[int, int] = {}
         self.epochs: dict[int, int] = {}
+        self.mask = 0
+        self.flows = Object("struct neat_flow_table", ABI.NEAT_OBJ_FLOWS, 0, 64 + 32 * FLOWS)
         self.start()
 
     def start(self) -> None:
@@ -154,6 +157,10 @@ class Nic:
         )
         theirs.close()
         self.configure(self.plan, self.fds)
+        header = ffi.new("struct neat_msg_header *")
+        self.send(ABI.NEAT_MSG_N_FLOWS, header, [self.flows.fd])
+        if self.mask:
+            self.numbered(ABI.NEAT_MSG_N_ACTIVE, self.mask, 0)
         for index in self.pairs:
             self.queue(index, self.epochs[index])
 
@@ -216,6 +223,7 @@ class Nic:
         self.stats()
 
     def active(self, mask: int) -> None:
+        self.mask = mask
         self.numbered(ABI.NEAT_MSG_N_ACTIVE, mask, 0)
         self.stats()  # messages are taken in order: the mask is in force now
 

@@ -256,6 +256,34 @@ def test_a_killed_nic_loses_no_connection(host: Host, namespace: Namespace) -> N
 
 
 @needs_namespace
+@pytest.mark.parametrize("host", [4], indirect=True)
+def test_a_killed_nic_still_knows_whose_connection_it_is(host: Host, namespace: Namespace) -> None:
+    """The peer sends, we are silent, and the indirection table names another replica by now."""
+    clients, data = {}, os.urandom(MIB)
+    while len(clients) < 4:
+        client = namespace.connect(PORT)
+        index, server = host.accept()
+        clients[index] = (client, server)
+    for survivor in range(4):
+        host.nic.active(1 << survivor)
+        others = [pair for index, pair in clients.items() if index != survivor]
+        tasks = [Task(lambda at=client: at.sendall(data)) for client, _ in others]  # type: ignore[misc]
+        got = [server.read_exactly(MIB // 4) for _, server in others]
+        host.nic.kill()
+        host.nic.start()
+        host.nic.configured()
+        for index in range(4):
+            host.nic.queue_ready(index)
+        for head, (_, server) in zip(got, others, strict=True):
+            assert head + server.read_exactly(MIB - len(head)) == data
+        for task in tasks:
+            task.finish()
+    assert host.nic.stats()["flows_refused"] == 0
+    for client, server in clients.values():
+        exchange(client, server)
+
+
+@needs_namespace
 def test_a_zombie_is_not_heard(host: Host, namespace: Namespace) -> None:
     host.nic.fence(0, host.replicas[0].epoch + 1)
     bell = host.nic.bells[0]
