@@ -104,6 +104,30 @@ static inline uint32_t neat_port_hash(uint16_t port, uint16_t proto)
 	return (((uint32_t)port << 8 ^ proto) * 2654435761u >> 16) & (NEAT_REGISTRY_PORTS - 1);
 }
 
+/* Is this port held on `addr` by any socket? *mask: replicas whose subsocket is acknowledged. */
+static inline bool neat_port_find(const struct neat_registry *g, uint32_t addr, uint16_t port, uint16_t proto,
+				  uint32_t *mask)
+{
+	uint32_t at = neat_port_hash(port, proto), all = 0;
+	bool found = false;
+
+	for (uint32_t i = 0; i < NEAT_REGISTRY_PORTS; i++, at = (at + 1) & (NEAT_REGISTRY_PORTS - 1)) {
+		const struct neat_port_entry *e = &g->ports[at];
+		uint32_t state = a32_acquire(&e->state);
+
+		if (state == NEAT_PORT_FREE)
+			break;
+		if ((state != NEAT_PORT_BOUND && state != NEAT_PORT_LISTENING) || e->port != port ||
+		    e->proto != proto || (e->addr && e->addr != addr))
+			continue;
+		found = true;
+		all |= state == NEAT_PORT_LISTENING ? a32_relaxed(&e->mask) : 0;
+	}
+	if (mask)
+		*mask = all;
+	return found;
+}
+
 static inline bool neat_header_ok(const struct neat_header *h, uint32_t object, uint64_t size)
 {
 	return h->magic == NEAT_ABI_MAGIC && h->version == NEAT_ABI_VERSION && h->object == object &&

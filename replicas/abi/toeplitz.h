@@ -50,12 +50,18 @@ static inline uint32_t rss_hash_pair(const struct rss_table *r, uint32_t saddr, 
 	return h;
 }
 
+/* What the local port adds to the hash of a received packet: it is the destination there. */
+static inline uint32_t rss_hash_lport(const struct rss_table *r, uint16_t dport)
+{
+	return r->t[10][dport >> 8] ^ r->t[11][dport & 0xff];
+}
+
 static inline uint32_t rss_hash(const struct rss_table *r, uint32_t saddr, uint32_t daddr, uint16_t sport,
 				uint16_t dport)
 {
 	/* The hash is linear: the ports' share is added to that of the addresses. */
 	return rss_hash_pair(r, saddr, daddr) ^
-	       r->t[8][sport >> 8] ^ r->t[9][sport & 0xff] ^ r->t[10][dport >> 8] ^ r->t[11][dport & 0xff];
+	       r->t[8][sport >> 8] ^ r->t[9][sport & 0xff] ^ rss_hash_lport(r, dport);
 }
 
 #endif

@@ -16,6 +16,8 @@ enum {
 	LISTEN_NODES = 4096,
 	PORT_FIRST = 32768,	/* ip(7) ip_local_port_range */
 	PORT_LAST = 60999,
+	PORTS = PORT_LAST - PORT_FIRST + 1,
+	PORT_DRAWS = 16,
 };
 
 /* A free entry has no value. Removal shifts its run back, so there are no tombstones. */
@@ -42,6 +44,9 @@ struct flow {
 	uint32_t bucket[LISTEN_BUCKETS];	/* index + 1; by port */
 	struct listen_node node[LISTEN_NODES];
 	struct rss_table rss;
+	/* Local ports sorted by what they add to the bucket number; class c is [class_at[c], class_at[c + 1]). */
+	uint16_t class_at[RSS_RETA + 1];
+	uint16_t port[PORTS];
 	struct flow_entry entry[];
 };
 
@@ -59,6 +64,26 @@ static uint32_t flow_capacity(const struct stack_config *cfg)
 size_t flow_memory(const struct stack_config *cfg)
 {
 	return sizeof(struct flow) + sizeof(struct flow_entry) * flow_capacity(cfg);
+}
+
+/* The hash is linear over GF(2): a local port's share of it depends on nothing else. */
+static uint32_t port_class(const struct flow *f, uint32_t port)
+{
+	return rss_hash_lport(&f->rss, (uint16_t)port) & (RSS_RETA - 1);
+}
+
+static void sort_ports(struct flow *f)
+{
+	uint16_t at[RSS_RETA];
+
+	for (uint32_t p = PORT_FIRST; p <= PORT_LAST; p++)
+		f->class_at[port_class(f, p) + 1]++;
+	for (uint32_t c = 0; c < RSS_RETA; c++) {
+		f->class_at[c + 1] = (uint16_t)(f->class_at[c + 1] + f->class_at[c]);
+		at[c] = f->class_at[c];
+	}
+	for (uint32_t p = PORT_FIRST; p <= PORT_LAST; p++)
+		f->port[at[port_class(f, p)]++] = (uint16_t)p;
 }
 
 void flow_init(struct stack *s, void *memory)
@@ -80,6 +105,7 @@ void flow_init(struct stack *s, void *memory)
 		f->node[i].next = i + 2 <= LISTEN_NODES ? i + 2 : 0;
 	f->free_node = 1;
 	rss_table_init(&f->rss, s->cfg.rss_key);
+	sort_ports(f);
 }
 
 static inline uint64_t key_addrs(const struct flow_key *k) { return (uint64_t)k->laddr << 32 | k->raddr; }
@@ -200,27 +226,76 @@ void flow_unlisten(struct stack *s, uint32_t addr, uint16_t port, struct listene
 
 /* ---- ports ---- */
 
-/* Frames of this flow come in on the queue of this replica (contract L7). */
-static bool steers_here(const struct stack *s, const struct flow_key *k)
-{
-	uint32_t h;
+/* Classes of ports with which a flow comes in on the queue of this replica (contract L7). */
+struct port_choice {
+	uint32_t total;		/* ports in them */
+	uint32_t n;
+	uint8_t class[RSS_RETA];
+};
 
-	if (ip_is_local(s, k->raddr))
-		return true;
-	h = rss_hash(&s->flow->rss, k->raddr, k->laddr, k->rport, k->lport);
-	return s->cfg.reta[h & (RSS_RETA - 1)] == s->cfg.index;
+static void port_choice(const struct stack *s, const struct flow_key *k, struct port_choice *c)
+{
+	const struct flow *f = s->flow;
+	uint32_t base = rss_hash(&f->rss, k->raddr, k->laddr, k->rport, 0);
+	bool any = !s->cfg.reta || ip_is_local(s, k->raddr);
+
+	c->total = c->n = 0;
+	for (uint32_t bucket = 0; bucket < RSS_RETA; bucket++) {
+		uint32_t class = (bucket ^ base) & (RSS_RETA - 1);
+
+		/* Read once: the nic changes it with every scale event. */
+		if (!any && __atomic_load_n(&s->cfg.reta[bucket], __ATOMIC_RELAXED) != s->cfg.index)
+			continue;
+		c->class[c->n++] = (uint8_t)class;
+		c->total += f->class_at[class + 1] - (uint32_t)f->class_at[class];
+	}
 }
 
-/* RFC 6056 3.3.1: random start, then upwards. */
+/* The i-th port of all that are in the classes, i < total. */
+static uint16_t choice_port(const struct flow *f, const struct port_choice *c, uint32_t i)
+{
+	for (uint32_t n = 0; n < c->n; n++) {
+		uint32_t first = f->class_at[c->class[n]], count = f->class_at[c->class[n] + 1] - first;
+
+		if (i < count)
+			return f->port[first + i];
+		i -= count;
+	}
+	return 0;
+}
+
+static bool port_usable(const struct stack *s, const struct flow_key *k)
+{
+	return !flow_find(s, k) && !flow_listener(s, k->laddr, k->lport, 0) &&
+	       !(s->ops.port_bound && s->ops.port_bound(s->ops.world, k->laddr, k->lport));
+}
+
+/*
+ * RFC 6056 3.3.2: another random port for each try, every one of the replica's ports as likely as the
+ * others; what is lost is log2 of the number of replicas. When they are nearly all in use: 3.3.1.
+ */
 uint16_t flow_choose_port(struct stack *s, uint32_t laddr, uint32_t raddr, uint16_t rport)
 {
-	const uint32_t range = PORT_LAST - PORT_FIRST + 1;
 	struct flow_key k = { .laddr = laddr, .raddr = raddr, .rport = rport };
-	uint32_t start = (uint32_t)(s->ops.random(s->ops.world) % range);
+	struct port_choice c;
+	uint32_t start = 0;
 
-	for (uint32_t i = 0; i < range; i++) {
-		k.lport = (uint16_t)(PORT_FIRST + (start + i) % range);
-		if (steers_here(s, &k) && !flow_find(s, &k) && !flow_listener(s, laddr, k.lport, 0))
+	port_choice(s, &k, &c);
+	/* No bucket is ours (we drain): the nic's tracking filter knows the flow by its SYN. */
+	if (!c.total) {
+		for (c.n = 0; c.n < RSS_RETA; c.n++)
+			c.class[c.n] = (uint8_t)c.n;
+		c.total = PORTS;
+	}
+	for (uint32_t i = 0; i < PORT_DRAWS; i++) {
+		start = (uint32_t)(s->ops.random(s->ops.world) % c.total);
+		k.lport = choice_port(s->flow, &c, start);
+		if (port_usable(s, &k))
+			return k.lport;
+	}
+	for (uint32_t i = 0; i < c.total; i++) {
+		k.lport = choice_port(s->flow, &c, (start + i) % c.total);
+		if (port_usable(s, &k))
 			return k.lport;
 	}
 	return 0;

@@ -24,6 +24,7 @@ struct replica {
 	uint32_t death;			/* enum neat_death of the predecessor */
 	void *arena;
 	struct neat_replica_status *status;
+	const struct neat_registry *registry;	/* NULL: none came */
 	struct neat_queue_pair *queue;
 	int nic_eventfd;
 	uint64_t nic_rx_head;

@@ -8,6 +8,7 @@
 #include "filter.h"
 #include "main.h"
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -46,6 +47,8 @@ static void on_config(struct replica *r, const struct neat_msg_r_config *m, stru
 	r->api.batch = m->batch ? m->batch : 64;
 	r->arena = map_shared(msg->fds[0], stack_arena(&r->cfg));
 	r->status = map_object(msg->fds[1], NEAT_OBJ_STATUS, sizeof(struct neat_replica_status));
+	if (msg->nfds > 2)
+		r->registry = map_read_only(msg->fds[2], NEAT_OBJ_REGISTRY, sizeof(*r->registry));
 	r->api.status = r->status;
 	a32_release(&r->status->epoch, m->epoch);
 	r->phase = REPLICA_REPLAY;
@@ -70,7 +73,7 @@ static void on_queue(struct replica *r, struct message *msg)
 	r->cfg.gateway = q->gateway;
 	memcpy(r->cfg.mac, q->mac, sizeof(r->cfg.mac));
 	memcpy(r->cfg.rss_key, q->rss_key, sizeof(r->cfg.rss_key));
-	memcpy(r->cfg.reta, q->reta, sizeof(r->cfg.reta));
+	r->cfg.reta = q->reta;
 	if (r->have_stack)
 		r->stack.cfg = r->cfg;
 	if (r->phase == REPLICA_LIVE)
@@ -100,12 +103,21 @@ static void copy_payload(void *world, void *to, const void *from, size_t n)
 	neat_copy(&r->copier, to, from, n);
 }
 
+/* ip(7): a port that a socket was bound to is no ephemeral one, whoever it belongs to. */
+static bool replica_port_bound(void *world, uint32_t addr, uint16_t port)
+{
+	const struct replica *r = world;
+
+	return r->registry && neat_port_find(r->registry, addr, port, IPPROTO_TCP, NULL);
+}
+
 /* The queue pair's addresses are part of the configuration, so the stack is made after R_QUEUE. */
 static void need_stack(struct replica *r)
 {
 	void *memory;
 	struct stack_ops ops = {
-		.tx = nicq_transmit, .random = replica_random, .copy = copy_payload, .world = r,
+		.tx = nicq_transmit, .random = replica_random, .copy = copy_payload,
+		.port_bound = replica_port_bound, .world = r,
 	};
 
 	if (r->have_stack)

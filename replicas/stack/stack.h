@@ -73,7 +73,7 @@ struct stack_config {
 	uint16_t mtu;			/* of the uplink, 0 = none */
 	uint32_t addr, prefix, gateway;	/* uplink IPv4, host order; addr 0 = none */
 	uint8_t rss_key[40];
-	uint8_t reta[128];
+	const uint8_t *reta;		/* RSS_RETA bytes that the nic keeps up to date; NULL = no uplink */
 };
 
 /* What the stack needs of the world; given by main.c or a test, never called for packets of lo. */
@@ -84,6 +84,8 @@ struct stack_ops {
 	uint64_t (*random)(void *world);
 	/* Payload into an application's ring; NULL = memcpy. */
 	void (*copy)(void *world, void *to, const void *from, size_t n);
+	/* Some socket of the instance holds this port (bind(2)); NULL = none does. */
+	bool (*port_bound)(void *world, uint32_t addr, uint16_t port);
 	void *world;
 };
 

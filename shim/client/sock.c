@@ -385,25 +385,6 @@ static bool address_is_ours(uint32_t addr, bool *on_link)
 	return false;
 }
 
-/* Replicas whose subsocket for addr:port is acknowledged. */
-static uint32_t listeners_at(uint32_t addr, uint16_t port)
-{
-	const struct neat_registry *g = nt.registry;
-	uint32_t at = neat_port_hash(port, IPPROTO_TCP);
-
-	for (uint32_t i = 0; i < NEAT_REGISTRY_PORTS; i++, at = (at + 1) & (NEAT_REGISTRY_PORTS - 1)) {
-		const struct neat_port_entry *e = &g->ports[at];
-		uint32_t state = a32_acquire(&e->state);
-
-		if (state == NEAT_PORT_FREE)
-			return 0;
-		if (state == NEAT_PORT_LISTENING && e->port == port && e->proto == IPPROTO_TCP &&
-		    (e->addr == 0 || e->addr == addr) && a32_relaxed(&e->mask))
-			return a32_relaxed(&e->mask);
-	}
-	return 0;
-}
-
 /* Replica for a new connection; -1: the kernel's. */
 static int choose_replica(uint32_t addr, uint16_t port)
 {
@@ -411,9 +392,10 @@ static int choose_replica(uint32_t addr, uint16_t port)
 	bool on_link;
 
 	if (address_is_ours(addr, &on_link))
-		mask = listeners_at(addr, port) & active;
+		neat_port_find(nt.registry, addr, port, IPPROTO_TCP, &mask);
 	else
 		mask = on_link ? active : 0;
+	mask &= active;
 	if (nt.nreplicas < 32)
 		mask &= (1u << nt.nreplicas) - 1;
 	if (!mask)

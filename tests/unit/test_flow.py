@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.units import units
+from tests.unit.units import ffi, units
 
 HERE, THERE, LOCALHOST = 0x0A000001, 0x0A000002, 0x7F000001
 Key = tuple[int, int, int, int]
@@ -217,3 +219,74 @@ def test_every_replica_has_ports(replicas: int) -> None:
         flows.steer(index, replicas)
         assert flows.choose(HERE, THERE, 443)
     flows.free()
+
+
+def retas(replicas: int, changes: int = 5) -> Iterator[bytes]:
+    """Indirection tables as the nic makes them, more or less, while replicas come and go."""
+    dice = random.Random(replicas)
+    for _ in range(changes):
+        active = dice.sample(range(replicas), dice.randrange(1, replicas + 1))
+        table = [active[i % len(active)] for i in range(128)]
+        dice.shuffle(table)
+        yield bytes(table)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 16])
+def test_every_chosen_port_steers_here_whatever_the_table_becomes(replicas: int) -> None:
+    flows = Flows(seed=replicas)
+    for reta in retas(replicas):
+        for index in set(reta):
+            flows.reta(index, reta)
+            for i in range(200):
+                port = flows.choose(HERE, THERE + i, 80 + i)
+                assert 32768 <= port <= 60999
+                assert flows.replica(HERE, port, THERE + i, 80 + i) == index
+    flows.free()
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 16])
+def test_all_ports_of_a_replica_are_equally_likely(replicas: int) -> None:
+    """Chi-square over the ports that steer here; RFC 6056 loses log2(replicas) bits and no more."""
+    flows = Flows(seed=99 + replicas)
+    reta = bytes(i % replicas for i in range(128))
+    index = replicas // 2
+    flows.reta(index, reta)
+    ours = [p for p in range(32768, 61000) if flows.replica(HERE, p, THERE, 80) == index]
+    draws = 20 * len(ours)
+    counts = units_counts()
+    flows.choose_many(HERE, THERE, 80, draws, counts)
+    assert sum(counts[p] for p in ours) == draws
+    square = sum((counts[p] - 20) ** 2 / 20 for p in ours)
+    freedom = len(ours) - 1
+    # Within five standard deviations: one run in three million fails by chance, this one by a fixed seed.
+    assert abs(square - freedom) < 5 * math.sqrt(2 * freedom)
+    assert len(ours) == pytest.approx(28232 / replicas, rel=0.15)
+    flows.free()
+
+
+def units_counts() -> Any:
+    return ffi.new("uint32_t[65536]")
+
+
+def test_a_replica_without_a_bucket_still_has_ports(flows: Flows) -> None:
+    """It drains; a connect() that was under way is not refused."""
+    flows.reta(2, bytes(128))
+    assert flows.choose(HERE, THERE, 80) >= 32768
+
+
+def test_the_last_free_port_that_steers_here_is_found() -> None:
+    reta = bytes(i % 4 for i in range(128))
+    big = Flows(connections=40000)
+    big.reta(1, reta)
+    ours = [p for p in range(32768, 61000) if big.replica(HERE, p, THERE, 80) == 1]
+    for port in ours[:-1]:
+        big.insert(HERE, port, THERE, 80, 1)
+    assert big.choose(HERE, THERE, 80) == ours[-1]
+    big.insert(HERE, ours[-1], THERE, 80, 1)
+    assert big.choose(HERE, THERE, 80) == 0
+    big.free()
+
+
+def test_a_port_that_is_bound_is_not_ephemeral(flows: Flows) -> None:
+    flows.bind(32768, 60998)
+    assert flows.choose(LOCALHOST, LOCALHOST, 80) == 60999

@@ -34,6 +34,9 @@ void flows_unlisten(struct flows *f, uint32_t addr, uint16_t port, uint64_t l);
 uint64_t flows_listener(struct flows *f, uint32_t addr, uint16_t port, uint32_t hash);
 uint32_t flows_choose(struct flows *f, uint32_t la, uint32_t ra, uint16_t rp);
 void flows_steer(struct flows *f, uint32_t index, uint32_t replicas);
+void flows_reta(struct flows *f, uint32_t index, const uint8_t *reta);
+void flows_choose_many(struct flows *f, uint32_t la, uint32_t ra, uint16_t rp, uint32_t draws, uint32_t *counts);
+void flows_bind(struct flows *f, uint16_t first, uint16_t last);
 uint32_t flows_replica(struct flows *f, uint32_t la, uint16_t lp, uint32_t ra, uint16_t rp);
 uint32_t toeplitz(const uint8_t *key, uint32_t saddr, uint32_t daddr, uint16_t sport, uint16_t dport);
 uint32_t checksum(const uint8_t *data, uint32_t len);
@@ -112,7 +115,7 @@ uint32_t wheel_run(struct wheel *w, uint64_t now_us, uint32_t budget, uint32_t *
 
 /* ---- flow table ---- */
 
-struct flows { struct stack s; uint64_t seed; };
+struct flows { struct stack s; uint64_t seed; uint8_t reta[RSS_RETA]; uint16_t bound[2]; };
 
 static uint64_t next_random(void *world)
 {
@@ -191,8 +194,39 @@ uint32_t flows_choose(struct flows *f, uint32_t la, uint32_t ra, uint16_t rp)
 void flows_steer(struct flows *f, uint32_t index, uint32_t replicas)
 {
 	f->s.cfg.index = index;
-	for (unsigned i = 0; i < sizeof(f->s.cfg.reta); i++)
-		f->s.cfg.reta[i] = (uint8_t)(i % replicas);
+	f->s.cfg.reta = f->reta;
+	for (unsigned i = 0; i < RSS_RETA; i++)
+		f->reta[i] = (uint8_t)(i % replicas);
+}
+
+void flows_reta(struct flows *f, uint32_t index, const uint8_t *reta)
+{
+	f->s.cfg.index = index;
+	f->s.cfg.reta = f->reta;
+	memcpy(f->reta, reta, RSS_RETA);
+}
+
+/* How often each port comes when nothing is in use; counts[65536]. */
+void flows_choose_many(struct flows *f, uint32_t la, uint32_t ra, uint16_t rp, uint32_t draws, uint32_t *counts)
+{
+	for (uint32_t i = 0; i < draws; i++)
+		counts[flow_choose_port(&f->s, la, ra, rp)]++;
+}
+
+static bool in_range(void *world, uint32_t addr, uint16_t port)
+{
+	const struct flows *f = world;
+	(void)addr;
+
+	return port >= f->bound[0] && port <= f->bound[1];
+}
+
+/* bind(2) holds these ports. */
+void flows_bind(struct flows *f, uint16_t first, uint16_t last)
+{
+	f->bound[0] = first;
+	f->bound[1] = last;
+	f->s.ops.port_bound = in_range;
 }
 
 /* Who gets the peer's segments, computed from the key as the nic does. */
