@@ -142,7 +142,7 @@ def test_garbage_in_the_whole_table(nic: Nic) -> None:
         succeed(nic, dice.randrange(1 << 40))
         assert sum(nic.counts()[k] for k in ("half", "open", "closing")) <= FLOWS
         flood(nic, 300, dice.randrange(1 << 40))
-        for i in range(40):
+        for _ in range(40):
             establish(nic, (PEER + dice.randrange(100), dice.randrange(1, 65536)))
 
 

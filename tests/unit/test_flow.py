@@ -258,7 +258,7 @@ def test_all_ports_of_a_replica_are_equally_likely(replicas: int) -> None:
     assert sum(counts[p] for p in ours) == draws
     square = sum((counts[p] - 20) ** 2 / 20 for p in ours)
     freedom = len(ours) - 1
-    # Within five standard deviations: one run in three million fails by chance, this one by a fixed seed.
+    # Within five standard deviations; the seed is fixed.
     assert abs(square - freedom) < 5 * math.sqrt(2 * freedom)
     assert len(ours) == pytest.approx(28232 / replicas, rel=0.15)
     flows.free()
