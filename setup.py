@@ -30,9 +30,20 @@ STRICT = (
 COMMON = ["-std=gnu11", "-O2", "-g", "-fno-plt", "-fstack-protector-strong", *STRICT]
 HARDENED = ["-fPIE", "-pie", "-Wl,-z,now", "-Wl,-z,relro"]
 
+# Every check that the compiler knows and needs no run-time library: a trap is a fault like another.
+QUARANTINE = [
+    "-DNEAT_QUARANTINE",
+    "-fsanitize=undefined",
+    "-fsanitize-undefined-trap-on-error",
+    "-fstack-protector-all",
+    "-U_FORTIFY_SOURCE",
+    "-D_FORTIFY_SOURCE=3",
+]
+
 # Output, folders of sources, extra include folders, flags.
 TARGETS = {
     "neat-replica": (["replicas/stack"], [], HARDENED),
+    "neat-replica-quarantine": (["replicas/stack"], [], [*HARDENED, *QUARANTINE]),
     "neat-keeper": (["replicas/keeper"], [], HARDENED),
     "neat-nic": (["replicas/nic"], [], HARDENED),
     # initfirst: see shim/shim_process.c. Bsymbolic: inside, a name means our own function.

@@ -1,4 +1,4 @@
-"""neatsock up | down | status | filter | run: the command line."""
+"""neatsock up | down | status | upgrade | filter | run: the command line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from neatsock.filter import SYNTAX, RuleError
 from neatsock.filter import parse as parse_rule
 from neatsock.instance import InstanceError, StartOptions
 
-COMMANDS = ("up", "down", "status", "filter", "run")
+COMMANDS = ("up", "down", "status", "upgrade", "filter", "run")
 PT_INTERP = 3
 FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 EM_OF_CLASS = {1: ("<I", 28, "<H", 42, "<H", 44), 2: ("<Q", 32, "<H", 54, "<H", 56)}
@@ -208,6 +209,13 @@ def _limit(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 10**6:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 to 1000000")
+    return value
+
+
 def _milliseconds(text: str) -> int:
     value = float(text) * 1000
     if not 0 <= value < 2**31:
@@ -235,6 +243,35 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="default 10",
     )
+    parser.add_argument(
+        "--hang",
+        type=_milliseconds,
+        dest="hang_ms",
+        metavar="SECONDS",
+        help="a replica that uses so much CPU time without a sign of life is replaced, default "
+        "0.5; 0 = never",
+    )
+    parser.add_argument(
+        "--stopped",
+        type=_milliseconds,
+        dest="stopped_ms",
+        metavar="SECONDS",
+        help="a replica that was stopped (SIGSTOP) for so long is replaced, default 1; 0 = never",
+    )
+    parser.add_argument(
+        "--quarantine",
+        type=_milliseconds,
+        dest="quarantine_ms",
+        metavar="SECONDS",
+        help="after the second fault within --fault-window a replica runs the quarantine build, "
+        "until so much time passed without another one, default 60",
+    )
+    parser.add_argument(
+        "--rerandomize",
+        type=_seconds,
+        metavar="SECONDS",
+        help="each so many seconds another replica is replaced, which renews its address layout",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -248,6 +285,14 @@ def build_parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start an instance", allow_abbrev=False)
     down = commands.add_parser("down", help="end an instance", allow_abbrev=False)
     status = commands.add_parser("status", help="show an instance", allow_abbrev=False)
+    upgrade = commands.add_parser(
+        "upgrade",
+        help="replace each replica's program under open connections",
+        description="Starts each replica anew, one after another: from the file it was started "
+        "from, as it is now, or from another one. Connections go on.",
+        allow_abbrev=False,
+    )
+    upgrade.add_argument("--replica-bin", metavar="PATH", help="another neat-replica")
     run_ = commands.add_parser(
         "run",
         help="run a program on an instance; starts one if none is up",
@@ -256,7 +301,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     filters = commands.add_parser("filter", help="rules of the packet filter", allow_abbrev=False)
     _filter_arguments(filters)
-    for sub in (up, down, status, filters, run_):
+    for sub in (up, down, status, upgrade, filters, run_):
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
         _start_arguments(sub)
@@ -304,15 +349,11 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
     """InstanceError for options that do not go together."""
-    names = ("tap", "wire", "address", "gateway", "impair", "mode", "faults", "fault_window_ms")
-    options = StartOptions(
-        args.replicas,
-        args.spin_us,
-        args.time_wait_ms,
-        auto,
-        **{name: getattr(args, name, None) for name in names},
-    )
+    given: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(StartOptions)}
+    options = StartOptions(**given | {"auto": auto})
     _check_uplink(options)
+    if options.rerandomize and options.mode == "stateless":
+        raise Refusal("--rerandomize would reset connections in --mode stateless", 2)
     return options
 
 
@@ -382,6 +423,12 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _upgrade(args: argparse.Namespace) -> int:
+    count = instance.upgrade(args.name, args.replica_bin)
+    say(f"instance {args.name!r}: {count} replica{'s' if count > 1 else ''} replaced")
+    return 0
+
+
 def _network(nic: dict[str, Any]) -> str:
     return f" ({nic['address']} on {nic['uplink']})" if "uplink" in nic else ""
 
@@ -395,6 +442,7 @@ def _deaths(replica: dict[str, Any]) -> str:
         + (f"ready {took:.1f} ms later" if took is not None else "not ready yet")
         + (f", {strikes} strikes" if strikes else "")
         + (", stateless because of them" if replica["fell_back"] else "")
+        + (", runs the quarantine build" if replica["build"] == "quarantine" else "")
     )
 
 
@@ -458,11 +506,16 @@ def say(text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the `neatsock` command."""
     args = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    handler = {"up": _up, "down": _down, "status": _status, "filter": _filter, "run": _run}[
-        args.command
-    ]
+    handlers = {
+        "up": _up,
+        "down": _down,
+        "status": _status,
+        "upgrade": _upgrade,
+        "filter": _filter,
+        "run": _run,
+    }
     try:
-        return handler(args)
+        return handlers[args.command](args)
     except Refusal as refusal:
         say(str(refusal))
         return refusal.code

@@ -30,6 +30,7 @@ MSG_CLI, MSG_CLI_REPLY, MSG_ERROR = 7, 36, 37
 LARGEST = 1 << 20
 START_S = 20.0
 ASK_S = 10.0
+UPGRADE_S = 120.0
 REPLICAS_MAX = 16
 ALREADY_UP = 3  # exit status of neat-keeper
 SUN_PATH = 107
@@ -62,6 +63,10 @@ class StartOptions:
     mode: str | None = None  # stateful or stateless
     faults: int | None = None
     fault_window_ms: int | None = None
+    hang_ms: int | None = None
+    stopped_ms: int | None = None
+    quarantine_ms: int | None = None
+    rerandomize: int | None = None  # seconds
 
     @property
     def uplink(self) -> str | None:
@@ -304,6 +309,32 @@ def stop(name: str) -> None:
         raise InstanceError(
             f"instance {name!r} does not end; its log is {path.with_suffix('.log')}"
         )
+
+
+def check_replica_program(path: str) -> None:
+    """InstanceError if `path` is no neat-replica of this version."""
+    import subprocess
+
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=ASK_S)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as err:
+        raise InstanceError(f"cannot run {path} --version: {err}") from err
+    words = done.stdout.split()
+    if words[:2] != ["neat-replica", "ABI"]:
+        raise InstanceError(f"{path} is no neat-replica")
+    if words[2:3] != [str(ABI_VERSION)]:
+        raise InstanceError(
+            f"{path} speaks version {' '.join(words[2:3])} of the protocol, not {ABI_VERSION}; "
+            "end the instance (neatsock down) and start it again with the new neatsock"
+        )
+
+
+def upgrade(name: str, replica_bin: str | None) -> int:
+    """Replace each replica by one of another program; returns their number when all are ready."""
+    check_replica_program(replica_bin or str(native("neat-replica")))
+    path = os.path.abspath(replica_bin) if replica_bin else ""
+    answer = ask(socket_path(name), {"cmd": "upgrade", "replica_bin": path}, UPGRADE_S)
+    return int(answer["upgraded"])
 
 
 def hold(name: str) -> None:

@@ -150,6 +150,11 @@ class KeeperLink:
     def spawn(self, role: int, index: int) -> None:
         self._send(abi.wrap(LIB.NEAT_MSG_K_SPAWN, role=role, index=index), [])
 
+    def upgrade(self, path: str) -> None:
+        """Replace every replica by one started from `path`; K_UPGRADED tells how it went."""
+        inner = abi.pack_text(LIB.NEAT_MSG_K_UPGRADE, path.encode())
+        self._send(abi.wrap(LIB.NEAT_MSG_K_UPGRADE, inner, role=REPLICA), [])
+
     def stop(self) -> None:
         """The whole instance ends, this process included."""
         self._send(abi.wrap(LIB.NEAT_MSG_K_STOP, role=NEATD), [])

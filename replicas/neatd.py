@@ -41,6 +41,7 @@ from .state import (
     start_replica,
     store_queue,
 )
+from .upgrade import Upgrades
 from .uplink import Queue, Uplink
 from .uplink import ensure as ensure_uplink
 from .wire import UplinkError, Wire
@@ -171,6 +172,7 @@ class Neatd:
         self.lifetime = Lifetime(self.state, loop, self.end)
         self.server = Server(self.listener, loop, self.handle, self._connection_gone)
         self.filter = Filter(self.state, self.server.finish)
+        self.upgrades = Upgrades(self.state, self.server.finish)
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable
@@ -344,6 +346,8 @@ class Neatd:
                 self.state.nic_pid = pid
             elif item.role == STANDBY:
                 self.state.standby_pid = pid
+        if item.kind == LIB.NEAT_MSG_K_UPGRADED:
+            self.upgrades.on_news(item)
         if item.role != REPLICA or item.index >= len(self.state.replicas):
             item.close()
             return
@@ -424,6 +428,8 @@ class Neatd:
         answer: dict[str, Any] = {"keeper": {"pid": os.getppid()}}
         if name == "filter":
             return self.filter.command(connection, request.seq, command)
+        if name == "upgrade":
+            return self.upgrades.command(connection, request.seq, command)
         if name == "status":
             answer |= self.status()
         elif name == "hold":

@@ -53,6 +53,7 @@ class Health:
     strikes: int = 0
     strikes_end_ms: int = 0
     flags: int = 0
+    generation: int = 0
 
     @classmethod
     def of(cls, inner: bytes) -> Health:
@@ -65,6 +66,7 @@ class Health:
             int(m.strikes),
             int(m.strikes_end_ms),
             int(m.flags),
+            int(m.generation),
         )
 
     @property
@@ -90,6 +92,8 @@ class Health:
             "strikes": self.strikes if now * 1000 < self.strikes_end_ms else 0,
             "adopted": bool(self.flags & LIB.NEAT_HEALTH_ADOPTS),
             "fell_back": bool(self.flags & LIB.NEAT_HEALTH_FELL_BACK),
+            "build": "quarantine" if self.flags & LIB.NEAT_HEALTH_QUARANTINE else "normal",
+            "generation": self.generation,
         }
 
 

@@ -548,6 +548,8 @@ enum neat_msg {
 	NEAT_MSG_K_SEND = 130,		/* neat_msg_keeper + inner message + its fds: forward only */
 	NEAT_MSG_K_DROP = 131,		/* neat_msg_keeper: forget key */
 	NEAT_MSG_K_STOP = 132,		/* whole instance ends */
+	NEAT_MSG_K_UPGRADE = 133,	/* neat_msg_keeper + header and text: replace each replica by one started
+					 * from this path, none = the same path, opened again; answer K_UPGRADED */
 	/* keeper -> neatd */
 	NEAT_MSG_K_DIED = 160,		/* neat_msg_keeper: pid, status (as waitpid) */
 	NEAT_MSG_K_STARTED = 161,	/* neat_msg_keeper: pid, epoch */
@@ -555,6 +557,7 @@ enum neat_msg {
 	NEAT_MSG_K_STORED = 163,	/* neat_msg_keeper + stored message + fds: handed to a new neatd, in order */
 	NEAT_MSG_K_SYNCED = 164,	/* neat_msg_keeper: the whole store was handed over; from neatd: echoed */
 	NEAT_MSG_K_HEALTH = 165,	/* neat_msg_keeper + neat_msg_health of a replica, after every change */
+	NEAT_MSG_K_UPGRADED = 166,	/* neat_msg_keeper (status 0 or -errno) + neat_msg_error for a person */
 	/* neatd's own state, kept by the keeper under role NEATD: JSON text after the header, + fds */
 	NEAT_MSG_N_STATE = 192,
 };
@@ -779,6 +782,7 @@ struct neat_msg_keeper {
 enum neat_health_flags {
 	NEAT_HEALTH_ADOPTS = 1,		/* was told to take over its predecessor's connections */
 	NEAT_HEALTH_FELL_BACK = 2,	/* was told not to: too many faults in too short a time */
+	NEAT_HEALTH_QUARANTINE = 4,	/* runs the quarantine build (docs/decisions.md) */
 };
 struct neat_msg_health {	/* what the keeper counts; NEAT_ROLE_REPLICA only */
 	struct neat_msg_header h;
@@ -788,6 +792,8 @@ struct neat_msg_health {	/* what the keeper counts; NEAT_ROLE_REPLICA only */
 	uint32_t recovery_us;	/* its death to R_READY of the successor; 0 = not yet */
 	uint32_t strikes;	/* faults and hangs within the keeper's window */
 	uint32_t flags;		/* enum neat_health_flags */
+	uint32_t generation;	/* +1 with each upgrade of the program */
+	uint32_t pad;
 	uint64_t strikes_end_ms;/* CLOCK_MONOTONIC: the window is empty then if nothing more happens */
 };
 

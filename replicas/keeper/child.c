@@ -56,11 +56,11 @@ const char *child_name(const struct child *c, char *text, size_t size)
 /* In the child, between fork and exec. The parent has one thread, so ordinary calls are safe. */
 static _Noreturn void child_exec(struct keeper *k, const struct child *c, int sock, pid_t keeper)
 {
-	char *const replica[] = { (char *)(uintptr_t)k->opt.replica_bin, NULL };
 	char *const nic[] = { (char *)(uintptr_t)k->opt.nic_bin, NULL };
-	char *const *argv = c->role == NEAT_ROLE_NEATD ? k->opt.neatd_args :
-			    c->role == NEAT_ROLE_NIC ? nic : replica;
+	char *const *argv = c->role == NEAT_ROLE_NEATD ? k->opt.neatd_args : nic;
+	const struct program *p = c->quarantine ? &k->quarantine : &k->program;
 	struct rlimit no_core = { 0, 0 };
+	char name[32];
 	sigset_t none;
 
 	/* A core file of a replica would hold gigabytes of sparse segments. */
@@ -72,8 +72,11 @@ static _Noreturn void child_exec(struct keeper *k, const struct child *c, int so
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
-	execv(argv[0], argv);
-	fprintf(stderr, "neat-keeper: cannot start %s: %s\n", argv[0], strerror(errno));
+	if (c->role == NEAT_ROLE_REPLICA || c->role == NEAT_ROLE_STANDBY)
+		program_exec(p);
+	else
+		execv(argv[0], argv);
+	fprintf(stderr, "neat-keeper: cannot start %s: %s\n", child_name(c, name, sizeof(name)), strerror(errno));
 	_exit(127);
 }
 
@@ -119,6 +122,8 @@ static void child_fork(struct keeper *k, struct child *c)
 	pid_t keeper = getpid();
 	int pair[2];
 
+	c->quarantine = c->quarantined && k->quarantine.fd >= 0;
+	c->generation = k->program.generation;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		keeper_die("socketpair");
 	c->pid = fork();
@@ -136,7 +141,7 @@ static void child_fork(struct keeper *k, struct child *c)
 
 void child_start(struct keeper *k, struct child *c)
 {
-	bool warm = c->role == NEAT_ROLE_REPLICA && standby_promote(k, c);
+	bool warm = c->role == NEAT_ROLE_REPLICA && !c->quarantined && standby_promote(k, c);
 	char name[32];
 
 	if (!warm)
@@ -144,9 +149,10 @@ void child_start(struct keeper *k, struct child *c)
 	c->start_at = 0;
 	c->restarts += c->epoch != 0;
 	c->epoch++;
-	c->ready = false;
+	c->ready = c->planned = false;
 	keeper_log("%s %s, pid %d, epoch %u", child_name(c, name, sizeof(name)),
-		   warm ? "goes on in the standby" : "started", c->pid, c->epoch);
+		   warm ? "goes on in the standby" : c->quarantine ? "started (quarantine build)" : "started",
+		   c->pid, c->epoch);
 	if (c->role == NEAT_ROLE_NEATD) {
 		neatd_handback(k);
 		return;
@@ -156,8 +162,18 @@ void child_start(struct keeper *k, struct child *c)
 		queue_store(k, c);
 	}
 	tell_neatd(k, NEAT_MSG_K_STARTED, c, NULL);
-	if (c->role == NEAT_ROLE_REPLICA)
-		tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
+	if (c->role != NEAT_ROLE_REPLICA)
+		return;
+	tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
+	watch_start(k, c);
+}
+
+void child_end(struct child *c, enum neat_death fate)
+{
+	c->fate = fate;
+	if (!c->ended_us)
+		c->ended_us = clock_us();
+	syscall(SYS_pidfd_send_signal, c->pidfd, SIGKILL, NULL, 0);
 }
 
 void child_kill(struct child *c)
@@ -197,7 +213,11 @@ static void last_words(struct keeper *k, struct child *c)
 
 void child_died(struct keeper *k, struct child *c)
 {
-	c->died_us = clock_us();
+	pid_t pid = c->pid;
+
+	c->died_us = c->ended_us ? c->ended_us : clock_us();
+	c->ended_us = 0;
+	watch_end(c);
 	last_words(k, c);
 	while (waitpid(c->pid, &c->status, 0) < 0 && errno == EINTR)
 		;
@@ -214,6 +234,8 @@ void child_died(struct keeper *k, struct child *c)
 		queue_clear(&c->out);
 	if (c->death != NEAT_DEATH_OUTSIDE)
 		count_fault(k, c);
+	if (c->death != NEAT_DEATH_OUTSIDE && c->role == NEAT_ROLE_REPLICA)
+		evidence_take(k, c, pid);
 	c->ready = false;
 	c->recovery_us = 0;
 }

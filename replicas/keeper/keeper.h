@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 enum {
 	CONTROL_FD = 3,			/* a child's end of its control socket */
@@ -53,6 +54,13 @@ struct queue {
 	struct out *first, **tail;
 };
 
+/* What replicas are started from, see program.c. */
+struct program {
+	char path[4096];
+	int fd;			/* -1 = there is none */
+	uint32_t generation;
+};
+
 /*
  * Life of a child: not wanted -> (K_SPAWN) wanted -> running (pid != 0) -> dead -> running ...
  * A replica's next process is the standby if there is one: it only waits for R_CONFIG.
@@ -67,16 +75,29 @@ struct child {
 	bool ever_ready;
 	bool adoptable;			/* the arena holds connections: a start was ready, no reset began since */
 	bool adopts, fell_back;		/* what this process was told, enum neat_health_flags */
+	bool planned;			/* is to be replaced when all are ready */
+	bool quarantined;		/* its next start is of the quarantine build */
+	bool quarantine;		/* this process is */
+	uint32_t generation;		/* of this process's program */
 	enum neat_death fate;		/* why we are killing it; NONE = we are not */
 	enum neat_death death;		/* of the predecessor */
 	int status;			/* its end, as waitpid says it */
-	uint64_t died_us;		/* when we saw it; 0 = never */
+	uint64_t ended_us;		/* when child_end() was called; 0 = it was not */
+	uint64_t died_us;		/* when we ended it, or saw it; 0 = never */
 	uint32_t recovery_us;		/* from there to R_READY of the successor; 0 = not yet */
 	uint32_t restarts;
 	uint32_t unready_faults;	/* faults in a row without a sign of life */
 	uint64_t faults[FAULTS_KEPT];	/* times of the latest ones, ms */
 	uint32_t nfaults;
 	uint64_t start_at;		/* ms; restart not before */
+	/* watch.c */
+	const struct neat_replica_status *status_page;
+	clockid_t cpu_clock;
+	timer_t cpu_timer;
+	bool watched;			/* cpu_clock and cpu_timer are valid */
+	uint32_t heartbeat;		/* last seen ... */
+	uint64_t beat_cpu_us;		/* ... at this time of its CPU clock */
+	uint64_t stopped_at;		/* ms; 0 = it is not */
 	struct entry *stored;
 	struct entry *listen_hint;	/* where the next R_LISTENING probably belongs */
 	struct queue out;
@@ -88,12 +109,22 @@ struct keeper_options {
 	char *neatd_args[ARGS_MAX];	/* after the interpreter's own; NULL-terminated */
 	uint32_t faults_max;		/* faults within the window: the next start is stateless */
 	uint32_t fault_window_ms;
+	uint32_t hang_ms;		/* CPU time without a heartbeat; 0 = not watched */
+	uint32_t rerandomize_s;		/* another replica is replaced each so many seconds; 0 = never */
+	uint32_t quarantine_ms;		/* time without a fault that ends a quarantine */
+	uint32_t stopped_ms;		/* a replica stopped for so long is replaced; 0 = never */
 };
 
 struct keeper {
 	struct keeper_options opt;
 	struct child neatd, nic, replica[NEAT_REPLICAS_MAX];
 	struct child standby;		/* runs whenever all wanted replicas are ready */
+	struct program program, quarantine;
+	struct program before;		/* while upgrading: the one to go back to */
+	bool upgrading;
+	uint64_t rerandomize_at;	/* ms */
+	uint32_t rerandomize_next;
+	struct evidence *evidence;	/* taken, not written yet */
 	int signals;			/* signalfd */
 	bool stop;
 	int exit_status;
@@ -136,6 +167,7 @@ uint32_t keeper_children(struct keeper *k, struct child **all);	/* room for CHIL
 void child_init(struct child *c, uint32_t role, uint32_t index);
 void child_start(struct keeper *k, struct child *c);
 void child_died(struct keeper *k, struct child *c);
+void child_end(struct child *c, enum neat_death fate);	/* SIGKILL; its pidfd tells when it is over */
 void child_kill(struct child *c);	/* SIGKILL, wait: when it returns the process is gone */
 const char *child_name(const struct child *c, char *text, size_t size);
 
@@ -145,10 +177,37 @@ void count_fault(struct keeper *k, struct child *c);
 uint32_t strikes(const struct keeper *k, const struct child *c, uint64_t now_ms);
 void configure(struct keeper *k, struct child *c, struct neat_msg_r_config *config);
 void became_ready(struct keeper *k, struct child *c);
+uint64_t youngest_fault(const struct child *c);		/* ms; 0 = none */
+bool stateful(const struct child *c);
+const struct msg *stored_config(const struct child *c);	/* R_CONFIG; NULL = none yet */
 struct msg *health_message(const struct keeper *k, const struct child *c);
+
+/* program.c */
+void program_open(struct program *p, const char *path);		/* fd -1 and errno if it cannot be */
+void program_open_quarantine(struct program *p, const struct program *normal);
+void program_close(struct program *p);
+void program_exec(const struct program *p);
+
+/* plan.c */
+void upgrade_begin(struct keeper *k, const char *path);
+void upgrade_failed(struct keeper *k);
+int plan_step(struct keeper *k);	/* ms until it has something to do, -1 = unknown */
+
+/* watch.c */
+void watch_start(struct keeper *k, struct child *c);
+void watch_end(struct child *c);
+void watch_look(struct keeper *k, uint32_t index);
+void watch_stops(struct keeper *k);
+int watch_stopped(struct keeper *k);
+
+/* evidence.c */
+void evidence_take(struct keeper *k, const struct child *c, pid_t pid);
+void evidence_write(struct keeper *k);
 
 /* standby.c */
 bool standby_promote(struct keeper *k, struct child *c);	/* c's next process; false = there is none */
+bool standby_ready(const struct keeper *k);		/* parked, of the program that is current */
+bool somebody_recovers(const struct keeper *k, bool *any);	/* any: replicas are wanted at all */
 int standby_keep(struct keeper *k);	/* starts it if it is time; ms until it will be, -1 = unknown */
 
 /* neatd.c */
@@ -169,6 +228,7 @@ void keeper_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void keeper_die(const char *what);
 void keeper_fail(struct keeper *k, const char *what);	/* ends the instance, exit status 1 */
 uint64_t clock_us(void);
+int sooner(int a, int b);	/* of two time-outs for poll() */
 uint64_t clock_ms(void);
 
 #endif

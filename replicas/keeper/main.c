@@ -130,6 +130,7 @@ static void setup(struct keeper *k)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGRTMIN);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	k->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (k->signals < 0)
@@ -140,6 +141,8 @@ static void setup(struct keeper *k)
 		child_init(&k->replica[i], NEAT_ROLE_REPLICA, i);
 	child_init(&k->standby, NEAT_ROLE_STANDBY, 0);
 	k->neatd.wanted = true;
+	program_open(&k->program, k->opt.replica_bin);
+	program_open_quarantine(&k->quarantine, &k->program);
 }
 
 /* ---- loop ---- */
@@ -173,6 +176,11 @@ static void on_signals(struct keeper *k)
 	while (read(k->signals, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
 		if (si.ssi_signo == SIGCHLD) {
 			reap_orphans(k);
+			watch_stops(k);
+			continue;
+		}
+		if (si.ssi_signo == (uint32_t)SIGRTMIN) {
+			watch_look(k, (uint32_t)si.ssi_int);
 			continue;
 		}
 		keeper_log("signal %u from process %u: the instance ends", si.ssi_signo, si.ssi_pid);
@@ -180,8 +188,7 @@ static void on_signals(struct keeper *k)
 	}
 }
 
-/* Of two time-outs for poll(). */
-static int sooner(int a, int b)
+int sooner(int a, int b)
 {
 	return a < 0 || (b >= 0 && b < a) ? b : a;
 }
@@ -204,7 +211,9 @@ static int start_wanted(struct keeper *k)
 		else
 			child_start(k, c);
 	}
-	return sooner(wait, standby_keep(k));
+	wait = sooner(wait, plan_step(k));
+	wait = sooner(wait, standby_keep(k));
+	return sooner(wait, watch_stopped(k));
 }
 
 static void on_readable(struct keeper *k, struct child *c)
@@ -218,9 +227,8 @@ static void on_readable(struct keeper *k, struct child *c)
 		if (got == 0)
 			return;
 		if (got < 0) {
-			/* It hung up (then it is dying already) or talks nonsense: its pidfd tells when it is over. */
-			c->fate = r.len ? NEAT_DEATH_FAULT : c->fate;
-			kill(c->pid, SIGKILL);
+			/* It talks nonsense, or hung up: then it is dying already. */
+			child_end(c, r.len ? NEAT_DEATH_FAULT : c->fate);
 			return;
 		}
 		if (c->role == NEAT_ROLE_NEATD)
@@ -262,6 +270,7 @@ static void keeper_loop(struct keeper *k)
 			if (c->out.first)
 				p[0].events |= POLLOUT;
 		}
+		evidence_write(k);
 		if (poll(fds, 2 * n + 1, wait) < 0 && errno != EINTR)
 			keeper_die("poll");
 		if (fds[0].revents)

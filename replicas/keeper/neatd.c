@@ -1,6 +1,7 @@
 /* neatd.c - what neatd asks for, what the other children say, and the store's way to a new neatd. */
 #define _GNU_SOURCE
 #include "keeper.h"
+#include "ring.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,11 +43,25 @@ static void store_and_send(struct child *c, const struct neat_msg_keeper *order,
 		queue_add(&c->out, NULL, m);
 }
 
+static void upgrade(struct keeper *k, struct received *r)
+{
+	uint32_t at = (uint32_t)(sizeof(struct neat_msg_keeper) + sizeof(struct neat_msg_header));
+	uint32_t n = r->len > at ? r->len - at : 0;
+	char path[4096] = "";
+
+	if (n < sizeof(path))
+		memcpy(path, r->u.bytes + at, n);
+	upgrade_begin(k, path);
+}
+
 static void obey(struct keeper *k, struct child *c, const struct neat_msg_keeper *order, struct received *r)
 {
 	struct msg *m;
 
 	switch (order->h.type) {
+	case NEAT_MSG_K_UPGRADE:
+		upgrade(k, r);
+		return;
 	case NEAT_MSG_K_SPAWN:
 		c->wanted = true;
 		return;
@@ -93,10 +108,19 @@ void child_message(struct keeper *k, struct child *c, struct received *r)
 {
 	struct neat_msg_keeper from;
 	struct neat_msg_r_listen answer;
+	struct neat_msg_result parked;
 	struct msg *m;
+	char name[32];
 
 	if (r->u.h.type == NEAT_MSG_R_PARKED) {
+		memcpy(&parked, r->u.bytes, sizeof(parked));
 		c->parked = true;
+		if (r->len < sizeof(parked) || parked.value != neat_abi_fingerprint()) {
+			keeper_log("the program of %s is of another build than neat-keeper",
+				   child_name(c, name, sizeof(name)));
+			c->parked = false;
+			child_end(c, NEAT_DEATH_FAULT);
+		}
 		received_close(r);
 		return;
 	}

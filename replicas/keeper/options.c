@@ -30,9 +30,17 @@ static const char **text_option(struct keeper_options *o, const char *arg)
 
 static uint32_t *number_option(struct keeper_options *o, const char *arg, uint32_t *most)
 {
-	*most = UINT32_MAX;
+	*most = INT32_MAX;
 	if (!strcmp(arg, "--fault-window-ms"))
 		return &o->fault_window_ms;
+	if (!strcmp(arg, "--hang-ms"))
+		return &o->hang_ms;
+	if (!strcmp(arg, "--stopped-ms"))
+		return &o->stopped_ms;
+	if (!strcmp(arg, "--quarantine-ms"))
+		return &o->quarantine_ms;
+	if (!strcmp(arg, "--rerandomize"))
+		return &o->rerandomize_s;
 	*most = FAULTS_KEPT;
 	if (!strcmp(arg, "--faults"))
 		return &o->faults_max;
@@ -56,6 +64,9 @@ void parse(struct keeper_options *o, int argc, char **argv)
 
 	o->faults_max = 5;
 	o->fault_window_ms = 10000;
+	o->hang_ms = 500;
+	o->stopped_ms = 1000;
+	o->quarantine_ms = 60000;
 	o->neatd_args[n++] = NULL;	/* the interpreter, below */
 	o->neatd_args[n++] = unbuffered;
 	o->neatd_args[n++] = module;

@@ -29,7 +29,7 @@ enum neat_death death_of(const struct child *c, int status)
 	return NEAT_DEATH_OUTSIDE;
 }
 
-static uint64_t youngest_fault(const struct child *c)
+uint64_t youngest_fault(const struct child *c)
 {
 	return c->nfaults ? c->faults[(c->nfaults - 1) % FAULTS_KEPT] : 0;
 }
@@ -46,22 +46,19 @@ uint32_t strikes(const struct keeper *k, const struct child *c, uint64_t now_ms)
 	return n;
 }
 
-static const struct neat_msg_r_config *stored_config(const struct child *c)
+const struct msg *stored_config(const struct child *c)
 {
-	for (const struct entry *e = c->stored; e; e = e->next) {
-		const struct neat_msg_r_config *config = (const void *)e->m->u.bytes;
-
-		if (config->h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(*config))
-			return config;
-	}
+	for (const struct entry *e = c->stored; e; e = e->next)
+		if (e->m->u.h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(struct neat_msg_r_config))
+			return e->m;
 	return NULL;
 }
 
-static bool stateful(const struct child *c)
+bool stateful(const struct child *c)
 {
-	const struct neat_msg_r_config *config = c->role == NEAT_ROLE_REPLICA ? stored_config(c) : NULL;
+	const struct msg *config = c->role == NEAT_ROLE_REPLICA ? stored_config(c) : NULL;
 
-	return config && config->mode == NEAT_STATEFUL;
+	return config && ((const struct neat_msg_r_config *)config->u.bytes)->mode == NEAT_STATEFUL;
 }
 
 /* The limit of faults: first the connections are given up, then restarts are delayed. */
@@ -82,11 +79,30 @@ static void check_limit(struct keeper *k, struct child *c, const char *name)
 		   FAULT_DELAY_MS);
 }
 
+/* The second fault within the window: its successor runs the build that checks more. */
+static void check_quarantine(struct keeper *k, struct child *c, const char *name)
+{
+	bool before = c->quarantined;
+
+	if (c->quarantine && !c->ready) {
+		c->quarantined = false;
+		keeper_log("%s: the quarantine build failed before it was ready, back to the normal one", name);
+		return;
+	}
+	c->quarantined = k->quarantine.fd >= 0 && strikes(k, c, clock_ms()) >= 2;
+	if (c->quarantined && !before)
+		keeper_log("%s: second fault within %u ms, its successor is the quarantine build", name,
+			   k->opt.fault_window_ms);
+}
+
 void count_fault(struct keeper *k, struct child *c)
 {
+	bool unready = c->role == NEAT_ROLE_STANDBY ? !c->parked : !c->ready;
 	char name[32];
 
 	child_name(c, name, sizeof(name));
+	if (k->upgrading && unready && c->generation == k->program.generation)
+		upgrade_failed(k);
 	c->faults[c->nfaults++ % FAULTS_KEPT] = clock_ms();
 	if (c->role == NEAT_ROLE_STANDBY) {
 		/* Nobody depends on it; a program that cannot start must not be tried all the time. */
@@ -94,6 +110,8 @@ void count_fault(struct keeper *k, struct child *c)
 		return;
 	}
 	check_limit(k, c, name);
+	if (c->role == NEAT_ROLE_REPLICA)
+		check_quarantine(k, c, name);
 	c->unready_faults = c->ready ? 0 : c->unready_faults + 1;
 	if (c->ever_ready || c->unready_faults < UNREADY_MAX)
 		return;
@@ -140,7 +158,9 @@ struct msg *health_message(const struct keeper *k, const struct child *c)
 		.status = c->status,
 		.recovery_us = c->recovery_us,
 		.strikes = strikes(k, c, clock_ms()),
-		.flags = (c->adopts ? NEAT_HEALTH_ADOPTS : 0) | (c->fell_back ? NEAT_HEALTH_FELL_BACK : 0),
+		.generation = c->generation,
+		.flags = (c->adopts ? NEAT_HEALTH_ADOPTS : 0) | (c->fell_back ? NEAT_HEALTH_FELL_BACK : 0) |
+			 (c->quarantine ? NEAT_HEALTH_QUARANTINE : 0),
 		.strikes_end_ms = youngest_fault(c) + k->opt.fault_window_ms,
 	};
 

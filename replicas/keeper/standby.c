@@ -9,20 +9,30 @@ bool standby_promote(struct keeper *k, struct child *c)
 {
 	struct child *s = &k->standby;
 
-	if (!s->pid || s->fate)
+	/* One that somebody stopped would keep its replica down for as long as it takes to notice. */
+	if (!s->pid || s->fate || s->stopped_at)
 		return false;
 	c->pid = s->pid;
 	c->pidfd = s->pidfd;
 	c->sock = s->sock;
 	c->parked = s->parked;
+	c->generation = s->generation;
+	c->quarantine = false;
 	s->pid = 0;
 	s->pidfd = s->sock = -1;
 	s->parked = false;
 	return true;
 }
 
+bool standby_ready(const struct keeper *k)
+{
+	const struct child *s = &k->standby;
+
+	return s->pid && s->parked && !s->fate && !s->stopped_at && s->generation == k->program.generation;
+}
+
 /* A replica that is down counts only if it is about to be started: a delayed one would starve the others. */
-static bool somebody_recovers(const struct keeper *k, bool *any)
+bool somebody_recovers(const struct keeper *k, bool *any)
 {
 	*any = false;
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
@@ -31,7 +41,7 @@ static bool somebody_recovers(const struct keeper *k, bool *any)
 		if (!c->wanted)
 			continue;
 		*any = true;
-		if (c->pid ? !c->ready : !c->start_at)
+		if (c->pid ? !c->ready || c->fate : !c->start_at)
 			return true;
 	}
 	return false;

@@ -1,11 +1,12 @@
 /*
- * A replica without a stack: writes what R_CONFIG says into the file $FAKE_LOG, one line each, and
- * answers. $FAKE_AT is a list of "EPOCH:WHAT,": in that epoch it does WHAT instead of answering
+ * A replica without a stack: writes what R_CONFIG says into the file $FAKE_LOG, one line each, its
+ * epoch into the arena, and answers. $FAKE_AT is a list of "EPOCH:WHAT,": in that epoch it does WHAT instead of answering
  * R_START: segv, exit, wait (for ever, asleep), hang (busy, no heartbeat). SIGUSR1 makes it hang,
  * SIGUSR2 makes it hang busily with a heartbeat.
  */
 #define _GNU_SOURCE
 #include "ring.h"
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -15,6 +16,10 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#ifndef FAKE_LAYOUT
+#define FAKE_LAYOUT 0	/* else it pretends to be of another build */
+#endif
 
 static struct neat_replica_status *status;
 
@@ -33,17 +38,21 @@ static void answer(uint16_t type, void *message, size_t len)
 		exit(1);
 }
 
-static void on_config(const struct neat_msg_r_config *m, int status_fd)
+static void on_config(const struct neat_msg_r_config *m, const int *fds)
 {
+	uint64_t mark = (uint64_t)m->epoch << 32 | 1;
 	char line[128];
 	const char *path = getenv("FAKE_LOG");
 	int fd = open(path ? path : "/dev/null", O_WRONLY | O_CREAT | O_APPEND, 0600);
-	int n = snprintf(line, sizeof(line), "%u %u %u %u %u\n", m->index, m->epoch, m->mode, m->adopt, m->death);
+	int n = snprintf(line, sizeof(line), "%u %u %u %u %u %s\n", m->index, m->epoch, m->mode, m->adopt,
+			 m->death, program_invocation_short_name);
 
 	if (write(fd, line, (size_t)n) != n)
 		exit(1);
 	close(fd);
-	status = mmap(NULL, sizeof(*status), PROT_READ | PROT_WRITE, MAP_SHARED, status_fd, 0);
+	if (pwrite(fds[0], &mark, sizeof(mark), 0) != sizeof(mark))
+		exit(1);
+	status = mmap(NULL, sizeof(*status), PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
 }
 
 static void on_start(uint32_t epoch)
@@ -70,13 +79,17 @@ static void on_start(uint32_t epoch)
 		pause();
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	union { struct neat_msg_header h; struct neat_msg_r_config c; char bytes[NEAT_MSG_MAX]; } m;
-	struct neat_msg_result parked = { .value = neat_abi_fingerprint() };
+	struct neat_msg_result parked = { .value = neat_abi_fingerprint() ^ FAKE_LAYOUT };
 	char space[CMSG_SPACE(sizeof(int) * NEAT_MSG_FDS_MAX)];
 	uint32_t epoch = 0;
 
+	if (argc > 1 && !strcmp(argv[1], "--version")) {
+		printf("neat-replica ABI %d\n", NEAT_ABI_VERSION);
+		return 0;
+	}
 	signal(SIGUSR1, hang);
 	signal(SIGUSR2, hang);
 	answer(NEAT_MSG_R_PARKED, &parked, sizeof(parked));
@@ -94,7 +107,7 @@ int main(void)
 			memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
 		if (m.h.type == NEAT_MSG_R_CONFIG) {
 			epoch = m.c.epoch;
-			on_config(&m.c, fds[1]);
+			on_config(&m.c, fds);
 		}
 		if (m.h.type == NEAT_MSG_R_START)
 			on_start(epoch);

@@ -269,7 +269,8 @@ def test_request_sent_while_neatd_is_down_is_answered(instance: Instance) -> Non
     assert newcomer.bind(1) > 0
 
 
-def test_listen_in_flight_survives_neatd(instance: Instance) -> None:
+def test_listen_in_flight_survives_neatd(fresh: Instance) -> None:
+    instance = fresh.up("--replicas", "2", "--stopped", "0")
     client = Client(instance.path)
     status = instance.quick_status()
     stopped = status["replicas"][0]["pid"]

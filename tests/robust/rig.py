@@ -129,7 +129,8 @@ class Rig:
         self.directory = directory
         self.path = directory / "default.sock"
         self.env = neatsock_env(directory) | env
-        done = self.cli("up", "--replicas", str(replicas))
+        # Tests stop replicas for as long as they need.
+        done = self.cli("up", "--replicas", str(replicas), "--stopped", "0")
         assert done.returncode == 0, done.stderr
         # Started directly: `neatsock run` costs 50 ms each time.
         self.world = World(
