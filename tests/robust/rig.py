@@ -125,12 +125,13 @@ class Bystander:
 class Rig:
     """A private instance, asked without a Python start of its own."""
 
-    def __init__(self, directory: Path, replicas: int = 1, **env: str) -> None:
+    def __init__(self, directory: Path, replicas: int = 1, *options: str, **env: str) -> None:
         self.directory = directory
         self.path = directory / "default.sock"
         self.env = neatsock_env(directory) | env
-        # Tests stop replicas for as long as they need.
-        done = self.cli("up", "--replicas", str(replicas), "--stopped", "0")
+        # Without other wishes: tests stop replicas for as long as they need.
+        options = options or ("--stopped", "0")
+        done = self.cli("up", "--replicas", str(replicas), *options)
         assert done.returncode == 0, done.stderr
         # Started directly: `neatsock run` costs 50 ms each time.
         self.world = World(
