@@ -213,12 +213,13 @@ static void last_words(struct keeper *k, struct child *c)
 
 void child_died(struct keeper *k, struct child *c)
 {
+	uint64_t now = clock_us();
 	pid_t pid = c->pid;
 
-	c->died_us = c->ended_us ? c->ended_us : clock_us();
-	c->ended_us = 0;
 	watch_end(c);
-	last_words(k, c);
+	last_words(k, c);	/* maybe that it became ready, so many us after its predecessor's death */
+	c->died_us = c->ended_us ? c->ended_us : now;
+	c->ended_us = 0;
 	while (waitpid(c->pid, &c->status, 0) < 0 && errno == EINTR)
 		;
 	log_death(c, c->status);
