@@ -367,7 +367,8 @@ enum neat_asleep {
 	NEAT_AWAKE = 0,
 	NEAT_ASLEEP_FUTEX = 1,	/* a thread waits on this word */
 	NEAT_ASLEEP_EVENTFD = 2,/* a thread polls kernel fds and the process's eventfd */
-	NEAT_REPLICA_NAPS = 3,	/* replica_asleep only: like FUTEX, and it wakes by itself within 1 ms */
+	NEAT_REPLICA_NAPS = 3,	/* replica_asleep only: like FUTEX, and it wakes by itself within 5 ms */
+	NEAT_ASLEEP_BOTH = 4,	/* channel only: threads of both kinds */
 };
 
 struct neat_channel {

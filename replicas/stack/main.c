@@ -12,6 +12,12 @@
 
 enum {
 	LO_BUDGET = 256,	/* frames of lo between two looks at the command rings */
+	/*
+	 * Bound on a doorbell that a process on our core put off. More than the kernel's tick (4 ms):
+	 * an earlier one is programmed into the timer hardware at each sleep and out of it at each wake,
+	 * which in a virtual machine are two exits (20 us in each request of a lone connection).
+	 */
+	NAP_US = 5000,
 	STATUS_LOOPS = 16,	/* busy loops between two refreshes of the hints */
 };
 
@@ -25,9 +31,10 @@ static void wake_process(void *world, struct channel *c, uint32_t how)
 	a64_store(&r->status->wakes, a64_relaxed(&r->status->wakes) + 1);
 	/* Whoever spins on that core must see at once that it is wanted; the next refresh counts anew. */
 	__atomic_store_n(there, (uint8_t)(*there + 1), __ATOMIC_RELAXED);
-	if (how == NEAT_ASLEEP_EVENTFD)
+	if (how == NEAT_ASLEEP_EVENTFD || how == NEAT_ASLEEP_BOTH)
 		eventfd_ring(c->eventfd);
-	futex_wake(&c->mem->asleep);
+	if (how != NEAT_ASLEEP_EVENTFD)
+		futex_wake(&c->mem->asleep);
 }
 
 static void wake_nic(struct replica *r)
@@ -122,8 +129,8 @@ static void replica_sleep(struct replica *r, bool company)
 	uint32_t asleep = company ? NEAT_REPLICA_NAPS : NEAT_ASLEEP_FUTEX;
 
 	/* A process on our core may have deferred its doorbell: look again soon (decision 7). */
-	if (company && until > r->stack.now_us + SLEEP_NAP_US)
-		until = r->stack.now_us + SLEEP_NAP_US;
+	if (company && until > r->stack.now_us + NAP_US)
+		until = r->stack.now_us + NAP_US;
 	arm(r, asleep);
 	/* The asleep words are visible before the rings are looked at once more; the other side
 	 * publishes, fences, then looks at asleep (Dekker): one of us sees the other. */

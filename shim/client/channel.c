@@ -35,7 +35,7 @@ static void ring_bell(struct nt_replica *r)
 
 /*
  * A napping replica on our own core cannot run before we stop anyway, and wakes by itself within a
- * millisecond if we never do: such a bell waits for the end of the batch (limits-2cores.md 3b.3).
+ * few milliseconds if we never do: such a bell waits for the end of the batch (limits-2cores.md 3b.3).
  */
 static void bell(struct nt_replica *r)
 {

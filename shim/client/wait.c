@@ -92,7 +92,10 @@ bool nt_spin(struct nt_waiter *w, int64_t deadline_ns)
 
 static uint32_t arm_words(void)
 {
-	uint32_t value = nt.kernel_sleepers ? NEAT_ASLEEP_EVENTFD : nt.sleepers ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE;
+	uint32_t value = nt.sleepers ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE;
+
+	if (nt.kernel_sleepers)
+		value = nt.kernel_sleepers == nt.sleepers ? NEAT_ASLEEP_EVENTFD : NEAT_ASLEEP_BOTH;
 
 	for (uint32_t i = 0; i < nt.nreplicas; i++)
 		a32_store(&nt.rep[i].ch->asleep, value);
