@@ -1,4 +1,7 @@
-"""System calls per operation: perf's raw_syscalls:sys_enter, or strace where perf cannot."""
+"""System calls per operation: perf's raw_syscalls:sys_enter, or strace where perf cannot.
+
+Those that can only concern a file are counted apart: a web server makes them in either world.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +20,29 @@ from bench import proc
 
 ATTACH_S = 10.0
 EVENT = "raw_syscalls:sys_enter"
+# Tracepoint -> strace's name. Each open is followed by a close of that file sooner or later.
+OPENS = {"open": "open", "openat": "openat"}
+FILES = {
+    "newstat": "stat",
+    "newlstat": "lstat",
+    "newfstat": "fstat",
+    "newfstatat": "newfstatat",
+    "statx": "statx",
+    "pread64": "pread64",
+    "preadv": "preadv",
+    "preadv2": "preadv2",
+    "lseek": "lseek",
+    "getdents64": "getdents64",
+}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Calls of each group of processes, and how many of them only concern files."""
+
+    every: dict[str, int]
+    files: dict[str, int]
+    window_s: float
 
 
 @cache
@@ -30,28 +57,37 @@ def tool() -> str | None:
     return "strace" if shutil.which("strace") else None
 
 
-def parse_perf(text: str) -> dict[int, int]:
-    """tid -> calls, from ``perf stat --per-thread -x,`` (lines ``comm-tid,count,...``)."""
-    found: dict[int, int] = {}
+def parse_perf(text: str) -> dict[str, dict[int, int]]:
+    """event -> tid -> calls, from lines ``comm-tid,count,,event,...`` of ``perf stat -x,``."""
+    found: dict[str, dict[int, int]] = {}
     for line in text.splitlines():
-        match = re.match(r"\s*.*-(\d+),(\d+),,", line)
-        if match and EVENT in line:
+        match = re.match(r"\s*.*-(\d+),(\d+),,([\w:]+),", line)
+        if match:
+            threads = found.setdefault(match[3], {})
             tid = int(match[1])
-            found[tid] = found.get(tid, 0) + int(match[2])
+            threads[tid] = threads.get(tid, 0) + int(match[2])
     return found
 
 
-def parse_strace(text: str) -> int:
-    """The total of ``strace -c``: its columns are % time, seconds, usecs/call, calls, errors."""
+def parse_strace(text: str) -> dict[str, int]:
+    """name -> calls, from ``strace -c``: % time, seconds, usecs/call, calls, errors, name."""
+    found: dict[str, int] = {}
     for line in text.splitlines():
         fields = line.split()
-        if fields and fields[-1] == "total":
-            numbers = [f for f in fields[:-1] if f.isdigit()]
-            return int(numbers[1]) if len(numbers) > 1 else int(numbers[0])
-    return 0
+        numbers = [f for f in fields[:-1] if f.isdigit()]
+        if numbers and re.fullmatch(r"\w+", fields[-1]):
+            found[fields[-1]] = int(numbers[1]) if len(numbers) > 1 else int(numbers[0])
+    return found
 
 
-def _perf(groups: Mapping[str, Sequence[int]], window_s: float, where: Path) -> dict[str, int]:
+def weight(name: str) -> int:
+    """How many file calls a call of this (tracepoint's or strace's) name stands for."""
+    if name in OPENS:
+        return 2
+    return 1 if name in FILES or name in FILES.values() else 0
+
+
+def _perf(groups: Mapping[str, Sequence[int]], window_s: float, where: Path) -> Counted:
     owner = {tid: name for name, pids in groups.items() for p in pids for tid in proc.threads(p)}
     out = where / "perf.txt"
     pids = ",".join(str(p) for group in groups.values() for p in group)
@@ -65,7 +101,7 @@ def _perf(groups: Mapping[str, Sequence[int]], window_s: float, where: Path) -> 
             "-o",
             str(out),
             "-e",
-            EVENT,
+            ",".join([EVENT, *(f"syscalls:sys_enter_{name}" for name in (*OPENS, *FILES))]),
             "-p",
             pids,
             "--",
@@ -75,11 +111,14 @@ def _perf(groups: Mapping[str, Sequence[int]], window_s: float, where: Path) -> 
         capture_output=True,
         check=False,
     )
-    totals = dict.fromkeys(groups, 0)
-    for tid, count in parse_perf(out.read_text() if out.exists() else "").items():
-        if tid in owner:
-            totals[owner[tid]] += count
-    return totals
+    every, files = dict.fromkeys(groups, 0), dict.fromkeys(groups, 0)
+    for event, threads in parse_perf(out.read_text() if out.exists() else "").items():
+        for tid in threads.keys() & owner.keys():
+            if event == EVENT:
+                every[owner[tid]] += threads[tid]
+            else:
+                files[owner[tid]] += threads[tid] * weight(event.split("sys_enter_")[1])
+    return Counted(every, files, window_s)
 
 
 def _attached(children: Sequence[proc.Child]) -> None:
@@ -92,7 +131,7 @@ def _attached(children: Sequence[proc.Child]) -> None:
 
 def _strace(
     groups: Mapping[str, Sequence[int]], client: proc.Child, limit_s: float, where: Path
-) -> tuple[dict[str, int], float]:
+) -> Counted:
     """Traced until the client ends: it measures at the speed that tracing leaves it.
 
     (A window in the middle would divide calls of the traced part by the rate of a run that was
@@ -110,14 +149,16 @@ def _strace(
     with contextlib.suppress(subprocess.TimeoutExpired):
         client.popen.wait(limit_s)
     window_s = time.monotonic() - began
-    totals = dict.fromkeys(groups, 0)
+    every, files = dict.fromkeys(groups, 0), dict.fromkeys(groups, 0)
     for name, (child, out) in running.items():
         child.popen.send_signal(signal.SIGINT)  # prints the table and detaches
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.popen.wait(ATTACH_S)
         child.stop()
-        totals[name] = parse_strace(out.read_text() if out.exists() else "")
-    return totals, window_s
+        table = parse_strace(out.read_text() if out.exists() else "")
+        every[name] = table.get("total", 0)
+        files[name] = sum(n * weight(call) for call, n in table.items())
+    return Counted(every, files, window_s)
 
 
 def count(
@@ -126,8 +167,8 @@ def count(
     window_s: float,
     limit_s: float,
     where: Path,
-) -> tuple[dict[str, int], float] | None:
-    """System calls of each group of processes, and in how many seconds. Blocks.
+) -> Counted | None:
+    """System calls of each group of processes. Blocks.
 
     perf looks for `window_s`; None if the client ended before. strace looks until the client ends,
     for at most `limit_s`.
@@ -135,4 +176,4 @@ def count(
     if tool() == "strace":
         return _strace(groups, client, limit_s, where)
     found = _perf(groups, window_s, where)
-    return (found, window_s) if client.popen.poll() is None else None
+    return found if client.popen.poll() is None else None

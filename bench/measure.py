@@ -240,12 +240,13 @@ def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | N
         found = calls.count(roles(server, child), child, timing.run * 0.6, SLACK_S, server.where)
         if not found:
             return None
-        counts, window_s = found
         reading = read(child, load, server, timing.run + SLACK_S)
     finally:
         child.stop()
+    done = reading.ops * found.window_s
     return Calls(
-        Split(**{r: n / (reading.ops * window_s) for r, n in counts.items()}),
+        Split(**{r: n / done for r, n in found.every.items()}),
+        Split(**{r: n / done for r, n in found.files.items()}),
         "perf" if tool == "perf" else "strace, within 20 %",
     )
 

@@ -50,6 +50,7 @@ class Calls:
     """System calls per operation, from a separate short run."""
 
     per_op: Split
+    files: Split  # of these, those that only concern files (open, stat, pread and its like, close)
     tool: str
 
 

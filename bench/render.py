@@ -53,6 +53,12 @@ def side_lines(side: Side, result: Result) -> list[str]:
             f"{'':12}system calls per {result.op}: "
             f"{parts(side.calls.per_op, 'small', neat)}   ({side.calls.tool})"
         )
+        if side.calls.files.total >= 0.005:
+            rest = side.calls.per_op.total - side.calls.files.total
+            lines.append(
+                f"{'':12}of these for files (open, stat, pread, close) "
+                f"{small(side.calls.files.total)}, for sockets and waiting {small(max(rest, 0.0))}"
+            )
     return lines
 
 

@@ -125,13 +125,22 @@ def test_perf_counts_by_thread() -> None:
         f"{name},{n},,{calls.EVENT},1000,100.00,,"
         for name, n in (("echo_server-17", 5), ("a-b c-18", 7), ("echo_server-17", 2))
     )
-    assert calls.parse_perf(text) == {17: 7, 18: 7}
+    assert calls.parse_perf(text) == {calls.EVENT: {17: 7, 18: 7}}
+
+
+def test_an_open_stands_for_its_close_too() -> None:
+    names = ("openat", "newfstat", "fstat", "pread64", "epoll_wait", "read", "close", "sendfile")
+    assert [calls.weight(name) for name in names] == [2, 1, 1, 1, 0, 0, 0, 0]
 
 
 def test_strace_total_with_and_without_the_errors_column() -> None:
     head = "% time     seconds  usecs/call     calls    errors syscall\n"
-    assert calls.parse_strace(head + "100.00    0.002    0       812        15 total\n") == 812
-    assert calls.parse_strace(head + "100.00    0.002    0       812           total\n") == 812
+    assert calls.parse_strace(head + "100.00    0.002    0       812        15 total\n") == {
+        "total": 812
+    }
+    assert calls.parse_strace(head + "100.00    0.002    0       812           total\n") == {
+        "total": 812
+    }
 
 
 def test_svg_is_well_formed_and_fits_both_themes() -> None:
