@@ -1,4 +1,4 @@
-"""neatsock up | down | status | upgrade | filter | run: the command line."""
+"""neatsock up | down | status | upgrade | filter | pcap | run: the command line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from neatsock import __version__, instance
+from neatsock.capture import capture
 from neatsock.filter import SYNTAX, RuleError
 from neatsock.filter import parse as parse_rule
 from neatsock.instance import InstanceError, StartOptions
 
-COMMANDS = ("up", "down", "status", "upgrade", "filter", "run")
+COMMANDS = ("up", "down", "status", "upgrade", "filter", "pcap", "run")
 PT_INTERP = 3
 FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 EM_OF_CLASS = {1: ("<I", 28, "<H", 42, "<H", 44), 2: ("<Q", 32, "<H", 54, "<H", 56)}
@@ -301,7 +302,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     filters = commands.add_parser("filter", help="rules of the packet filter", allow_abbrev=False)
     _filter_arguments(filters)
-    for sub in (up, down, status, upgrade, filters, run_):
+    pcap = commands.add_parser("pcap", help="capture what passes the NIC", allow_abbrev=False)
+    _pcap_arguments(pcap)
+    for sub in (up, down, status, upgrade, filters, pcap, run_):
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
         _start_arguments(sub)
@@ -326,6 +329,22 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="machine-readable")
     run_.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
+
+
+def _pcap_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Frames of one replica's queue pair, as the replica sees them, into a pcapng file, until "
+        "Ctrl-C. Local connections stay inside their replica and pass no queue of the NIC."
+    )
+    parser.add_argument("--replica", type=int, default=0, metavar="I", help="default 0")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--rx", dest="dir", action="store_const", const="rx", help="only to it")
+    way.add_argument("--tx", dest="dir", action="store_const", const="tx", help="only from it")
+    parser.add_argument(
+        "-w", dest="file", type=Path, metavar="FILE", help="default replicaI.pcapng"
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="end after this time")
+    parser.set_defaults(dir="both")
 
 
 def _filter_arguments(parser: argparse.ArgumentParser) -> None:
@@ -487,6 +506,18 @@ def _filter(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pcap(args: argparse.Namespace) -> int:
+    path = args.file or Path(f"replica{args.replica}.pcapng")
+    try:
+        whole = capture(args.name, args.replica, args.dir, path, args.seconds)
+    except KeyboardInterrupt:
+        whole = True
+    say(f"{path}: {path.stat().st_size} bytes")
+    if not whole:
+        raise InstanceError("the NIC or its control daemon ended, and the capture with it")
+    return 0
+
+
 def _run(args: argparse.Namespace) -> int:
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
     if not command:
@@ -512,6 +543,7 @@ def main(argv: list[str] | None = None) -> int:
         "status": _status,
         "upgrade": _upgrade,
         "filter": _filter,
+        "pcap": _pcap,
         "run": _run,
     }
     try:

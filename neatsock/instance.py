@@ -17,6 +17,7 @@ import stat
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -140,22 +141,37 @@ def native(file: str) -> Path:
 
 def ask(path: Path, command: dict[str, Any], timeout: float = ASK_S) -> dict[str, Any]:
     """Send one command to an instance and wait for its answer. NotUp when nobody listens."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(timeout)
-        try:
-            sock.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError) as err:
+    with connection(path, timeout) as sock:
+        return exchange(sock, path, command)
+
+
+def connection(path: Path, timeout: float = ASK_S) -> socket.socket:
+    """A control connection. NotUp when nobody listens."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(str(path))
+    except OSError as err:
+        sock.close()
+        if isinstance(err, (FileNotFoundError, ConnectionRefusedError)):
             raise NotUp(f"instance {path.stem!r} is not up; start it: neatsock up") from err
-        except OSError as err:
-            raise InstanceError(f"cannot reach {path}: {err.strerror}") from err
-        body = json.dumps(command).encode()
-        try:
-            sock.send(HEADER.pack(MAGIC, ABI_VERSION, MSG_CLI, HEADER.size + len(body), 1) + body)
-            data = sock.recv(LARGEST)
-        except TimeoutError as err:
-            raise InstanceError(f"{path.stem}: no answer within {timeout:.0f} s") from err
-        except OSError as err:
-            raise NotUp(f"instance {path.stem!r} hung up: {err.strerror}") from err
+        raise InstanceError(f"cannot reach {path}: {err.strerror}") from err
+    return sock
+
+
+def exchange(
+    sock: socket.socket, path: Path, command: dict[str, Any], fds: Sequence[int] = ()
+) -> dict[str, Any]:
+    """One command, with descriptors, and its answer. NotUp when the instance hangs up."""
+    body = json.dumps(command).encode()
+    head = HEADER.pack(MAGIC, ABI_VERSION, MSG_CLI, HEADER.size + len(body), 1)
+    try:
+        socket.send_fds(sock, [head + body], fds)
+        data = sock.recv(LARGEST)
+    except TimeoutError as err:
+        raise InstanceError(f"{path.stem}: no answer within {sock.gettimeout():.0f} s") from err
+    except OSError as err:
+        raise NotUp(f"instance {path.stem!r} hung up: {err.strerror}") from err
     return _answer(path, data)
 
 

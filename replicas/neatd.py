@@ -27,6 +27,7 @@ from neatsock import abi
 from .apps import App
 from .attach import Attachments
 from .bindings import Bindings
+from .capture import Captures
 from .clients import Connection, Refused, Request, Server
 from .filter import Filter
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
@@ -173,6 +174,7 @@ class Neatd:
         self.server = Server(self.listener, loop, self.handle, self._connection_gone)
         self.filter = Filter(self.state, self.server.finish)
         self.upgrades = Upgrades(self.state, self.server.finish)
+        self.captures = Captures(self.state)
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable
@@ -290,6 +292,8 @@ class Neatd:
                 segments.setdefault(app_id, {})[item.index] = (item.fds[0], item.fds[1])
             elif item.role == REPLICA and kind == LIB.NEAT_MSG_R_CHANNEL:
                 channels.setdefault((app_id, number), {})[item.index] = item.fds
+        if own and self.options.uplink:
+            self.captures.recovered()
         for state, fds in own:
             self._recover_own(state, fds, segments, channels)
         for item in store:
@@ -344,6 +348,7 @@ class Neatd:
             pid = item.pid if item.kind == LIB.NEAT_MSG_K_STARTED else None
             if item.role == NIC:
                 self.state.nic_pid = pid
+                self.captures.nic_died()
             elif item.role == STANDBY:
                 self.state.standby_pid = pid
         if item.kind == LIB.NEAT_MSG_K_UPGRADED:
@@ -415,6 +420,7 @@ class Neatd:
         return True
 
     def _connection_gone(self, connection: Connection) -> None:
+        self.captures.gone(connection)
         self.attachments.connection_gone(connection)
 
     # ---- command line ----
@@ -430,6 +436,9 @@ class Neatd:
             return self.filter.command(connection, request.seq, command)
         if name == "upgrade":
             return self.upgrades.command(connection, request.seq, command)
+        if name == "capture":
+            self.captures.command(connection, request, command)
+            return True
         if name == "status":
             answer |= self.status()
         elif name == "hold":

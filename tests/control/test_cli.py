@@ -291,3 +291,11 @@ def test_an_instance_of_another_version(fresh: Instance) -> None:
         assert "another version" in done.stderr and "neatsock down --name t" in done.stderr
     assert cli("down", "--name", "t").returncode == 0
     assert not any(alive(pid) for pid in pids)
+
+
+def test_pcap_without_an_uplink(instance: Instance, tmp_path: Path) -> None:
+    done = instance.cli("pcap", "--name", "t", "-w", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "no uplink" in done.stderr and "stays inside its replica" in done.stderr
+    done = instance.cli("pcap", "--name", "t", "-w", "/dev/null")
+    assert done.returncode == 1 and "no regular file" in done.stderr
