@@ -396,16 +396,19 @@ class Attachments:
 
     def _release_orphan(self, app: App, orphan: Orphan) -> None:
         if orphan.state == LIB.NEAT_SOCK_CONNECT and orphan.replica < len(app.segments):
-            message = abi.pack(
-                "struct neat_msg_r_listen",
-                LIB.NEAT_MSG_R_RELEASE,
-                app_id=app.app_id,
-                slot=orphan.slot,
-                gen=orphan.slot_gen,
-            )
-            self.state.link.send(REPLICA, orphan.replica, message)
+            self._release_slot(app, orphan.replica, orphan.slot, orphan.slot_gen)
+        elif orphan.state == LIB.NEAT_SOCK_DGRAM:
+            for replica in range(len(app.segments)):
+                sub = app.shared.at.socks[orphan.sock].sub[replica]
+                if sub.slot:
+                    self._release_slot(app, replica, int(sub.slot), int(sub.gen))
         self.release(app, orphan)
         app.shared.at.socks[orphan.sock].state.v = LIB.NEAT_SOCK_FREE
+
+    def _release_slot(self, app: App, replica: int, slot: int, gen: int) -> None:
+        kind = LIB.NEAT_MSG_R_RELEASE
+        message = abi.pack("struct neat_msg_r_listen", kind, app_id=app.app_id, slot=slot, gen=gen)
+        self.state.link.send(REPLICA, replica, message)
 
     def connection_gone(self, connection: Connection) -> None:
         """No death in itself: the pidfd tells about that; exec closes the connection too."""

@@ -14,6 +14,7 @@ from neatsock import abi
 
 from .apps import App, Orphan
 from .clients import Connection, Server
+from .datagrams import check_twin, choose_home, owner_of, steer
 from .link import REPLICA, key
 from .ports import Claim, check_address, check_privilege, conflict, overlap
 from .registry import Key
@@ -64,6 +65,7 @@ class Binding:
     claim: Claim
     reservation: socket.socket | None
     backlog: int = 0
+    home: int = 0  # UDP: the replica that receives
     subs: dict[int, tuple[int, int]] = field(default_factory=dict)  # replica -> (slot, gen)
     pending: set[int] = field(default_factory=set)  # replicas that have not answered
     failure: int = 0  # errno of the first replica that refused
@@ -73,6 +75,10 @@ class Binding:
     @property
     def key(self) -> Key:
         return self.claim.proto, self.claim.addr, self.claim.port
+
+    @property
+    def datagram(self) -> bool:
+        return self.claim.proto == socket.IPPROTO_UDP
 
     @property
     def handle(self) -> int:
@@ -103,6 +109,56 @@ class Bindings:
             return -code, 0
         binding, code = self._take(claim)
         return (-code, 0) if binding is None else (0, binding.claim.port)
+
+    def bind_datagram(self, app: App, message: Any, uid: int, twin: int) -> tuple[int, int]:
+        """NEAT_MSG_BIND of a UDP socket whose kernel twin holds the port: (-errno or 0, home)."""
+        claim = self._claim(app, message, uid, socket.IPPROTO_UDP)
+        code = check_twin(twin, claim.addr, claim.port)
+        code = code or check_address(claim.addr, self.state.registry.addresses())
+        if code or not 0 < claim.sock < LIB.NEAT_SOCKS_MAX:
+            return -(code or errno.EINVAL), 0
+        known = self._current(claim)
+        if known is not None:
+            return (0, known.home) if known.claim == claim else (-errno.EINVAL, 0)
+        # What cannot live beside the twin is closed already; only its UNBIND, or our notice of its
+        # process's death, is on the way.
+        for other in list(self.table.values()):
+            if conflict(claim, [other.claim]):
+                self.release(other)
+        binding = Binding(claim, None, home=self._home(claim, int(message.home)))
+        try:
+            self.state.registry.hold(binding.key)
+        except OSError as err:
+            return -(err.errno or errno.EIO), 0
+        self.table[claim.owner] = binding
+        self._remember(binding)
+        self._publish(binding.key)
+        return 0, binding.home
+
+    def _home(self, claim: Claim, wanted: int) -> int:
+        """Sockets that share a port share its home. `wanted`: index + 1, 0 = any."""
+        others = [b for b in self.table.values() if b.datagram]
+        for other in others:
+            if other.claim.port == claim.port and other.claim.addr == claim.addr:
+                return other.home
+        active = int(self.state.registry.at.active.v)
+        return choose_home(wanted - 1 if wanted else None, active, (b.home for b in others))
+
+    def _publish_datagram(self, at: Key) -> None:
+        """Registry entry and NIC filter of a UDP port, after a socket came or went."""
+        holders = [b for b in self.table.values() if b.key == at]
+        if holders:
+            owner = owner_of(b.claim for b in holders)
+            self.state.registry.set_home(at, holders[0].home, owner)
+        ours = self.state.registry.addresses()
+        if not ours:
+            return
+        homes = {
+            b.claim.addr: b.home
+            for b in self.table.values()
+            if b.datagram and b.claim.port == at[2] and b.claim.addr in (0, ours[0])
+        }
+        steer(self.state.link, at[2], homes.get(ours[0], homes.get(0)))
 
     def _claim(self, app: App, message: Any, uid: int, proto: int) -> Claim:
         flags = int(message.flags)
@@ -188,6 +244,7 @@ class Bindings:
             reuseport=claim.reuseport,
             listening=claim.listening,
             backlog=binding.backlog,
+            home=binding.home,
         )
 
     # ---- listen ----
@@ -293,6 +350,9 @@ class Bindings:
 
     def _publish(self, at: Key) -> None:
         """Registry mask of a port: replicas in which any of its sockets listens."""
+        if at[0] == socket.IPPROTO_UDP:
+            self._publish_datagram(at)
+            return
         mask = 0
         for binding in self.table.values():
             if binding.key == at and binding.claim.listening and not binding.pending:
@@ -345,6 +405,8 @@ class Bindings:
             self._unlisten(binding)
         self._reply(binding, -errno.ECONNABORTED)
         self.state.registry.release(binding.key)
+        if binding.datagram:
+            self._publish_datagram(binding.key)
         if binding.reservation is not None:
             binding.reservation.close()
         self.state.link.forget("bind", binding.claim.app_id, binding.claim.sock)
@@ -353,7 +415,9 @@ class Bindings:
     def _inherit_reservation(self, gone: Binding) -> None:
         """A socket that shared the port holds it in the kernel from now on."""
         for other in self.table.values():
-            if other.reservation is None and overlap(other.claim, gone.claim):
+            if other.reservation is not None or other.datagram:
+                continue
+            if overlap(other.claim, gone.claim):
                 try:
                     other.reservation, _ = reserve(other.claim)
                 except OSError:
@@ -377,7 +441,7 @@ class Bindings:
             state["listening"],
         )
         holder = socket.socket(fileno=fds[0]) if fds else None
-        binding = Binding(claim, holder, state["backlog"])
+        binding = Binding(claim, holder, state["backlog"], state["home"])
         self.table[claim.owner] = binding
         self.state.registry.hold(binding.key)
 

@@ -403,8 +403,12 @@ class Neatd:
         elif kind == LIB.NEAT_MSG_BIND:
             app, _ = self.attachments.owner(connection)
             message = abi.unpack("struct neat_msg_bind", request.data)
-            status, port = self.bindings.bind(app, message, request.uid)
-            connection.result(request.seq, status, port)
+            if message.proto == socket.IPPROTO_UDP and request.fds:
+                twin = request.fds[0]
+                status, value = self.bindings.bind_datagram(app, message, request.uid, twin)
+            else:
+                status, value = self.bindings.bind(app, message, request.uid)
+            connection.result(request.seq, status, value)
         elif kind == LIB.NEAT_MSG_LISTEN:
             app, _ = self.attachments.owner(connection)
             message = abi.unpack("struct neat_msg_listen", request.data)

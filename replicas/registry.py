@@ -97,6 +97,13 @@ class Registry:
             entry.state.v = lib.NEAT_PORT_BOUND
         self.changed()
 
+    def set_home(self, key: Key, home: int, owner: int) -> None:
+        """A UDP port: the replica that receives, and the application that may open it there."""
+        entry = self.at.ports[self._index[key]]
+        entry.owner.v = owner
+        entry.mask.v = 1 << home
+        self.changed()
+
     def release(self, key: Key) -> None:
         """One socket less; the last one frees the entry."""
         self._holders[key] -= 1

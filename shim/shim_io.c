@@ -32,20 +32,10 @@ SHIM ssize_t recv(int fd, void *buf, size_t len, int flags)
 	SHIM_RETURN(nt_recv(fd, buf, len, flags), nt_real.recv(fd, buf, len, flags));
 }
 
-/* tcp(7): a stream socket reports no source address. */
-static ssize_t recvfrom_ours(int fd, void *buf, size_t len, int flags, socklen_t *addr_len)
-{
-	ssize_t n = nt_recv(fd, buf, len, flags);
-
-	if (n >= 0 && addr_len)
-		*addr_len = 0;
-	return n;
-}
-
 SHIM ssize_t recvfrom(int fd, void *restrict buf, size_t len, int flags, struct sockaddr *restrict addr,
 		      socklen_t *restrict addr_len)
 {
-	SHIM_RETURN(recvfrom_ours(fd, buf, len, flags, addr_len),
+	SHIM_RETURN(nt_recvfrom(fd, buf, len, flags, addr, addr_len),
 		    nt_real.recvfrom(fd, buf, len, flags, addr, addr_len));
 }
 
@@ -61,7 +51,7 @@ SHIM ssize_t send(int fd, const void *buf, size_t len, int flags)
 
 SHIM ssize_t sendto(int fd, const void *buf, size_t len, int flags, const struct sockaddr *addr, socklen_t addr_len)
 {
-	SHIM_RETURN(nt_send(fd, buf, len, flags), nt_real.sendto(fd, buf, len, flags, addr, addr_len));
+	SHIM_RETURN(nt_sendto(fd, buf, len, flags, addr, addr_len), nt_real.sendto(fd, buf, len, flags, addr, addr_len));
 }
 
 /* A socket of ours that travels to another process would be an unconnected AF_UNIX socket there. */
@@ -132,8 +122,6 @@ SHIM int recvmmsg(int fd, struct mmsghdr *v, unsigned n, int flags, struct times
 		v[i].msg_len = (unsigned)got;
 		if (flags & MSG_WAITFORONE)
 			flags |= MSG_DONTWAIT;
-		if (got == 0)
-			return (int)i + 1;
 	}
 	return (int)n;
 }

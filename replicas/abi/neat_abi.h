@@ -94,10 +94,12 @@ enum neat_port_state {
 
 struct neat_port_entry {	/* neatd writes */
 	neat_a32 state;		/* enum neat_port_state; stored last when an entry is made */
-	neat_a32 mask;		/* bit r: replica r acknowledged its subsocket */
+	neat_a32 mask;		/* TCP: bit r: replica r acknowledged its subsocket; UDP: the one bit of its home (L9) */
 	uint32_t addr;		/* host order; 0 = any */
 	uint16_t port;		/* host order */
 	uint16_t proto;		/* IPPROTO_TCP or IPPROTO_UDP */
+	neat_a32 owner;		/* UDP: application that holds the port, ~0 = several; a replica opens it for nobody else */
+	uint32_t pad;
 };
 
 struct neat_registry {		/* neatd writes; everyone else maps it read-only */
@@ -144,6 +146,8 @@ enum {
  *  CONNECT   belongs to one (replica, slot); connecting, connected or dead, the slot tells
  *  LISTEN    has one subsocket per replica in sub[]
  *  KERNEL    one-way: each holder moves its fd to the kernel socket (L10)
+ *  DGRAM     the fd itself is the kernel twin (L9); with BOUND, sub[] holds a slot in each replica it sends
+ *            through, of which sub[replica] is home and receives
  */
 enum neat_sock_state {
 	NEAT_SOCK_FREE = 0,
@@ -151,6 +155,7 @@ enum neat_sock_state {
 	NEAT_SOCK_CONNECT = 2,
 	NEAT_SOCK_LISTEN = 3,
 	NEAT_SOCK_KERNEL = 4,
+	NEAT_SOCK_DGRAM = 5,
 };
 
 enum neat_sock_flags {
@@ -162,6 +167,10 @@ enum neat_sock_flags {
 	NEAT_SOCKF_SHUT = 128,		/* NEW: shutdown(SHUT_RDWR) was tried; only poll() shows it */
 	NEAT_SOCKF_OPTS_LATE = 64,	/* LISTEN: options changed after listen() */
 	NEAT_SOCKF_CONNECT_SEEN = 32,	/* a connect() call has reported the outcome */
+	NEAT_SOCKF_TWIN = 256,		/* DGRAM: datagrams may come by the kernel too: recv and poll look there */
+	NEAT_SOCKF_PEER = 512,		/* DGRAM: connected; the peer is in the home slot's raddr and rport */
+	NEAT_SOCKF_KERNEL_PEER = 1024,	/* DGRAM: the twin is connected, the peer is the kernel's */
+	NEAT_SOCKF_EXPLICIT = 2048,	/* DGRAM: bind() was called; AF_UNSPEC keeps the port */
 };
 
 struct neat_sock {		/* app writes */
@@ -215,6 +224,7 @@ enum neat_opt_flags {
 	NEAT_OPTF_REUSEADDR = 32,
 	NEAT_OPTF_OOBINLINE = 64,
 	NEAT_OPTF_MORE = 128,		/* last send had MSG_MORE: the tail may wait like under CORK */
+	NEAT_OPTF_REUSEPORT = 256,	/* DGRAM: one of a group that shares the port */
 };
 
 struct neat_app {
@@ -249,6 +259,7 @@ struct neat_app {
  *  HUP         both directions over: poll reports HUP
  *  DEAD        the replica forgot it; the slot waits for the application's last reference
  *  CLOSED      that reference is gone: the slot waits for the replica to forget it
+ *  DATAGRAM    a UDP socket; both rings hold datagrams, each behind a struct neat_dgram
  */
 enum neat_slot_flags {
 	NEAT_SLOT_CLAIMED = 1,
@@ -261,6 +272,19 @@ enum neat_slot_flags {
 	NEAT_SLOT_HUP = 128,
 	NEAT_SLOT_DEAD = 256,
 	NEAT_SLOT_CLOSED = 512,
+	NEAT_SLOT_DATAGRAM = 1024,
+};
+
+/* In front of each datagram of a ring; rx: where it came from, tx: where it goes. */
+struct neat_dgram {
+	uint32_t len;		/* bytes of payload that follow */
+	uint32_t addr;		/* host order */
+	uint16_t port;
+	uint16_t pad;
+};
+enum {
+	NEAT_DGRAM_MAX = 65507,		/* 65535 less IPv4 and UDP headers (RFC 768) */
+	NEAT_DGRAM_BUF = 212992,	/* default SO_RCVBUF and SO_SNDBUF: net.core.{r,w}mem_default */
 };
 
 /*
@@ -331,8 +355,8 @@ struct neat_slot_app {
 	neat_a32 tx_lock;	/* app: tid of the writer, 0 = free; recovered when the holder is dead */
 	neat_a32 rx_lock;	/* app: tid of the reader */
 	neat_a32 accepted;	/* app: socket record that owns this accepted slot, 0 = not taken yet */
-	uint32_t laddr, raddr;	/* app, before NEAT_CMD_CONNECT: host order; laddr 0 = choose */
-	uint16_t lport, rport;	/* lport 0 = choose */
+	uint32_t laddr, raddr;	/* app, before NEAT_CMD_CONNECT: host order; laddr 0 = choose. DATAGRAM: bound */
+	uint16_t lport, rport;	/* lport 0 = choose. DATAGRAM: rport 0 = not connected; neat_slot_pub's follow */
 	struct neat_opts opts;
 	uint32_t pad[10];
 };
@@ -356,6 +380,7 @@ enum neat_cmd {			/* [op 8][arg 8][gen 16][slot 32] */
 	NEAT_CMD_CONNECT = 2,	/* slot's laddr/raddr/lport/rport are filled in; gen is the claimant's */
 	NEAT_CMD_CLOSE = 3,	/* last reference gone: FIN (or RST by RFC 1122 4.2.2.13 if data is unread, or linger 0) */
 	NEAT_CMD_ABORT = 4,	/* connect(AF_UNSPEC): RST */
+	NEAT_CMD_UDP = 5,	/* slot's laddr/lport name a port that neatd gave this application (registry); gen as above */
 };
 
 enum neat_event {		/* [kind 8][0 8][gen 16][slot 32] */
@@ -492,7 +517,8 @@ enum neat_msg {
 	/* application -> neatd */
 	NEAT_MSG_ATTACH = 1,	/* neat_msg_attach; reply ATTACHED with fds {registry, app}, then nreplicas
 				 * times SEGMENT with fds {seg_pub, seg_app, channel, status} */
-	NEAT_MSG_BIND = 2,	/* neat_msg_bind; reply RESULT: status 0 or -errno, value = port */
+	NEAT_MSG_BIND = 2,	/* neat_msg_bind; reply RESULT: status 0 or -errno, value = port. UDP: + fd of the
+				 * kernel twin, which holds the port already; value = home replica */
 	NEAT_MSG_LISTEN = 3,	/* neat_msg_listen; reply LISTENING when every active replica acknowledged */
 	NEAT_MSG_UNBIND = 4,	/* neat_msg_bind; no reply: the socket that held the port is gone */
 	NEAT_MSG_CHILD = 5,	/* neat_msg_attach + fd of a fresh socketpair end: a forked child's own connection;
@@ -534,6 +560,7 @@ enum neat_msg {
 	NEAT_MSG_N_STATS = 85,	/* header; reply neat_msg_n_stats of the same type */
 	NEAT_MSG_N_FLOWS = 86,	/* header + fd of a neat_flow_table, before the first N_QUEUE; kept and replayed, so
 				 * that a successor goes on with the connections in it */
+	NEAT_MSG_N_PORT = 87,	/* neat_msg_n_port: exact filter of a UDP port; kept and replayed */
 	/* replica -> keeper -> neatd */
 	NEAT_MSG_R_LISTENING = 96,	/* neat_msg_r_listen with status and slot */
 	NEAT_MSG_R_READY = 97,		/* neat_msg_r_config: this epoch is announced */
@@ -615,7 +642,7 @@ struct neat_msg_bind {
 	uint16_t port;		/* 0 = choose */
 	uint16_t proto;
 	uint32_t flags;		/* NEAT_SOCKF_REUSEADDR, NEAT_SOCKF_REUSEPORT */
-	uint32_t pad;
+	uint32_t home;		/* UDP: wanted home replica + 1, 0 = any */
 };
 struct neat_msg_listen {
 	struct neat_msg_header h;
@@ -734,6 +761,13 @@ struct neat_msg_n_queue {
 	uint32_t replica;
 	uint32_t epoch;
 };
+enum { NEAT_PORT_NO_HOME = 0xff };
+struct neat_msg_n_port {
+	struct neat_msg_header h;
+	uint32_t replica;	/* home, or NEAT_PORT_NO_HOME: the filter goes */
+	uint16_t port;
+	uint16_t pad;
+};
 enum neat_capture_dir { NEAT_CAPTURE_RX = 1, NEAT_CAPTURE_TX = 2 };	/* as the replica sees it */
 struct neat_msg_n_capture {
 	struct neat_msg_header h;
@@ -806,6 +840,7 @@ NEAT_ASSERT(offsetof(struct neat_slot_pub, rtt_us) == 64);
 NEAT_ASSERT(sizeof(struct neat_slot_app) == 192);
 NEAT_ASSERT(offsetof(struct neat_slot_app, tx_lock) == 64);
 NEAT_ASSERT(sizeof(struct neat_sock) == 256);
+NEAT_ASSERT(sizeof(struct neat_dgram) == 12);
 NEAT_ASSERT(offsetof(struct neat_seg_pub, slots) == 64);
 NEAT_ASSERT(offsetof(struct neat_seg_app, slots) == 128);
 NEAT_ASSERT(sizeof(struct neat_seg_app) <= NEAT_SEG_SMALL);

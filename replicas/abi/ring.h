@@ -104,6 +104,24 @@ static inline uint32_t neat_port_hash(uint16_t port, uint16_t proto)
 	return (((uint32_t)port << 8 ^ proto) * 2654435761u >> 16) & (NEAT_REGISTRY_PORTS - 1);
 }
 
+/* The entry of exactly this address (0 = any) and port; NULL if nobody holds it. */
+static inline const struct neat_port_entry *neat_port_entry_of(const struct neat_registry *g, uint32_t addr,
+							       uint16_t port, uint16_t proto)
+{
+	uint32_t at = neat_port_hash(port, proto);
+
+	for (uint32_t i = 0; i < NEAT_REGISTRY_PORTS; i++, at = (at + 1) & (NEAT_REGISTRY_PORTS - 1)) {
+		const struct neat_port_entry *e = &g->ports[at];
+		uint32_t state = a32_acquire(&e->state);	/* acquire: the rest was written before */
+
+		if (state == NEAT_PORT_FREE)
+			return NULL;
+		if (state != NEAT_PORT_TOMB && e->port == port && e->proto == proto && e->addr == addr)
+			return e;
+	}
+	return NULL;
+}
+
 /* Is this port held on `addr` by any socket? *mask: replicas whose subsocket is acknowledged. */
 static inline bool neat_port_find(const struct neat_registry *g, uint32_t addr, uint16_t port, uint16_t proto,
 				  uint32_t *mask)

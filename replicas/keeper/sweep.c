@@ -43,14 +43,21 @@ static bool unref(struct neat_sock *s)
 }
 
 /* As the library's last close: the claim of a connect() slot is given back. */
-static void give_slot_back(struct neat_app *app, const struct orphan *o)
+static void give_slot_back(struct neat_app *app, uint32_t replica, uint32_t slot)
 {
-	uint32_t bit = o->slot - NEAT_SLOT_APP_FIRST;
+	uint32_t bit = slot - NEAT_SLOT_APP_FIRST;
 
-	if (o->state != NEAT_SOCK_CONNECT || o->replica >= NEAT_REPLICAS_MAX || o->slot < NEAT_SLOT_APP_FIRST ||
-	    o->slot >= NEAT_SLOTS)
+	if (replica >= NEAT_REPLICAS_MAX || slot < NEAT_SLOT_APP_FIRST || slot >= NEAT_SLOTS)
 		return;
-	a64_and(&app->slot_bits[o->replica][bit / 64], ~(1ull << bit % 64));
+	a64_and(&app->slot_bits[replica][bit / 64], ~(1ull << bit % 64));
+}
+
+static void give_slots_back(struct neat_app *app, const struct orphan *o)
+{
+	if (o->state == NEAT_SOCK_CONNECT)
+		give_slot_back(app, o->replica, o->slot);
+	for (uint32_t r = 0; o->state == NEAT_SOCK_DGRAM && r < NEAT_REPLICAS_MAX; r++)
+		give_slot_back(app, r, *(volatile uint32_t *)&app->socks[o->sock].sub[r].slot);
 }
 
 static void drop_word(struct neat_app *app, uint64_t word)
@@ -69,7 +76,7 @@ static void drop_word(struct neat_app *app, uint64_t word)
 	o.replica = *(volatile uint32_t *)&s->replica;
 	o.slot = *(volatile uint32_t *)&s->slot;
 	o.slot_gen = *(volatile uint32_t *)&s->slot_gen;
-	give_slot_back(app, &o);
+	give_slots_back(app, &o);
 	report(&o);
 }
 

@@ -27,6 +27,7 @@ struct message {
 		struct neat_msg_n_config config;
 		struct neat_msg_n_queue queue;
 		struct neat_msg_n_capture capture;
+		struct neat_msg_n_port port;
 		uint8_t bytes[NEAT_MSG_MAX];
 	} u;
 	int fds[NEAT_MSG_FDS_MAX];
@@ -304,6 +305,11 @@ static void on_active(struct nic *n, const struct neat_msg_n_queue *m)
 			memcpy(n->queues[r].q->reta, n->steer.reta, sizeof(n->steer.reta));
 }
 
+static void on_port(struct nic *n, const struct neat_msg_n_port *m)
+{
+	n->steer.udp_home[m->port] = m->replica < n->cfg.replicas ? (uint8_t)m->replica : NEAT_PORT_NO_HOME;
+}
+
 static void on_stats(struct nic *n, uint32_t seq)
 {
 	struct neat_msg_n_stats m = { 0 };
@@ -344,6 +350,8 @@ static size_t message_size(uint16_t type)
 	case NEAT_MSG_N_FENCE:
 	case NEAT_MSG_N_ACTIVE:
 		return sizeof(struct neat_msg_n_queue);
+	case NEAT_MSG_N_PORT:
+		return sizeof(struct neat_msg_n_port);
 	case NEAT_MSG_N_CAPTURE:
 		return sizeof(struct neat_msg_n_capture);
 	case NEAT_MSG_N_STATS:
@@ -381,6 +389,8 @@ static void dispatch(struct nic *n, struct message *msg)
 		on_stats(n, msg->u.h.seq);
 	} else if (type == NEAT_MSG_N_FLOWS) {
 		on_flows(n, msg);
+	} else if (type == NEAT_MSG_N_PORT) {
+		on_port(n, &msg->u.port);
 	} else if (replica >= n->cfg.replicas) {
 		reply_error(-EINVAL, "no such replica; N_CONFIG said how many there are", msg->u.h.seq);
 	} else if (type == NEAT_MSG_N_QUEUE) {

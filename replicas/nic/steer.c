@@ -48,6 +48,7 @@ void steer_init(struct steer *s, const uint8_t key[RSS_KEY], const uint8_t mac[6
 	rss_table_init(&s->rss, key);
 	memcpy(s->mac, mac, 6);
 	s->addr = addr;
+	memset(s->udp_home, NEAT_PORT_NO_HOME, sizeof(s->udp_home));
 }
 
 uint32_t steer_hash(const struct steer *s, const struct frame *f)
@@ -68,6 +69,8 @@ static uint8_t steer_ip(struct steer *s, const struct frame *f, uint64_t now_us)
 
 	if (f->kind == FRAME_TCP)
 		return flows_rx(s->flows, f, hashed, s->active, now_us);
+	if (f->kind == FRAME_UDP || (f->kind == FRAME_ICMP_ERROR && f->proto == 17))
+		owner = s->udp_home[f->t.lport];
 	if (f->kind == FRAME_ICMP_ERROR && f->proto == 6)
 		owner = flows_owner(s->flows, &f->t);
 	return owner == FLOW_NONE ? hashed : owner;

@@ -19,6 +19,7 @@ struct steer {
 	uint32_t addr;		/* ours, host order */
 	uint32_t active;	/* mask of replicas that get new connections */
 	struct flows *flows;	/* there before the first queue */
+	uint8_t udp_home[65536];	/* exact filters: home of each UDP port (L9), NEAT_PORT_NO_HOME = none */
 };
 
 /* Replicas that take a frame; none: `why` names the counter. */

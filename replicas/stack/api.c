@@ -25,7 +25,7 @@ struct app *api_app_find(struct api *a, uint32_t app_id)
  * Stateless recovery (paper 6.3.6): whatever our predecessor had in this slot is gone. Bytes that
  * were published stay readable; then the application sees ECONNRESET.
  */
-void slot_reset(struct app *app, uint32_t slot)
+void slot_reset(struct api *a, struct app *app, uint32_t slot)
 {
 	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
 	uint64_t status = a64_relaxed(&pub->status);
@@ -35,6 +35,8 @@ void slot_reset(struct app *app, uint32_t slot)
 	u->gen = (uint16_t)neat_status_gen(status);
 	if (flags == 0 || flags & NEAT_SLOT_LISTENING)
 		return;		/* a listener's slot is taken again by its R_LISTEN */
+	if (flags & NEAT_SLOT_DATAGRAM && slot_udp_again(a, app, slot))
+		return;
 	if (flags & NEAT_SLOT_CLOSED) {
 		u->gen++;
 		a64_release(&pub->status, neat_status(u->gen, 0, 0));
@@ -61,7 +63,7 @@ int api_app_add(struct api *a, struct app *app)
 	app->mem.app_id = app->app_id;
 	app->high_born = born < 1 || born > NEAT_SLOT_APP_FIRST ? 1 : born;
 	for (uint32_t i = 1; i < app->high_born && !a->adopting; i++) {
-		slot_reset(app, i);
+		slot_reset(a, app, i);
 		if (app->slots[i].kind == SLOT_FREE &&
 		    !(neat_status_flags(a64_relaxed(&app->mem.pub->slots[i].status)) & NEAT_SLOT_LISTENING))
 			app->free[app->nfree++] = i;
@@ -69,7 +71,7 @@ int api_app_add(struct api *a, struct app *app)
 	if (claimed > NEAT_SLOTS)
 		claimed = NEAT_SLOTS;
 	for (uint32_t i = NEAT_SLOT_APP_FIRST; i < claimed && !a->adopting; i++)
-		slot_reset(app, i);
+		slot_reset(a, app, i);
 	a32_release(&app->mem.pub->epoch, a->stack->cfg.epoch);
 	a->apps[a->napps++] = app;
 	return 0;
@@ -372,6 +374,9 @@ void slot_close(struct api *a, struct app *app, uint32_t slot)
 		/* For a stateless successor, which has only the slots to go by. */
 		sock_status(a->stack, &ref, NEAT_SLOT_CLOSED, 0, 0);
 		tcp_close(a->stack, u->obj);
+	} else if (u->kind == SLOT_UDP) {
+		sock_status(a->stack, &ref, NEAT_SLOT_CLOSED, 0, 0);
+		udp_close(a->stack, u->obj);
 	} else if (u->kind == SLOT_LISTENER)
 		listener_close(a, app, slot);
 	else if (u->kind == SLOT_ZOMBIE)

@@ -14,9 +14,10 @@
  *  FREE      published status has no flag; the allocator of its half may take it
  *  TCB       obj is a connection
  *  LISTENER  obj is a subsocket
- *  ZOMBIE    TCP forgot the connection, the application still holds the slot; left by CMD_CLOSE
+ *  UDP       obj is a UDP socket
+ *  ZOMBIE    the stack forgot it, the application still holds the slot; left by CMD_CLOSE
  */
-enum slot_kind { SLOT_FREE = 0, SLOT_TCB, SLOT_LISTENER, SLOT_ZOMBIE };
+enum slot_kind { SLOT_FREE = 0, SLOT_TCB, SLOT_LISTENER, SLOT_ZOMBIE, SLOT_UDP };
 
 struct slot_user {
 	void *obj;
@@ -71,6 +72,7 @@ struct api {
 	uint32_t ntouched;
 	struct neat_replica_status *status;
 	bool adopting;			/* set before the first segment: slots keep their connections */
+	const struct neat_registry *registry;	/* who holds which UDP port; NULL: nobody any */
 };
 
 /* ---- attach; memory is mapped and checked by the caller ---- */

@@ -133,7 +133,7 @@ static void settle_slot(struct api *a, struct app *app, uint32_t slot)
 		a64_release(&pub->status, neat_status(app->slots[slot].gen, 0, 0));
 		return;
 	}
-	slot_reset(app, slot);
+	slot_reset(a, app, slot);
 }
 
 static void settle_slots(struct api *a, struct app *app)

@@ -60,8 +60,11 @@ void slot_look(struct api *a, struct app *app, uint32_t slot)
 	/* A locked exchange, since the words must not be read before the flag is seen clear: a
 	 * change after our look finds 0 and kicks again. */
 	a32_xchg(&w->cmd_pend, 0);
-	if (u->kind != SLOT_TCB || !u->obj || u->closed)
+	if (u->kind != SLOT_TCB || !u->obj || u->closed) {
+		if (u->kind == SLOT_UDP && !u->closed)
+			udp_kick(a->stack, u->obj);
 		return;
+	}
 	user.tx_tail = a64_acquire(&w->tx_tail);
 	user.rx_tail = a64_relaxed(&w->rx_tail);
 	user.shut = a32_relaxed(&w->shut) & 3;
@@ -87,6 +90,10 @@ static void command(struct api *a, struct app *app, uint64_t e)
 		return;
 	if (neat_entry_op(e) == NEAT_CMD_CONNECT) {
 		cmd_connect(a, app, slot, gen);
+		return;
+	}
+	if (neat_entry_op(e) == NEAT_CMD_UDP) {
+		cmd_udp(a, app, slot, gen);
 		return;
 	}
 	u = &app->slots[slot];

@@ -10,11 +10,17 @@ struct sockref slot_ref(struct app *app, uint32_t slot);
 void pub_words_reset(struct neat_slot_pub *pub);
 /* The application's last reference is gone. */
 void slot_close(struct api *a, struct app *app, uint32_t slot);
+/* ---- api_udp.c ---- */
+/* NEAT_CMD_UDP: the slot becomes a UDP socket. */
+void cmd_udp(struct api *a, struct app *app, uint32_t slot, uint32_t gen);
+/* A predecessor's UDP socket, made again from its slot. False: its port is not the application's any more. */
+bool slot_udp_again(struct api *a, struct app *app, uint32_t slot);
+
 void channel_touch(struct api *a, struct channel *c);
 /* Looks at the words of a slot as NEAT_CMD_KICK asks. */
 void slot_look(struct api *a, struct app *app, uint32_t slot);
 /* Whatever a predecessor had in this slot is gone: ECONNRESET, unless the slot was free or a listener's. */
-void slot_reset(struct app *app, uint32_t slot);
+void slot_reset(struct api *a, struct app *app, uint32_t slot);
 /* How many entries the application took from the accept ring of this slot, of `tail` pushed. */
 uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail);
 /* api_adopt.c */

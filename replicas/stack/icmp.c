@@ -76,15 +76,16 @@ static void echo(struct stack *s, const struct pkt *p, const struct ip_meta *m)
 	icmp_send(s, &r, m->daddr, m->saddr);
 }
 
-/* The quoted packet is one of ours only if it has our address as source; tcp checks the rest. */
+/* The quoted packet is one of ours only if it has our address as source; the transport checks the rest. */
 static void error_in(struct stack *s, const struct pkt *p, const struct wire_icmp *h)
 {
 	const struct wire_ip *ip = pkt_get(p, sizeof(*h), sizeof(*ip));
-	const struct wire_tcp *tcp;
+	const struct wire_tcp *tcp;	/* its first 8 bytes are there; of UDP's header the ports, too */
 	struct flow_key k;
 	uint32_t ihl;
 
-	if (!ip || !ip_is_local(s, be32_get(ip->saddr)) || ip->proto != IP_PROTO_TCP)
+	if (!ip || !ip_is_local(s, be32_get(ip->saddr)) ||
+	    (ip->proto != IP_PROTO_TCP && ip->proto != IP_PROTO_UDP))
 		return;
 	ihl = (uint32_t)(ip->ver_ihl & 15) * 4;
 	tcp = pkt_get(p, (uint32_t)sizeof(*h) + ihl, 8);
@@ -93,7 +94,10 @@ static void error_in(struct stack *s, const struct pkt *p, const struct wire_icm
 		return;
 	}
 	k = (struct flow_key){ be32_get(ip->saddr), be32_get(ip->daddr), be16_get(tcp->sport), be16_get(tcp->dport) };
-	tcp_icmp(s, &k, be32_get(tcp->seq), h->type, h->code, be32_get(h->rest) & 0xffff);
+	if (ip->proto == IP_PROTO_UDP)
+		udp_icmp(s, &k, h->type, h->code);
+	else
+		tcp_icmp(s, &k, be32_get(tcp->seq), h->type, h->code, be32_get(h->rest) & 0xffff);
 }
 
 void icmp_input(struct stack *s, struct pkt *p, const struct ip_meta *m)

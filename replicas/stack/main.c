@@ -99,7 +99,8 @@ static void publish_counters(struct replica *r)
 
 static bool work_waits(struct replica *r)
 {
-	return a32_acquire(r->control_word) || api_commands_pending(&r->api) || nicq_pending(r);
+	return a32_acquire(r->control_word) || api_commands_pending(&r->api) || nicq_pending(r) ||
+	       (r->have_stack && udp_waits(&r->stack));
 }
 
 static void arm(struct replica *r, uint32_t asleep)
@@ -182,6 +183,7 @@ static unsigned replica_work(struct replica *r)
 	for (unsigned i = 0; i < LO_BUDGET && lo_deliver(&r->stack); i++)
 		done++;
 	tcp_resume(&r->stack);
+	udp_resume(&r->stack);
 	if (stack_deadline(&r->stack) <= r->stack.now_us)
 		stack_timers(&r->stack, r->api.batch);
 	stack_units_done(&r->stack);

@@ -48,7 +48,7 @@ static void on_config(struct replica *r, const struct neat_msg_r_config *m, stru
 	r->arena = map_shared(msg->fds[0], stack_arena(&r->cfg));
 	r->status = map_object(msg->fds[1], NEAT_OBJ_STATUS, sizeof(struct neat_replica_status));
 	if (msg->nfds > 2)
-		r->registry = map_read_only(msg->fds[2], NEAT_OBJ_REGISTRY, sizeof(*r->registry));
+		r->api.registry = r->registry = map_read_only(msg->fds[2], NEAT_OBJ_REGISTRY, sizeof(*r->registry));
 	r->api.status = r->status;
 	a32_release(&r->status->epoch, m->epoch);
 	r->phase = REPLICA_REPLAY;

@@ -18,7 +18,7 @@ static bool nicq_unblocked(const struct replica *r)
 {
 	const struct neat_frame_ring *tx = &r->queue->tx;
 
-	return r->have_stack && r->stack.tcp->resume_head &&
+	return r->have_stack && (r->stack.tcp->resume_head || udp_blocked(&r->stack)) &&
 	       a64_relaxed(&tx->tail) - a64_acquire(&tx->head) < NEAT_QP_ENTRIES;
 }
 

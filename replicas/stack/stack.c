@@ -8,6 +8,7 @@
 #include "link.h"
 #include "lo.h"
 #include "tcp.h"
+#include "udp.h"
 #include <errno.h>
 
 static size_t aligned(size_t n) { return (n + 63) & ~(size_t)63; }
@@ -15,7 +16,8 @@ static size_t aligned(size_t n) { return (n + 63) & ~(size_t)63; }
 size_t stack_memory(const struct stack_config *cfg)
 {
 	return aligned(link_memory()) + aligned(lo_memory()) + aligned(ip_memory()) +
-	       aligned(filter_memory()) + aligned(flow_memory(cfg)) + aligned(tcp_memory(cfg));
+	       aligned(filter_memory()) + aligned(flow_memory(cfg)) + aligned(udp_memory()) +
+	       aligned(tcp_memory(cfg));
 }
 
 size_t stack_arena(const struct stack_config *cfg) { return tcp_arena(cfg) + link_arena(); }
@@ -38,6 +40,8 @@ int stack_init(struct stack *s, const struct stack_config *cfg, const struct sta
 	m += aligned(filter_memory());
 	flow_init(s, m);
 	m += aligned(flow_memory(cfg));
+	udp_init(s, m);
+	m += aligned(udp_memory());
 	return tcp_init(s, m, arena, fresh);
 }
 

@@ -18,6 +18,7 @@
 
 struct tcb;
 struct listener;
+struct udp_sock;
 struct stack;
 
 /* Memory of one (application, replica) pair as this replica maps it. */
@@ -42,7 +43,7 @@ struct sockref {
 #define STACK_DROPS(X) \
 	X(SHORT) X(ETHERTYPE) X(NOT_OURS) X(IP_VERSION) X(IP_HEADER) X(IP_CSUM) X(IP_OPTIONS) \
 	X(IP_FRAGMENT) X(IP_MARTIAN) X(IP_PROTO) X(NO_ROUTE) X(NO_NEIGHBOUR) X(QUEUE_FULL) X(LO_FULL) \
-	X(FILTER) X(ICMP) X(ICMP_RATE) X(ARP) X(UDP_SHORT) X(UDP_CSUM) X(UDP_NO_PORT) \
+	X(FILTER) X(ICMP) X(ICMP_RATE) X(ARP) X(UDP_SHORT) X(UDP_CSUM) X(UDP_NO_PORT) X(UDP_FULL) X(UDP_SEND) \
 	X(TCP_SHORT) X(TCP_CSUM) X(TCP_OPTIONS) X(TCP_NO_SOCKET) X(TCP_STATE) X(TCP_OLD) X(TCP_WINDOW) \
 	X(TCP_PAWS) X(TCP_ACK) X(TCP_RST) X(TCP_SYN) X(TCP_BACKLOG) X(TCP_MEMORY) X(TCP_RATE)
 enum stack_drop {
@@ -57,6 +58,7 @@ struct stack_counters {
 	uint64_t connections, accepted, connected, resets_in, resets_out;
 	uint64_t retransmits, rto, tlp, fast_retransmits, dupacks, ooo_in;
 	uint64_t frames_in, frames_out, lo_frames;
+	uint64_t datagrams_in, datagrams_out;
 	uint64_t drop[DROP_COUNT];
 };
 
@@ -214,7 +216,27 @@ struct sockref *tcp_ref(struct tcb *t);
 uint16_t tcp_optgen(const struct tcb *t);	/* of the options it has applied */
 struct sockref *tcp_listener_ref(struct listener *l);
 
-/* ---- api.c: what tcp tells the socket layer (the tests have their own) ---- */
+/* ---- udp.c: RFC 768; see udp.h for the socket ---- */
+struct udp_open {
+	struct sockref ref;		/* its words say the rest; what lies in the rings stays (adoption) */
+	uint32_t laddr;
+	uint16_t lport;
+	bool home;			/* receives; otherwise it only sends from this port */
+	bool closed;			/* adoption: it only waits for its last datagrams to leave */
+};
+NEAT_CHECKED int udp_open(struct stack *s, const struct udp_open *o, struct udp_sock **out);
+/* The application changed words of the slot: datagrams to send, peer, options. */
+void udp_kick(struct stack *s, struct udp_sock *u);
+void udp_later(struct stack *s, struct udp_sock *u);	/* the same at the next udp_resume() */
+void udp_close(struct stack *s, struct udp_sock *u);	/* last reference gone: what is queued is sent first */
+/* ICMP error about a datagram of ours. */
+void udp_icmp(struct stack *s, const struct flow_key *k, uint8_t type, uint8_t code);
+/* Datagrams that waited for their turn or for room; call after a drain. */
+void udp_resume(struct stack *s);
+bool udp_waits(const struct stack *s);		/* udp_resume() has work now */
+bool udp_blocked(const struct stack *s);	/* it has some when the nic takes frames again */
+
+/* ---- api.c: what tcp and udp tell the socket layer (the tests have their own) ---- */
 enum sock_event { SOCK_READABLE = 1, SOCK_WRITABLE = 2, SOCK_STATE = 4 };
 /* Words of the slot changed; post events to subscribed channels. */
 void sock_notify(struct stack *s, struct sockref *r, unsigned what);

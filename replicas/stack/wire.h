@@ -75,7 +75,7 @@ struct wire_icmp {
 struct wire_udp {
 	neat_be16 sport, dport;
 	neat_be16 len;
-	neat_be16 csum;		/* 0 = none */
+	neat_be16 csum;		/* 0 = none; a sum of 0 is sent as 0xffff */
 } WIRE;
 
 /* TCP (RFC 9293 3.1) */

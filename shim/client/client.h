@@ -82,6 +82,9 @@ ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags);
 /* The hot pair, without building a msghdr. */
 ssize_t nt_recv(int fd, void *buf, size_t len, int flags);
 ssize_t nt_send(int fd, const void *buf, size_t len, int flags);
+/* With addresses: sendto(2), recvfrom(2). */
+ssize_t nt_recvfrom(int fd, void *buf, size_t len, int flags, struct sockaddr *addr, socklen_t *addr_len);
+ssize_t nt_sendto(int fd, const void *buf, size_t len, int flags, const struct sockaddr *addr, socklen_t addr_len);
 ssize_t nt_readv(int fd, const struct iovec *iov, int n);
 ssize_t nt_writev(int fd, const struct iovec *iov, int n);
 ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count);

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 static const uint64_t MAGIC = 0x9d3f5b7c2e61a84full;	/* data of our own eventfds in the kernel set */
+static const uint64_t TWIN = 0x6b1ed25c90a70000ull;	/* data of a datagram socket's twin: this | fd */
 static const int64_t KERNEL_LOOK_NS = 50000;		/* while ours keep us busy, the kernel set is looked at no more often */
 
 /*
@@ -28,8 +29,10 @@ struct nt_epitem {
 	uint64_t data;
 	uint32_t sock;
 	uint32_t events;
+	uint32_t kernel_bits;		/* what the kernel said of the twin since the last report */
 	int fd;
 	bool queued, off;
+	bool twin;			/* in the kernel set, with TWIN | fd */
 };
 
 struct nt_epwait {
@@ -140,8 +143,31 @@ void nt_epoll_fire(void *item)
 	wake_one(i->ep);
 }
 
+static int kernel_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data)
+{
+	struct epoll_event ev = { .events = events, .data.u64 = data };
+
+	return nt_real.epoll_ctl(epfd, op, fd, &ev) ? -errno : 0;
+}
+
+static void twin_ctl(struct nt_epitem *i, int op)
+{
+	const uint32_t asked = EPOLLIN | EPOLLRDNORM | EPOLLET | EPOLLONESHOT;
+	int err = kernel_ctl(i->ep->epfd, op, i->fd, i->events & asked, TWIN | (uint32_t)i->fd);
+
+	if (op == EPOLL_CTL_ADD && (!err || err == -EEXIST)) {
+		i->twin = true;
+		i->ep->nkernel++;
+	} else if (op == EPOLL_CTL_DEL) {
+		i->twin = false;
+		i->ep->nkernel -= i->ep->nkernel != 0;
+	}
+}
+
 static void item_remove(struct nt_epitem *i)
 {
+	if (i->twin)
+		twin_ctl(i, EPOLL_CTL_DEL);
 	nt_watch_unlink(&i->watch);
 	unqueue(i);
 	i->sock = 0;
@@ -157,13 +183,6 @@ void nt_epoll_dead(void *item)
 }
 
 /* ---- the kernel set ---- */
-
-static int kernel_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data)
-{
-	struct epoll_event ev = { .events = events, .data.u64 = data };
-
-	return nt_real.epoll_ctl(epfd, op, fd, &ev) ? -errno : 0;
-}
 
 /* Our eventfds belong into the kernel set from the first entry of ours on; after fork, the child's. */
 static int prepare_kernel_set(struct nt_epoll *ep)
@@ -204,22 +223,43 @@ static int wait_ms(int64_t deadline_ns)
 	return left <= 0 ? 0 : left >= INT32_MAX * 1000000ll ? INT32_MAX : (int)((left + 999999) / 1000000);
 }
 
-static int filter(struct epoll_event *ev, int n)
+/* One event for each descriptor, as Linux: what the kernel says of a twin goes through our entry. */
+static void twin_event(struct nt_epoll *ep, const struct epoll_event *ev)
+{
+	struct nt_epitem *i = ep->items ? &ep->items[ev->data.u64 & 0xffff] : NULL;
+
+	nt_lock(&nt.watch_lock);
+	if (i && i->twin) {
+		i->kernel_bits |= ev->events;
+		enqueue(i);
+	}
+	nt_unlock(&nt.watch_lock);
+}
+
+/* Takes out what is not the program's. */
+static int filter(struct nt_epoll *ep, struct epoll_event *ev, int n)
 {
 	int k = 0;
 
 	for (int i = 0; i < n; i++)
-		if (ev[i].data.u64 != MAGIC)
+		if ((ev[i].data.u64 & ~0xffffull) == TWIN)
+			twin_event(ep, &ev[i]);
+		else if (ev[i].data.u64 != MAGIC)
 			ev[k++] = ev[i];
 	return n < 0 ? -errno : k;
 }
 
+static int harvest(struct nt_epoll *ep, struct epoll_event *ev, int max);
+
 static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max)
 {
-	int n = filter(ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
+	int n = filter(ep, ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
 
+	n = n > 0 ? n : 0;
+	if (n < max)
+		n += harvest(ep, ev + n, max - n);	/* twins */
 	ep->kernel_empty_ns = n > 0 ? 0 : nt_now_ns();
-	return n > 0 ? n : 0;
+	return n;
 }
 
 /* ---- epoll_ctl ---- */
@@ -243,6 +283,26 @@ static int ctl_kernel(struct nt_epoll *ep, int epfd, int op, int fd, struct epol
 	else if (ep && op == EPOLL_CTL_DEL && ep->nkernel)
 		ep->nkernel--;
 	return 0;
+}
+
+/* A sleeper that waits for ours only must wait in the kernel from now on. */
+static void add_twin(struct nt_epitem *i)
+{
+	nt_lock(&nt.watch_lock);
+	if (i->sock && !i->twin)
+		twin_ctl(i, EPOLL_CTL_ADD);
+	nt_unlock(&nt.watch_lock);
+	wake_all(i->ep);
+}
+
+void nt_epoll_twin(uint32_t sock)
+{
+	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
+
+	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next)
+		for (uint32_t fd = 0; ep->items && fd < high; fd++)
+			if (nt_lookup((int)fd) == sock && ep->items[fd].sock == sock)
+				add_twin(&ep->items[fd]);
 }
 
 static int ctl_add(struct nt_epoll *ep, int fd, uint32_t sock, const struct epoll_event *ev)
@@ -269,9 +329,12 @@ static int ctl_add(struct nt_epoll *ep, int fd, uint32_t sock, const struct epol
 	i->events = ev->events;
 	i->data = ev->data.u64;
 	i->off = false;
+	i->kernel_bits = 0;
 	ep->nours++;
 	nt_unlock(&nt.watch_lock);
 	nt_watch_add(&i->watch, sock, WATCH_EPOLL, i);
+	if (nt_dgram_twin(nt_sock(sock)))
+		add_twin(i);
 	return 0;
 }
 
@@ -288,6 +351,8 @@ static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, cons
 		i->events = ev->events;
 		i->data = ev->data.u64;
 		i->off = false;
+		if (i->twin)
+			twin_ctl(i, EPOLL_CTL_MOD);
 	}
 	nt_unlock(&nt.watch_lock);
 	return 0;
@@ -336,7 +401,8 @@ static bool report(struct nt_epitem *i, struct epoll_event *out)
 		return false;
 	/* Our bit is cleared before the look: what changes later queues the entry again. */
 	nt_watch_look(i->sock);
-	bits = nt_ready(i->sock) & (i->events | always);
+	bits = (nt_ready(i->sock) | i->kernel_bits) & (i->events | always);
+	i->kernel_bits = 0;
 	if (!bits)
 		return false;
 	*out = (struct epoll_event){ .events = bits, .data.u64 = i->data };
@@ -417,7 +483,7 @@ static int epoll_sleep(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 	n = nt_sleep_kernel(&w->w, enter_epoll, k);
 	if (n > 0)
 		ep->spin = false;
-	return filter(k->ev, n);
+	return filter(ep, k->ev, n);
 }
 
 static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_wait *k)
@@ -452,7 +518,7 @@ static int wait_kernel_only(struct nt_epoll *ep, struct kernel_wait *k)
 	int n;
 
 	do
-		n = filter(k->ev, enter_epoll(k));
+		n = filter(ep, k->ev, enter_epoll(k));
 	while (n == 0 && !ep->nours && wait_ms(k->deadline) != 0);
 	return n;
 }

@@ -201,6 +201,7 @@ uint32_t nt_sock_claim(void)
 		s->family = AF_INET;
 		memset(&s->opts, 0, sizeof(s->opts));
 		memset(s->sub, 0, sizeof(s->sub));
+		s->replica = 0;
 		if (i)
 			a64_store(&nt.app->sock_hint, at + 1);
 		return at;
@@ -255,7 +256,9 @@ void nt_sock_unref(uint32_t sock)
 		nt_drop_slot(s);
 	if (state == NEAT_SOCK_LISTEN)
 		nt_drop_subsockets(s);
-	if (state == NEAT_SOCK_LISTEN || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
+	if (state == NEAT_SOCK_DGRAM)
+		nt_dgram_drop(sock);
+	else if (state == NEAT_SOCK_LISTEN || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
 		release_port(s, sock);
 	a32_release(&s->state, NEAT_SOCK_FREE);
 }

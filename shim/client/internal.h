@@ -164,6 +164,19 @@ uint32_t nt_random32(void);
 /* ---- real.c ---- */
 void nt_real_init(void);
 
+/* The record of a datagram socket, or one that became the kernel's: dgram.c takes every call. */
+static inline bool nt_is_dgram(const struct neat_sock *s)
+{
+	uint32_t state = a32_acquire(&s->state);
+
+	return NT_UNLIKELY(state == NEAT_SOCK_DGRAM || state == NEAT_SOCK_KERNEL);
+}
+
+static inline bool nt_nonblocking(const struct neat_sock *s, int flags)
+{
+	return flags & MSG_DONTWAIT || a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK;
+}
+
 /* ---- session.c ---- */
 int nt_session_child(void);		/* receive what neatd sent for a forked child */
 void nt_session_fork(void);		/* in a forked child: asks for channels of its own */
@@ -238,6 +251,7 @@ void nt_epoll_fire(void *item);		/* under watch_lock */
 void nt_epoll_dead(void *item);		/* under watch_lock: its record is gone */
 void nt_epoll_fd_closed(int fd);	/* fd is the program's, ours or kernel's, or an epoll set */
 void nt_epoll_to_kernel(int fd);		/* the record became the kernel's: entries move there */
+void nt_epoll_twin(uint32_t sock);		/* its kernel side counts from now on */
 void nt_epoll_fork_child(void);
 
 /* ---- sock.c ---- */
@@ -246,6 +260,35 @@ bool nt_acceptable(const struct neat_sock *s);
 uint32_t nt_conn_flags(const struct nt_conn *c);	/* of the slot; those of a dead one if it was reused */
 int nt_take_error(const struct nt_conn *c);	/* SO_ERROR, consumed: -errno or 0 */
 bool nt_has_error(const struct nt_conn *c, uint32_t flags);
+
+int nt_parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, uint16_t *port);
+void nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port);
+bool nt_address_is_ours(uint32_t addr, bool *on_link);
+uint32_t nt_claim_slot(uint32_t r, uint32_t *gen);	/* 0: none */
+void nt_reset_words(struct neat_slot_app *w);
+
+/* ---- dgram.c: datagram sockets (L9); fd is one of ours. NT_KERNEL: the real call, on the same fd ---- */
+int nt_dgram_socket(int type);
+int nt_dgram_bind(int fd, const struct sockaddr *sa, socklen_t len);
+int nt_dgram_connect(int fd, const struct sockaddr *sa, socklen_t len);
+int nt_dgram_shutdown(int fd, int how);
+int nt_dgram_getsockname(int fd, struct sockaddr *addr, socklen_t *len);
+int nt_dgram_getpeername(int fd, struct sockaddr *addr, socklen_t *len);
+int nt_dgram_setsockopt(int fd, int level, int name, const void *value, socklen_t len);
+int nt_dgram_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
+void nt_dgram_drop(uint32_t sock);	/* its slots and its port are given up */
+/* ---- dgram_io.c ---- */
+ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags);
+ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags);
+unsigned nt_dgram_ready(const struct neat_sock *s);	/* EPOLL* bits, the twin's excluded */
+int nt_dgram_queue(const struct neat_sock *s, bool in);	/* SIOCINQ, SIOCOUTQ */
+int nt_dgram_error(const struct neat_sock *s);		/* SO_ERROR, consumed: -errno or 0 */
+/* recv and poll look at the kernel's side too. */
+static inline bool nt_dgram_twin(const struct neat_sock *s)
+{
+	return a32_acquire(&s->state) == NEAT_SOCK_DGRAM &&
+	       (a32_relaxed(&s->flags) & (NEAT_SOCKF_TWIN | NEAT_SOCKF_PEER)) == NEAT_SOCKF_TWIN;
+}
 
 /* ---- opts.c ---- */
 void nt_opts_publish(uint32_t sock);	/* the record's options become the connection's */

@@ -6,9 +6,7 @@
  * error, as Linux does. Whoever holds rx_lock or tx_lock does not sleep.
  */
 #define _GNU_SOURCE
-#include "copy.h"
-#include "internal.h"
-#include <limits.h>
+#include "cursor.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,55 +15,16 @@ enum {
 	FILE_STEP = 262144,	/* sendfile(): bytes read into the ring at a time */
 };
 
-/* The program's buffers and how far we are in them. */
-struct cursor {
-	const struct iovec *v;
-	int n;
-	size_t at;		/* in v[0] */
-	size_t left;		/* in all */
-};
+struct neat_copier nt_copier;
 
-static int cursor_init(struct cursor *c, const struct iovec *v, int n)
+/* Not a result: the socket is a datagram one, dgram.c takes the call. Outside the errno range. */
+enum { NO_STREAM = -4097 };
+
+static bool no_stream(const struct neat_sock *s)
 {
-	*c = (struct cursor){ .v = v, .n = n };
-	if (n < 0 || n > 1024)
-		return -EINVAL;
-	for (int i = 0; i < n; i++) {
-		if (v[i].iov_len > SSIZE_MAX - c->left)
-			return -EINVAL;
-		c->left += v[i].iov_len;
-	}
-	return 0;
-}
+	uint32_t state = a32_acquire(&s->state);
 
-static struct neat_copier copier;
-
-/* Copies between the cursor and ring memory; to_ring: program -> ring. */
-static void cursor_copy(struct cursor *c, uint8_t *ring, size_t len, bool to_ring)
-{
-	c->left -= len;
-	while (len) {
-		size_t n = c->v->iov_len - c->at;
-
-		if (n > len)
-			n = len;
-		if (to_ring)
-			neat_copy(&copier, ring, (const uint8_t *)c->v->iov_base + c->at, n);
-		else
-			memcpy((uint8_t *)c->v->iov_base + c->at, ring, n);
-		ring += n;
-		len -= n;
-		c->at += n;
-		if (c->at == c->v->iov_len) {
-			c->v++;
-			c->at = 0;
-		}
-	}
-}
-
-static bool nonblocking(const struct neat_sock *s, int flags)
-{
-	return flags & MSG_DONTWAIT || a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK;
+	return state == NEAT_SOCK_DGRAM || state == NEAT_SOCK_KERNEL;
 }
 
 /* ---- receive ---- */
@@ -151,7 +110,7 @@ static ssize_t receive(uint32_t sock, struct cursor *to, int flags)
 	int err;
 
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return flags & MSG_OOB ? -EINVAL : -ENOTCONN;
+		return no_stream(s) ? NO_STREAM : flags & MSG_OOB ? -EINVAL : -ENOTCONN;
 	if (flags & MSG_OOB)
 		return -EINVAL;
 	w.c = nt_conn(s);
@@ -167,7 +126,7 @@ static ssize_t receive(uint32_t sock, struct cursor *to, int flags)
 				continue;	/* it ended after our look: bytes may have come before */
 			return got ? (ssize_t)got : rx_end(&w.c);
 		}
-		if (nonblocking(s, flags))
+		if (nt_nonblocking(s, flags))
 			return got ? (ssize_t)got : -EAGAIN;
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
 			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
@@ -183,20 +142,38 @@ ssize_t nt_recv(int fd, void *buf, size_t len, int flags)
 	struct iovec v = { buf, len };
 	struct cursor c = { &v, 1, 0, len };
 	uint32_t sock = nt_lookup(fd);
+	ssize_t n;
 
-	return sock ? receive(sock, &c, flags) : NT_KERNEL;
+	if (!sock)
+		return NT_KERNEL;
+	n = receive(sock, &c, flags);
+	if (NT_UNLIKELY(n == NO_STREAM)) {
+		struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
+
+		return nt_dgram_recvmsg(fd, &m, flags);
+	}
+	return n;
 }
 
 ssize_t nt_readv(int fd, const struct iovec *iov, int n)
 {
 	uint32_t sock = nt_lookup(fd);
 	struct cursor c;
+	ssize_t got;
 	int err;
 
 	if (!sock)
 		return NT_KERNEL;
 	err = cursor_init(&c, iov, n);
-	return err ? err : receive(sock, &c, 0);
+	if (err)
+		return err;
+	got = receive(sock, &c, 0);
+	if (NT_UNLIKELY(got == NO_STREAM)) {
+		struct msghdr m = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n };
+
+		return nt_dgram_recvmsg(fd, &m, 0);
+	}
+	return got;
 }
 
 ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
@@ -212,6 +189,8 @@ ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
 	got = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
 	if (!got)
 		got = receive(sock, &c, flags);
+	if (NT_UNLIKELY(got == NO_STREAM))
+		return nt_dgram_recvmsg(fd, msg, flags);
 	if (got >= 0) {
 		msg->msg_namelen = 0;	/* tcp(7): recvmsg reports no source */
 		msg->msg_controllen = 0;
@@ -330,7 +309,7 @@ static int tx_wait(uint32_t sock, struct nt_conn *c, int flags, int64_t *deadlin
 	const struct neat_sock *s = nt_sock(sock);
 	int err;
 
-	if (nonblocking(s, flags))
+	if (nt_nonblocking(s, flags))
 		return -EAGAIN;
 	if (s->sndtimeo_ms && *deadline == INT64_MAX)
 		*deadline = nt_deadline(s->sndtimeo_ms * 1000000ll);
@@ -346,10 +325,10 @@ static ssize_t transmit(uint32_t sock, struct cursor *from, int flags)
 	struct nt_conn c;
 	ssize_t n;
 
-	if (flags & (MSG_OOB | MSG_FASTOPEN))
+	if (flags & (MSG_OOB | MSG_FASTOPEN) && !no_stream(s))
 		return -EOPNOTSUPP;
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return broken_pipe(flags);
+		return no_stream(s) ? NO_STREAM : broken_pipe(flags);
 	c = nt_conn(s);
 	for (;;) {
 		n = put(&c, from, flags);
@@ -357,7 +336,7 @@ static ssize_t transmit(uint32_t sock, struct cursor *from, int flags)
 			break;
 		if (from->left == 0)
 			return (ssize_t)all;
-		if (n > 0 && !nonblocking(s, flags))
+		if (n > 0 && !nt_nonblocking(s, flags))
 			continue;
 		n = tx_wait(sock, &c, flags, &deadline);
 		if (n)
@@ -373,32 +352,54 @@ ssize_t nt_send(int fd, const void *buf, size_t len, int flags)
 	struct iovec v = { (void *)(uintptr_t)buf, len };
 	struct cursor c = { &v, 1, 0, len };
 	uint32_t sock = nt_lookup(fd);
+	ssize_t n;
 
-	return sock ? transmit(sock, &c, flags) : NT_KERNEL;
+	if (!sock)
+		return NT_KERNEL;
+	n = transmit(sock, &c, flags);
+	if (NT_UNLIKELY(n == NO_STREAM)) {
+		const struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
+
+		return nt_dgram_sendmsg(fd, &m, flags);
+	}
+	return n;
 }
 
 ssize_t nt_writev(int fd, const struct iovec *iov, int n)
 {
 	uint32_t sock = nt_lookup(fd);
 	struct cursor c;
+	ssize_t sent;
 	int err;
 
 	if (!sock)
 		return NT_KERNEL;
 	err = cursor_init(&c, iov, n);
-	return err ? err : transmit(sock, &c, 0);
+	if (err)
+		return err;
+	sent = transmit(sock, &c, 0);
+	if (NT_UNLIKELY(sent == NO_STREAM)) {
+		const struct msghdr m = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n };
+
+		return nt_dgram_sendmsg(fd, &m, 0);
+	}
+	return sent;
 }
 
 ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
 	uint32_t sock = nt_lookup(fd);
 	struct cursor c;
+	ssize_t sent;
 	int err;
 
 	if (!sock)
 		return NT_KERNEL;
 	err = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
-	return err ? err : transmit(sock, &c, flags);
+	if (err)
+		return err;
+	sent = transmit(sock, &c, flags);
+	return NT_UNLIKELY(sent == NO_STREAM) ? nt_dgram_sendmsg(fd, msg, flags) : sent;
 }
 
 /* ---- sendfile ---- */
@@ -449,6 +450,8 @@ ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
 		return nt_lookup(in_fd) ? -EINVAL : NT_KERNEL;
 	if (nt_lookup(in_fd))
 		return -EINVAL;
+	if (no_stream(s))
+		return -EINVAL;		/* sendfile(2): programs fall back to read and write */
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
 		return broken_pipe(0);
 	c = nt_conn(s);

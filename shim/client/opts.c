@@ -215,6 +215,8 @@ int nt_setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_is_dgram(nt_sock(sock)))
+		return nt_dgram_setsockopt(fd, level, name, value, len);
 	if (level == IPPROTO_TCP && name == TCP_CONGESTION)
 		return set_congestion(sock, value, len);
 	/* ip(7): IP level options take a byte too. */
@@ -371,6 +373,8 @@ int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_is_dgram(s))
+		return nt_dgram_getsockopt(fd, level, name, value, len);
 	if (!value || !len)
 		return -EFAULT;
 	if (o && o->flag)
@@ -419,10 +423,13 @@ void nt_opts_to_kernel(const struct neat_sock *s, int fd)
 
 /* ---- fcntl and ioctl ---- */
 
-static int set_status_flags(struct neat_sock *s, long flags)
+static int set_status_flags(struct neat_sock *s, int fd, long flags)
 {
 	if (flags & O_ASYNC)
 		return -EINVAL;		/* no SIGIO from our sockets: docs/differences.md */
+	/* The fd is the twin itself, so the kernel's flag says the same. */
+	if (nt_is_dgram(s) && nt_real.fcntl(fd, F_SETFL, flags))
+		return -errno;
 	return set_sockflag(s, NEAT_SOCKF_NONBLOCK, flags & O_NONBLOCK);
 }
 
@@ -444,7 +451,7 @@ int nt_fcntl(int fd, int cmd, long arg)
 	case F_GETFL:
 		return O_RDWR | (a32_relaxed(&nt_sock(sock)->flags) & NEAT_SOCKF_NONBLOCK ? O_NONBLOCK : 0);
 	case F_SETFL:
-		return set_status_flags(nt_sock(sock), arg);
+		return set_status_flags(nt_sock(sock), fd, arg);
 	case F_SETFD:
 		return set_cloexec(fd, arg & FD_CLOEXEC);
 	case F_DUPFD:
@@ -459,6 +466,8 @@ static int queue_bytes(struct neat_sock *s, bool in)
 {
 	struct nt_conn c;
 
+	if (nt_is_dgram(s))
+		return nt_dgram_queue(s, in);
 	if (a32_acquire(&s->state) == NEAT_SOCK_LISTEN)
 		return -EINVAL;
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
@@ -479,6 +488,8 @@ int nt_ioctl(int fd, unsigned long request, void *arg)
 		return NT_KERNEL;
 	switch (request) {
 	case FIONBIO:
+		if (nt_is_dgram(s) && nt_real.ioctl(fd, request, arg))
+			return -errno;
 		return set_sockflag(s, NEAT_SOCKF_NONBLOCK, *(int *)arg);
 	case FIOASYNC:
 		return *(int *)arg ? -EINVAL : 0;

@@ -48,6 +48,10 @@ unsigned nt_ready(uint32_t sock)
 		return connection_ready(s);
 	case NEAT_SOCK_LISTEN:
 		return nt_acceptable(s) ? EPOLLIN | EPOLLRDNORM : 0;
+	case NEAT_SOCK_DGRAM:
+		return nt_dgram_ready(s);
+	case NEAT_SOCK_KERNEL:	/* another process handed it over: the next call finds out */
+		return EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM;
 	}
 	/* like TCP_CLOSE */
 	return EPOLLOUT | EPOLLWRNORM | EPOLLHUP |
@@ -68,6 +72,25 @@ struct poll_call {
 	int result;		/* of the last ppoll() */
 };
 
+/* A datagram socket's kernel twin is asked for input; its own readiness is joined in by results(). */
+static void ask_twin(struct poll_call *p, nfds_t i, uint32_t sock)
+{
+	if (p->kernel[i].fd >= 0 || !nt_dgram_twin(nt_sock(sock)))
+		return;
+	p->kernel[i] = (struct pollfd){ .fd = p->fds[i].fd,
+					.events = (short)(p->fds[i].events & (POLLIN | POLLRDNORM)) };
+	p->nkernel++;
+}
+
+static int count_ready(const struct poll_call *p)
+{
+	int ready = 0;
+
+	for (nfds_t i = 0; i < p->n; i++)
+		ready += p->fds[i].revents != 0;
+	return ready;
+}
+
 static int scan_ours(struct poll_call *p, bool look)
 {
 	int ready = 0;
@@ -81,6 +104,10 @@ static int scan_ours(struct poll_call *p, bool look)
 		if (look)
 			nt_watch_look(sock);
 		p->fds[i].revents = (short)(nt_ready(sock) & want);
+		if (NT_UNLIKELY(nt_is_dgram(nt_sock(sock)))) {
+			ask_twin(p, i, sock);
+			p->fds[i].revents |= p->kernel[i].fd >= 0 ? p->kernel[i].revents : 0;
+		}
 		ready += p->fds[i].revents != 0;
 	}
 	return ready;
@@ -88,16 +115,13 @@ static int scan_ours(struct poll_call *p, bool look)
 
 static int kernel_results(struct poll_call *p)
 {
-	int ready = 0;
-
 	for (nfds_t i = 0; i < p->n; i++)
-		if (p->kernel[i].fd >= 0) {
-			p->fds[i].revents = p->kernel[i].revents;
-			ready += p->fds[i].revents != 0;
-		}
-	return ready;
+		if (p->kernel[i].fd >= 0)
+			p->fds[i].revents |= p->kernel[i].revents;
+	return count_ready(p);
 }
 
+/* Ready ones of the whole set, ours included; 0: the kernel has none. */
 static int kernel_look(struct poll_call *p)
 {
 	static const struct timespec zero;
@@ -123,7 +147,7 @@ static int enter_ppoll(void *arg)
 	return p->result;
 }
 
-/* Sleeps once. > 0: kernel fds are ready; 0: look again; -errno. */
+/* Sleeps once. > 0: kernel fds are ready, with their number in the set; 0: look again; -errno. */
 static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
 {
 	uint64_t drop;
@@ -156,7 +180,7 @@ static int poll_wait(struct poll_call *p)
 		a32_store(&w.signaled, 0);
 		ready = scan_ours(p, true);
 		if (ready || (p->deadline != INT64_MAX && nt_now_ns() >= p->deadline && looked))
-			return ready + kernel_look(p);
+			return (kernel = kernel_look(p)) ? kernel : ready;
 		if (!looked) {
 			looked = true;
 			for (nfds_t i = 0; i < p->n; i++)
@@ -167,8 +191,10 @@ static int poll_wait(struct poll_call *p)
 		if (nt_spin(&w, p->deadline))
 			continue;
 		kernel = poll_sleep(p, &w);
-		if (kernel > 0)
-			return kernel + scan_ours(p, true);
+		if (kernel > 0) {
+			scan_ours(p, true);
+			return count_ready(p);
+		}
 		if (kernel < 0 && kernel != -ETIMEDOUT)
 			return kernel;
 	}
@@ -217,7 +243,7 @@ static int poll_now(struct poll_call *p, int ready)
 	seen.fds = p->fds;
 	seen.n = p->n;
 	seen.empty_ns = kernel ? 0 : now;
-	return ready + kernel;
+	return kernel ? kernel : ready;
 }
 
 static int poll_run(struct poll_call *p, int64_t timeout_ns)

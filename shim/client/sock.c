@@ -21,8 +21,11 @@ int nt_socket(int domain, int type, int protocol)
 	uint32_t sock;
 	int fd, err;
 
-	if (domain != AF_INET || (type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) ||
-	    !(a32_relaxed(&by_default) || explicitly) || nt_attach())
+	if (domain != AF_INET || !(a32_relaxed(&by_default) || explicitly))
+		return NT_KERNEL;
+	if ((type & 0xf) == SOCK_DGRAM && (protocol == 0 || protocol == IPPROTO_UDP))
+		return nt_dgram_socket(type);
+	if ((type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) || nt_attach())
 		return NT_KERNEL;
 	sock = nt_sock_claim();
 	if (!sock)
@@ -42,7 +45,7 @@ int nt_socket(int domain, int type, int protocol)
 
 /* ---- addresses ---- */
 
-static int parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, uint16_t *port)
+int nt_parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, uint16_t *port)
 {
 	struct sockaddr_in in;
 
@@ -56,7 +59,7 @@ static int parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *add
 	return 0;
 }
 
-static void store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port)
+void nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port)
 {
 	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(addr) };
 
@@ -167,7 +170,9 @@ int nt_bind(int fd, const struct sockaddr *sa, socklen_t len)
 
 	if (!sock)
 		return NT_KERNEL;
-	err = parse_address(sa, len, &addr, &port);
+	if (nt_is_dgram(s))
+		return nt_dgram_bind(fd, sa, len);
+	err = nt_parse_address(sa, len, &addr, &port);
 	if (err)
 		return err;
 	nt_tid_lock(&s->lock);
@@ -193,6 +198,8 @@ int nt_listen(int fd, int backlog)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_is_dgram(s))
+		return -EOPNOTSUPP;
 	nt_tid_lock(&s->lock);
 	state = a32_relaxed(&s->state);
 	m.sock_gen = a32_relaxed(&s->gen);
@@ -346,7 +353,7 @@ int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 		deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
 	for (;;) {
 		if (a32_acquire(&s->state) != NEAT_SOCK_LISTEN)
-			return -EINVAL;
+			return nt_is_dgram(s) ? -EOPNOTSUPP : -EINVAL;
 		got = accept_try(s, flags);
 		if (got != -EAGAIN)
 			break;
@@ -359,14 +366,14 @@ int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (got >= 0) {
 		struct nt_conn c = nt_conn(nt_sock(nt_lookup(got)));
 
-		store_address(addr, len, c.pub->raddr, c.pub->rport);
+		nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
 	}
 	return got;
 }
 
 /* ---- connect ---- */
 
-static bool address_is_ours(uint32_t addr, bool *on_link)
+bool nt_address_is_ours(uint32_t addr, bool *on_link)
 {
 	const struct neat_registry *g = nt.registry;
 	uint32_t n = a32_relaxed(&g->naddrs);
@@ -391,7 +398,7 @@ static int choose_replica(uint32_t addr, uint16_t port)
 	uint32_t active = a32_acquire(&nt.registry->active), mask, pick;
 	bool on_link;
 
-	if (address_is_ours(addr, &on_link))
+	if (nt_address_is_ours(addr, &on_link))
 		neat_port_find(nt.registry, addr, port, IPPROTO_TCP, &mask);
 	else
 		mask = on_link ? active : 0;
@@ -407,7 +414,7 @@ static int choose_replica(uint32_t addr, uint16_t port)
 }
 
 /* A free slot of the application's half; its words reset. 0: none. */
-static uint32_t claim_slot(uint32_t r, uint32_t *gen)
+uint32_t nt_claim_slot(uint32_t r, uint32_t *gen)
 {
 	enum { WORDS = (NEAT_SLOTS - NEAT_SLOT_APP_FIRST) / 64 };
 	uint64_t start = a64_relaxed(&nt.app->slot_hint[r]);
@@ -437,7 +444,7 @@ static uint32_t claim_slot(uint32_t r, uint32_t *gen)
 	return 0;
 }
 
-static void reset_words(struct neat_slot_app *w)
+void nt_reset_words(struct neat_slot_app *w)
 {
 	a64_store(&w->tx_tail, 0);
 	a64_store(&w->rx_tail, 0);
@@ -459,11 +466,11 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	uint32_t slot, gen = 0;
 	struct neat_slot_app *w;
 
-	slot = claim_slot((uint32_t)r, &gen);
+	slot = nt_claim_slot((uint32_t)r, &gen);
 	if (!slot)
 		return -EAGAIN;		/* connect(2): no more free local ports or routing cache entries */
 	w = &nt.rep[r].app->slots[slot];
-	reset_words(w);
+	nt_reset_words(w);
 	w->laddr = s->laddr;
 	w->lport = s->lport;
 	w->raddr = addr;
@@ -576,11 +583,13 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_is_dgram(s))
+		return nt_dgram_connect(fd, sa, len);
 	if (len < sizeof(sa->sa_family))
 		return -EINVAL;
 	if (sa->sa_family == AF_UNSPEC)
 		return disconnect(sock);
-	err = parse_address(sa, len, &addr, &port);
+	err = nt_parse_address(sa, len, &addr, &port);
 	if (err)
 		return err;
 	if (addr == 0)
@@ -633,6 +642,8 @@ int nt_shutdown(int fd, int how)
 		return NT_KERNEL;
 	if (how < SHUT_RD || how > SHUT_RDWR)
 		return -EINVAL;
+	if (nt_is_dgram(s))
+		return nt_dgram_shutdown(fd, how);
 	state = a32_acquire(&s->state);
 	if (state == NEAT_SOCK_LISTEN && how != SHUT_WR)
 		return listener_shutdown(sock);
@@ -662,15 +673,17 @@ int nt_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_is_dgram(s))
+		return nt_dgram_getsockname(fd, addr, len);
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT) {
-		store_address(addr, len, s->laddr, s->lport);
+		nt_store_address(addr, len, s->laddr, s->lport);
 		return 0;
 	}
 	/* The replica chooses the port: right after a non-blocking connect() it may not have yet. */
 	c = nt_conn(s);
 	if (!connect_begun(&c))
 		nt_wait_sock(sock, connect_begun, &c, INT64_MAX);
-	store_address(addr, len, c.pub->laddr, c.pub->lport);
+	nt_store_address(addr, len, c.pub->laddr, c.pub->lport);
 	return 0;
 }
 
@@ -682,13 +695,15 @@ int nt_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_is_dgram(s))
+		return nt_dgram_getpeername(fd, addr, len);
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
 		return -ENOTCONN;
 	c = nt_conn(s);
 	flags = nt_conn_flags(&c);
 	if (!(flags & NEAT_SLOT_CONNECTED) || flags & NEAT_SLOT_HUP)
 		return -ENOTCONN;
-	store_address(addr, len, c.pub->raddr, c.pub->rport);
+	nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
 	return 0;
 }
 

@@ -48,7 +48,7 @@ static void subscribe(uint32_t sock, struct nt_local *l)
 		return;
 	if (state == NEAT_SOCK_CONNECT) {
 		subscribe_slot(sock, s->replica, s->slot);
-	} else if (state == NEAT_SOCK_LISTEN) {
+	} else if (state == NEAT_SOCK_LISTEN || state == NEAT_SOCK_DGRAM) {
 		for (uint32_t r = 0; r < nt.nreplicas; r++)
 			if (s->sub[r].slot)
 				subscribe_slot(sock, r, s->sub[r].slot);
@@ -187,7 +187,7 @@ void nt_watch_look(uint32_t sock)
 
 	if (state == NEAT_SOCK_CONNECT)
 		look_slot(s->replica, s->slot);
-	else if (state == NEAT_SOCK_LISTEN)
+	else if (state == NEAT_SOCK_LISTEN || state == NEAT_SOCK_DGRAM)
 		for (uint32_t r = 0; r < nt.nreplicas; r++)
 			if (s->sub[r].slot)
 				look_slot(r, s->sub[r].slot);

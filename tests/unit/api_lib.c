@@ -11,6 +11,7 @@
 
 struct tcb { struct sockref ref; struct tcp_bounds b; struct tcp_user last; int kicks, closed, aborted; };
 struct listener { struct sockref ref; int unlistened; uint32_t backlog; };
+struct udp_sock { struct sockref ref; struct udp_open open; int kicks, closed, later; };
 
 struct world {
 	struct stack stack;
@@ -19,7 +20,9 @@ struct world {
 	struct channel channels[2];
 	struct tcb tcbs[64];
 	struct listener listeners[8];
-	uint32_t ntcbs, nlisteners, wakes;
+	struct udp_sock udps[8];
+	struct neat_registry *registry;
+	uint32_t ntcbs, nlisteners, nudps, wakes;
 	int refuse;
 };
 
@@ -91,6 +94,22 @@ struct tcp_bounds tcp_bounds(const struct tcb *t) { return t->b; }
 struct sockref *tcp_ref(struct tcb *t) { return &t->ref; }
 struct sockref *tcp_listener_ref(struct listener *l) { return &l->ref; }
 
+/* ---- the recording UDP ---- */
+int udp_open(struct stack *s, const struct udp_open *o, struct udp_sock **out)
+{
+	struct world *w = s->ops.world;
+
+	if (w->refuse)
+		return -w->refuse;
+	*out = &w->udps[w->nudps++];
+	(*out)->ref = o->ref;
+	(*out)->open = *o;
+	return 0;
+}
+void udp_kick(struct stack *s, struct udp_sock *u) { (void)s; u->kicks++; }
+void udp_later(struct stack *s, struct udp_sock *u) { (void)s; u->later++; }
+void udp_close(struct stack *s, struct udp_sock *u) { u->closed++; sock_detach(s, &u->ref); }
+
 /* ---- what the tests drive ---- */
 struct world *world_new(void);
 struct world *world_reborn(struct world *old);
@@ -117,16 +136,25 @@ void sleep_channel(struct world *w, int channel, uint32_t cpu);
 uint32_t wakes(struct world *w);
 void app_gone(struct world *w);
 void api_start_world(struct world *w);
+void port_entry(struct world *w, uint32_t addr, uint16_t port, uint32_t owner, uint32_t mask);
+void udp_words(struct world *w, uint32_t slot, uint32_t laddr, uint16_t lport);
+uint32_t udps(struct world *w);
+int udp_is_home(struct world *w, uint32_t udp);
+int udp_kicks(struct world *w, uint32_t udp);
+int udp_laters(struct world *w, uint32_t udp);
+int udp_closes(struct world *w, uint32_t udp);
+uint32_t command_pending(struct world *w, uint32_t slot);
 
 static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channel *c[2],
-				uint32_t epoch)
+				uint32_t epoch, struct neat_registry *registry)
 {
 	struct world *w = zeroed(sizeof(*w));
 
 	w->stack.ops.world = w;
 	w->stack.api = &w->api;
 	w->stack.cfg.epoch = epoch;
-	w->api = (struct api){ .stack = &w->stack, .ops = { wake, w }, .batch = 64 };
+	w->api = (struct api){ .stack = &w->stack, .ops = { wake, w }, .batch = 64, .registry = registry };
+	w->registry = registry;
 	w->app = (struct app){ .app_id = 7, .mem = { .pub = pub, .app = app } };
 	w->app.slots = zeroed(sizeof(struct slot_user) * NEAT_SLOTS);
 	w->app.free = zeroed(sizeof(uint32_t) * NEAT_SLOT_APP_FIRST);
@@ -144,7 +172,8 @@ struct world *world_new(void)
 {
 	struct neat_channel *c[2] = { zeroed(sizeof(struct neat_channel)), zeroed(sizeof(struct neat_channel)) };
 
-	return world_make(zeroed(sizeof(struct neat_seg_pub)), zeroed(NEAT_SEG_APP_SIZE), c, 1);
+	return world_make(zeroed(sizeof(struct neat_seg_pub)), zeroed(NEAT_SEG_APP_SIZE), c, 1,
+			  zeroed(sizeof(struct neat_registry)));
 }
 
 /* A successor over the same shared memory: the predecessor's private state is gone. */
@@ -152,7 +181,7 @@ struct world *world_reborn(struct world *old)
 {
 	struct neat_channel *c[2] = { old->channels[0].mem, old->channels[1].mem };
 
-	return world_make(old->app.mem.pub, old->app.mem.app, c, old->stack.cfg.epoch + 1);
+	return world_make(old->app.mem.pub, old->app.mem.app, c, old->stack.cfg.epoch + 1, old->registry);
 }
 
 void world_free(struct world *w)
@@ -264,3 +293,27 @@ void api_start_world(struct world *w)
 
 	api_start(&w->api, NEAT_DEATH_NONE, &none);
 }
+
+void port_entry(struct world *w, uint32_t addr, uint16_t port, uint32_t owner, uint32_t mask)
+{
+	struct neat_port_entry *e = &w->registry->ports[neat_port_hash(port, 17)];
+
+	e->addr = addr;
+	e->port = port;
+	e->proto = 17;
+	a32_store(&e->owner, owner);
+	a32_store(&e->mask, mask);
+	a32_release(&e->state, NEAT_PORT_BOUND);
+}
+void udp_words(struct world *w, uint32_t slot, uint32_t laddr, uint16_t lport)
+{
+	w->app.mem.app->slots[slot].laddr = laddr;
+	w->app.mem.app->slots[slot].lport = lport;
+	a32_store(&w->app.mem.app->slots[slot].cmd_pend, 1);
+}
+uint32_t udps(struct world *w) { return w->nudps; }
+int udp_is_home(struct world *w, uint32_t udp) { return w->udps[udp].open.home; }
+int udp_kicks(struct world *w, uint32_t udp) { return w->udps[udp].kicks; }
+int udp_laters(struct world *w, uint32_t udp) { return w->udps[udp].later; }
+int udp_closes(struct world *w, uint32_t udp) { return w->udps[udp].closed; }
+uint32_t command_pending(struct world *w, uint32_t slot) { return a32_relaxed(&w->app.mem.app->slots[slot].cmd_pend); }

@@ -13,9 +13,11 @@ import cffi
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KICK, CONNECT, CLOSE, ABORT = 1, 2, 3, 4
+KICK, CONNECT, CLOSE, ABORT, UDP = 1, 2, 3, 4, 5
 CLAIMED = 32768
 LISTENING, CONNECTING, CONNECTED, RX_EOF, TX_SHUT, ERROR, HUP, DEAD = 2, 4, 8, 16, 32, 64, 128, 256
+DATAGRAM = 1024
+APP = 7  # api_lib.c
 
 ffi = cffi.FFI()
 
@@ -33,7 +35,7 @@ ffi.cdef(prototypes())
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("api") / "api_lib.so"
     stack = ROOT / "replicas/stack"
-    own = [stack / f"{name}.c" for name in ("api", "api_adopt", "api_cmd")]
+    own = [stack / f"{name}.c" for name in ("api", "api_adopt", "api_cmd", "api_udp")]
     sources = [ROOT / "tests/unit/api_lib.c", *own]
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}"]
@@ -276,3 +278,81 @@ def test_application_gone_closes_everything(replica: Replica) -> None:
     replica.app_gone()
     assert replica.live() == 0
     assert all(replica.tcb_aborted(t) or replica.tcb_closed(t) for t in tcbs)
+
+
+# ---- UDP ----
+
+
+def test_udp_opens_a_port_that_the_registry_gives_the_application(replica: Replica) -> None:
+    """L9: what names the slot's port is the application's word, who holds it is neatd's."""
+    replica.port_entry(0, 53, APP, 1)
+    replica.udp_words(CLAIMED, 0, 53)
+    replica.command_push(0, UDP, 0, CLAIMED)
+    replica.run()
+    assert replica.flags(CLAIMED) == DATAGRAM
+    assert replica.udp_is_home(0)
+    # What was written before the slot was taken up is not lost.
+    assert replica.command_pending(CLAIMED) == 0 and replica.udp_kicks(0) == 1
+
+
+def test_udp_only_sends_where_it_is_not_at_home(replica: Replica) -> None:
+    replica.port_entry(0, 53, APP, 2)
+    replica.udp_words(CLAIMED, 0, 53)
+    replica.command_push(0, UDP, 0, CLAIMED)
+    replica.run()
+    assert replica.flags(CLAIMED) == DATAGRAM and not replica.udp_is_home(0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "port", "code"), [(8, 53, errno.EACCES), (APP, 54, errno.EADDRNOTAVAIL)]
+)
+def test_udp_of_somebody_else_is_refused(
+    replica: Replica, owner: int, port: int, code: int
+) -> None:
+    replica.port_entry(0, 53, owner, 1)
+    replica.udp_words(CLAIMED, 0, port)
+    replica.command_push(0, UDP, 0, CLAIMED)
+    replica.run()
+    assert replica.flags(CLAIMED) == ERROR | HUP | DEAD and replica.error(CLAIMED) == code
+    assert replica.udps() == 0
+
+
+def test_udp_port_of_several_applications(replica: Replica) -> None:
+    replica.port_entry(0, 53, 0xFFFFFFFF, 1)
+    replica.udp_words(CLAIMED, 0, 53)
+    replica.command_push(0, UDP, 0, CLAIMED)
+    replica.run()
+    assert replica.flags(CLAIMED) == DATAGRAM
+
+
+def test_udp_commands_reach_the_socket(replica: Replica) -> None:
+    replica.port_entry(0, 53, APP, 1)
+    replica.udp_words(CLAIMED, 0, 53)
+    replica.command_push(0, UDP, 0, CLAIMED)
+    replica.command_push(0, KICK, 0, CLAIMED)
+    replica.command_push(0, CLOSE, 0, CLAIMED)
+    replica.run()
+    assert replica.udp_kicks(0) == 3 and replica.udp_closes(0) == 1
+    assert replica.flags(CLAIMED) == 0 and replica.live() == 0
+
+
+def test_udp_survives_the_death_of_its_replica(replica: Replica) -> None:
+    replica.port_entry(0, 53, APP, 1)
+    replica.udp_words(CLAIMED, 0, 53)
+    replica.command_push(0, UDP, 0, CLAIMED)
+    replica.run()
+    reborn = Replica(replica.lib, replica.lib.world_reborn(replica.world))
+    assert reborn.flags(CLAIMED) == DATAGRAM and reborn.live() == 1
+    assert reborn.udp_is_home(0)
+    # Datagrams that waited go out, but not before all receivers are there (R_START).
+    assert reborn.udp_laters(0) == 1 and reborn.udp_kicks(0) == 0
+
+
+def test_udp_whose_port_was_given_away_meanwhile_is_reset(replica: Replica) -> None:
+    replica.port_entry(0, 53, APP, 1)
+    replica.udp_words(CLAIMED, 0, 53)
+    replica.command_push(0, UDP, 0, CLAIMED)
+    replica.run()
+    replica.port_entry(0, 53, 8, 1)
+    reborn = Replica(replica.lib, replica.lib.world_reborn(replica.world))
+    assert reborn.flags(CLAIMED) & DEAD and reborn.udps() == 0
