@@ -170,7 +170,8 @@ enum neat_sock_flags {
 	NEAT_SOCKF_TWIN = 256,		/* DGRAM: datagrams may come by the kernel too: recv and poll look there */
 	NEAT_SOCKF_PEER = 512,		/* DGRAM: connected; the peer is in the home slot's raddr and rport */
 	NEAT_SOCKF_KERNEL_PEER = 1024,	/* DGRAM: the twin is connected, the peer is the kernel's */
-	NEAT_SOCKF_EXPLICIT = 2048,	/* DGRAM: bind() was called; AF_UNSPEC keeps the port */
+	NEAT_SOCKF_EXPLICIT = 2048,	/* DGRAM: bind() was called */
+	NEAT_SOCKF_PORT_LOCK = 4096,	/* DGRAM: and named the port: AF_UNSPEC keeps it */
 };
 
 struct neat_sock {		/* app writes */

@@ -261,14 +261,17 @@ static int bind_twin(int fd, const struct sockaddr *sa, socklen_t len, bool ours
 int dgram_bound(uint32_t sock, int fd, int near)
 {
 	struct neat_sock *s = nt_sock(sock);
-	struct sockaddr_in any = { .sin_family = AF_INET };
+	struct sockaddr_in in = { .sin_family = AF_INET };
+	socklen_t len = sizeof(in);
 	int err = 0;
 
 	if (NT_LIKELY(a32_acquire(&s->flags) & NEAT_SOCKF_BOUND))
 		return 0;
 	nt_tid_lock(&s->lock);
 	if (!(a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)) {
-		err = bind_twin(fd, (struct sockaddr *)&any, sizeof(any), false);
+		/* A port that went with a peer leaves the address behind. */
+		nt_real.getsockname(fd, (struct sockaddr *)&in, &len);
+		err = bind_twin(fd, (struct sockaddr *)&in, sizeof(in), in.sin_addr.s_addr != 0);
 		if (!err)
 			err = publish(sock, fd, near);
 	}
@@ -296,7 +299,7 @@ int nt_dgram_bind(int fd, const struct sockaddr *sa, socklen_t len)
 	nt_tid_lock(&s->lock);
 	err = bind_twin(fd, sa, len, ours);
 	if (!err) {
-		a32_or(&s->flags, NEAT_SOCKF_EXPLICIT);
+		a32_or(&s->flags, NEAT_SOCKF_EXPLICIT | (port ? NEAT_SOCKF_PORT_LOCK : 0));
 		err = publish(sock, fd, DGRAM_ANY);
 		if (err)	/* our world has no room for it: in the kernel's it is bound already */
 			dgram_to_kernel(sock);
@@ -375,7 +378,7 @@ static int disconnect(uint32_t sock, int fd)
 	const struct sockaddr none = { .sa_family = AF_UNSPEC };
 
 	nt_tid_lock(&s->lock);
-	if (a32_relaxed(&s->flags) & NEAT_SOCKF_EXPLICIT) {
+	if (a32_relaxed(&s->flags) & NEAT_SOCKF_PORT_LOCK) {
 		disconnect_twin(s, fd);
 		set_peer(sock, 0, 0);
 	} else {

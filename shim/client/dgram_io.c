@@ -212,11 +212,11 @@ ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 		n = take_either(s, fd, m, flags);
 		if (n != -EAGAIN)
 			return n;
+		if (nt_nonblocking(s, flags))
+			return -EAGAIN;
 		c = dgram_home(s);
 		if (c.slot && a32_relaxed(&c.app->shut) & 1)
 			return 0;
-		if (nt_nonblocking(s, flags))
-			return -EAGAIN;
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
 			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
 		n = rx_wait(sock, fd, deadline);

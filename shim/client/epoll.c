@@ -33,6 +33,7 @@ struct nt_epitem {
 	int fd;
 	bool queued, off;
 	bool twin;			/* in the kernel set, with TWIN | fd */
+	uint32_t call;			/* epoll_wait() that reported it last */
 };
 
 struct nt_epwait {
@@ -52,6 +53,8 @@ struct nt_epoll {
 	struct nt_epwait *waiters;
 	int64_t kernel_empty_ns;	/* when a look at the kernel set last found nothing */
 	bool spin;			/* the last wait was ended by one of ours */
+	bool twin_news;			/* a twin was queued by the last look at the kernel set */
+	uint32_t call;			/* number of the epoll_wait(): no descriptor is reported twice by one */
 };
 
 static struct nt_epoll *epoll_find(int epfd)
@@ -166,8 +169,10 @@ static void twin_ctl(struct nt_epitem *i, int op)
 
 static void item_remove(struct nt_epitem *i)
 {
-	if (i->twin)
+	/* After fork the kernel set is the parent's, too: a child that closes its copy takes nothing out. */
+	if (i->twin && i->ep->owner_pid == nt.pid)
 		twin_ctl(i, EPOLL_CTL_DEL);
+	i->twin = false;
 	nt_watch_unlink(&i->watch);
 	unqueue(i);
 	i->sock = 0;
@@ -232,6 +237,7 @@ static void twin_event(struct nt_epoll *ep, const struct epoll_event *ev)
 	if (i && i->twin) {
 		i->kernel_bits |= ev->events;
 		enqueue(i);
+		ep->twin_news = true;
 	}
 	nt_unlock(&nt.watch_lock);
 }
@@ -256,8 +262,9 @@ static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max)
 	int n = filter(ep, ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
 
 	n = n > 0 ? n : 0;
-	if (n < max)
-		n += harvest(ep, ev + n, max - n);	/* twins */
+	if (ep->twin_news && n < max)
+		n += harvest(ep, ev + n, max - n);
+	ep->twin_news = false;
 	ep->kernel_empty_ns = n > 0 ? 0 : nt_now_ns();
 	return n;
 }
@@ -399,12 +406,17 @@ static bool report(struct nt_epitem *i, struct epoll_event *out)
 
 	if (i->off || !i->sock)
 		return false;
+	if (i->twin && i->call == i->ep->call) {
+		enqueue(i);
+		return false;
+	}
 	/* Our bit is cleared before the look: what changes later queues the entry again. */
 	nt_watch_look(i->sock);
 	bits = (nt_ready(i->sock) | i->kernel_bits) & (i->events | always);
 	i->kernel_bits = 0;
 	if (!bits)
 		return false;
+	i->call = i->ep->call;
 	*out = (struct epoll_event){ .events = bits, .data.u64 = i->data };
 	if (i->events & EPOLLONESHOT)
 		i->off = true;
@@ -532,6 +544,7 @@ int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns,
 
 	if (!ep || max <= 0 || !nt_on())
 		return NT_KERNEL;
+	ep->call++;
 	nt_bells();
 	if (ep->nours && ep->owner_pid != nt.pid)
 		prepare_kernel_set(ep);

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from ..worlds import KERNEL, World
-from . import scenarios
+from . import scenarios, scenarios_udp
 
-SCRIPT = str(Path(__file__).with_name("scenarios.py"))
+HERE = Path(__file__).parent
+ALL = [("scenarios.py", name) for name in scenarios.SCENARIOS]
+ALL += [("scenarios_udp.py", name) for name in scenarios_udp.SCENARIOS]
 
 
-@pytest.mark.parametrize("name", list(scenarios.SCENARIOS))
-def test_same_as_linux(name: str, neat: World) -> None:
-    expected = KERNEL.run(sys.executable, SCRIPT, name)
-    got = neat.run(sys.executable, SCRIPT, name)
-    assert got.stdout == expected.stdout, f"again: {neat.again((sys.executable, SCRIPT, name))}"
+@pytest.mark.parametrize(("script", "name"), ALL, ids=[name for _, name in ALL])
+def test_same_as_linux(script: str, name: str, neat: World) -> None:
+    command = (sys.executable, str(HERE / script), name)
+    expected = KERNEL.run(*command)
+    got = neat.run(*command)
+    assert got.stdout == expected.stdout, f"again: {neat.again(command)}"
     assert got.stderr == expected.stderr
