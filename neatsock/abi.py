@@ -193,7 +193,7 @@ def fingerprint() -> int:
             "app",
             "seg_pub",
             "seg_app",
-            "channel",
+            "channels",
             "replica_status",
             "queue_pair",
             "msg_r_listen",

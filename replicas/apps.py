@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 from dataclasses import dataclass, field
 
 from neatsock import abi
@@ -24,15 +25,13 @@ class Process:
     index: int
     pid: int
     pidfd: int
-    number: int | None = None  # its channels' number; None: it only holds sockets so far
-    channels: list[int] = field(default_factory=list)  # one fd for each replica
     eventfd: int | None = None
 
     def close(self) -> None:
-        for fd in (*self.channels, self.pidfd, self.eventfd):
+        for fd in (self.pidfd, self.eventfd):
             if fd is not None and fd >= 0:
                 os.close(fd)
-        self.channels, self.pidfd, self.eventfd = [], -1, None
+        self.pidfd, self.eventfd = -1, None
 
 
 @dataclass
@@ -43,22 +42,17 @@ class App:
     shared: abi.Object
     uid: int
     comm: str
-    segments: list[tuple[int, int]]  # (seg_pub, seg_app) of each replica
+    segments: list[tuple[int, ...]]  # (seg_pub, seg_app, channels) of each replica
     processes: dict[int, Process] = field(default_factory=dict)
     # Open control connections. One that outlives its process is held by a child that has not
     # said a word yet: the application lives as long as there is either.
     connections: set[Connection] = field(default_factory=set)
 
-    def free_number(self) -> int:
-        """Lowest channel number that no process of this application has."""
-        used = {p.number for p in self.processes.values()}
-        return next(n for n in range(abi.lib.NEAT_PROCS_MAX + 1) if n not in used)
-
     def close(self) -> None:
         for process in self.processes.values():
             process.close()
-        for pair in self.segments:
-            for fd in pair:
+        for segment in self.segments:
+            for fd in segment:
                 os.close(fd)
         self.processes, self.segments = {}, []
         self.shared.close()
@@ -80,6 +74,17 @@ def free_entry(app: App, index: int) -> None:
     entry = app.shared.at.procs[index]
     entry.pid.v = entry.parent.v = entry.fd_high.v = 0
     entry.state.v = abi.lib.NEAT_PROC_FREE
+
+
+OPEN_WORDS: int = abi.ffi.offsetof("struct neat_channels", "open")
+
+
+def close_channels(app: App, index: int) -> None:
+    """The process is gone: its generation becomes even. The replicas must be told to look."""
+    at = OPEN_WORDS + index * 4
+    for *_, channels in app.segments:
+        gen = int.from_bytes(os.pread(channels, 4, at), sys.byteorder)
+        os.pwrite(channels, (gen + (gen & 1) & 0xFFFFFFFF).to_bytes(4, sys.byteorder), at)
 
 
 def has_descriptors(app: App, index: int) -> bool:

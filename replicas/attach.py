@@ -24,18 +24,17 @@ LIB = abi.lib
 NO_PROCESS = 0xFFFFFFFF
 
 
-def open_living(pid: int) -> int | None:
-    """A pidfd, or None when the process is dead, reaped or not."""
+def alive(pid: int) -> bool:
+    """Not dead, reaped or not."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
+    except (OSError, OverflowError):
+        return False
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    if poller.poll(0):
-        os.close(pidfd)
-        return None
-    return pidfd
+    dead = poller.poll(0)
+    os.close(pidfd)
+    return not dead
 
 
 class Attachments:
@@ -67,40 +66,18 @@ class Attachments:
             app, index = self._rejoined(message, pid)
         else:
             app, index = self._new_app(uid, pid, abi.text(message.comm)), 0
-        self._open_process(app, index, pid, connection)
+        self._image(app, index, pid, connection)
         self._answer(app, index, connection, request.seq)
 
     def child(self, parent: Connection, request: Request) -> None:
         """NEAT_MSG_CHILD: a forked process opens its own connection over its parent's."""
         message = self._checked(request)
-        if parent.app_id is None:
-            raise Refused(errno.ENOTCONN, "attach first")
+        app = self.app_of(parent)
         if int(message.pid) != request.pid:
             raise Refused(errno.EPERM, f"process {request.pid} may not attach {message.pid}")
-        index = int(message.proc)
-        app = self.state.apps[parent.app_id]
-        pid, state = apps.live_entries(app).get(index, (0, LIB.NEAT_PROC_FREE))
-        pidfd = open_living(request.pid)
-        if pidfd is None:
-            # It died before we read its first word. Nobody waits for an answer, and its parent,
-            # over whose connection this came, goes on.
-            if pid == request.pid and index not in app.processes:
-                self._sweep(app, index)
-                apps.free_entry(app, index)
+        process = self._sender(app, request, int(message.proc))
+        if process is None:
             return
-        try:
-            self._adopt_child(app, index, pid, state, request, pidfd)
-        finally:
-            os.close(pidfd)
-
-    def _adopt_child(
-        self, app: App, index: int, pid: int, state: int, request: Request, pidfd: int
-    ) -> None:
-        # While it is CLAIMED, the pid is still that of the parent, who claimed it.
-        if state != LIB.NEAT_PROC_CLAIMED and pid != request.pid:
-            raise Refused(
-                errno.EINVAL, f"process entry {index} is not one of process {request.pid}"
-            )
         assert self.server is not None
         own = socket.socket(fileno=request.take_fd())
         if own.family != socket.AF_UNIX or own.type != socket.SOCK_SEQPACKET:
@@ -108,21 +85,53 @@ class Attachments:
             raise Refused(errno.EINVAL, "CHILD needs one end of an AF_UNIX SOCK_SEQPACKET pair")
         connection = Connection(own, self.server)
         self.server.adopt(connection)
-        entry = app.shared.at.procs[index]
-        entry.pid.v = request.pid
-        entry.state.v = LIB.NEAT_PROC_LIVE
-        self._open_process(app, index, request.pid, connection, os.dup(pidfd))
-        self._answer(app, index, connection, request.seq)
+        self._own(app, process, connection)
+        self._remember_process(app, process)
 
     def eventfd(self, connection: Connection, request: Request) -> None:
         """NEAT_MSG_EVENTFD: how to wake this process when it sleeps in the kernel."""
-        app, process = self.owner(connection)
+        message = abi.unpack("struct neat_msg_eventfd", request.data)
+        app = self.app_of(connection)
+        process = self._sender(app, request, int(message.proc))
+        if process is None:
+            return
         fd = request.take_fd()
-        if process.eventfd is not None:
-            os.close(process.eventfd)
+        self._drop_eventfd(app, process)
         process.eventfd = fd
-        for replica in range(len(process.channels)):
-            self._store_channel(app, process, replica)
+        inner = abi.pack(
+            "struct neat_msg_r_channel",
+            LIB.NEAT_MSG_R_CHANNEL,
+            app_id=app.app_id,
+            number=process.index,
+            gen=int(message.gen),
+        )
+        at = key(LIB.NEAT_MSG_R_CHANNEL, app.app_id, process.index)
+        for replica in range(len(app.segments)):
+            self.state.link.store(REPLICA, replica, at, inner, [fd])
+
+    def forked(self, connection: Connection) -> None:
+        """NEAT_MSG_FORKED: there may be processes we have not heard of."""
+        app = self.app_of(connection)
+        app.shared.at.forked.v = 0  # before we look: who forks after this says so again
+        self.look_for_children(app)
+
+    def _sender(self, app: App, request: Request, index: int) -> Process | None:
+        """The process with this entry, which spoke over anybody's connection. None: it is dead."""
+        if index not in app.processes:
+            self.look_for_children(app)
+        process = app.processes.get(index)
+        if process is not None and process.pid == request.pid:
+            return process
+        if alive(request.pid):
+            text = f"process entry {index} is not one of process {request.pid}"
+            raise Refused(errno.EINVAL, text)
+        return None  # its last words; its parent, over whose connection they came, goes on
+
+    def app_of(self, connection: Connection) -> App:
+        """Whose connection this is, shared with children or not. Refused if nobody attached."""
+        if connection.app_id is None or connection.app_id not in self.state.apps:
+            raise Refused(errno.ENOTCONN, "attach first")
+        return self.state.apps[connection.app_id]
 
     def owner(self, connection: Connection) -> tuple[App, Process]:
         """Who sent this. Refused when it has not attached."""
@@ -159,32 +168,33 @@ class Attachments:
         link = self.state.link
         link.remember("counter", next_app=self.state.next_app)
         link.remember("app", app_id, fds=[shared.fd], uid=uid, comm=comm)
-        for replica, pair in enumerate(app.segments):
+        for replica, segment in enumerate(app.segments):
             message = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_SEGMENT, app_id=app_id)
-            link.store(REPLICA, replica, key(LIB.NEAT_MSG_R_SEGMENT, app_id), message, list(pair))
+            at = key(LIB.NEAT_MSG_R_SEGMENT, app_id)
+            link.store(REPLICA, replica, at, message, list(segment))
         entry = shared.at.procs[0]
         entry.pid.v = pid
         entry.state.v = LIB.NEAT_PROC_LIVE
         self.state.apps[app_id] = app
         return app
 
-    def _new_segment(self, app_id: int, replica: int) -> tuple[int, int]:
-        instance = self.state.instance
-        pub = abi.memory_file(
-            "struct neat_seg_pub", LIB.NEAT_OBJ_SEG_PUB, replica, instance, app_id=app_id
+    def _new_segment(self, app_id: int, replica: int) -> tuple[int, ...]:
+        """Descriptors of seg_pub, seg_app, channels."""
+        objects: tuple[tuple[str, int, int | None, dict[str, int]], ...] = (
+            ("seg_pub", LIB.NEAT_OBJ_SEG_PUB, None, {"app_id": app_id}),
+            ("seg_app", LIB.NEAT_OBJ_SEG_APP, LIB.NEAT_SEG_APP_SIZE, {}),
+            ("channels", LIB.NEAT_OBJ_CHANNELS, None, {"app_id": app_id}),
         )
+        fds: list[int] = []
         try:
-            own = abi.memory_file(
-                "struct neat_seg_app",
-                LIB.NEAT_OBJ_SEG_APP,
-                replica,
-                instance,
-                LIB.NEAT_SEG_APP_SIZE,
-            )
+            for name, kind, size, fields in objects:
+                ctype, instance = f"struct neat_{name}", self.state.instance
+                fds.append(abi.memory_file(ctype, kind, replica, instance, size, **fields))
         except OSError:
-            os.close(pub)
+            for fd in fds:
+                os.close(fd)
             raise
-        return pub, own
+        return tuple(fds)
 
     def _rejoined(self, message: Any, pid: int) -> tuple[App, int]:
         app = self.state.apps.get(int(message.app_id))
@@ -217,49 +227,24 @@ class Attachments:
 
     # ---- processes ----
 
-    def _open_process(
-        self, app: App, index: int, pid: int, connection: Connection, pidfd: int | None = None
-    ) -> None:
-        """Fresh channels for a process; what it had before exec goes."""
+    def _image(self, app: App, index: int, pid: int, connection: Connection) -> None:
+        """A process attaches, for the first time or again: exec replaced the image that did.
+
+        The connection of that image stays until nobody has its other end, as after a death.
+        """
         process = app.processes.get(index)
         if process is not None and process.pid != pid:
             self._died(app, process)  # its end is known, but was not handled yet
             process = None
-        if process is not None:
-            self._leave_image(app, process)
-            if pidfd is not None:
-                os.close(pidfd)
-        else:
-            process = self._watch(app, index, pid, pidfd)
-        number = app.free_number()
-        for replica in range(len(app.segments)):
-            process.channels.append(
-                abi.memory_file(
-                    "struct neat_channel",
-                    LIB.NEAT_OBJ_CHANNEL,
-                    replica,
-                    self.state.instance,
-                    app_id=app.app_id,
-                    proc=index,
-                    number=number,
-                )
-            )
-        process.number = number
-        for replica in range(len(app.segments)):
-            self._store_channel(app, process, replica)
-        self._own(app, process, connection)
-        self._remember_process(app, process)
-
-    def _leave_image(self, app: App, process: Process) -> None:
-        """The process attaches again: exec replaced the image that had these channels.
-
-        Its connection stays until nobody has its other end, as after a death.
-        """
-        self._drop_channels(app, process)
-        old = self.state.connections.get((app.app_id, process.index))
+        if process is None:
+            process = self._watch(app, index, pid)
+        self._drop_eventfd(app, process)
+        old = self.state.connections.get((app.app_id, index))
         if old is not None:
             self._exec_closed(app, process)
             self._disown(old)
+        self._own(app, process, connection)
+        self._remember_process(app, process)
 
     def _own(self, app: App, process: Process, connection: Connection) -> None:
         connection.owner = (app.app_id, process.index)
@@ -275,44 +260,26 @@ class Attachments:
     def _remember_process(self, app: App, process: Process) -> None:
         connection = self.state.process_connection(app.app_id, process.index)
         fds = [process.pidfd] + ([connection.sock.fileno()] if connection else [])
-        self.state.link.remember(
-            "proc", app.app_id, process.index, fds=fds, pid=process.pid, channel=process.number
-        )
+        self.state.link.remember("proc", app.app_id, process.index, fds=fds, pid=process.pid)
 
-    def _store_channel(self, app: App, process: Process, replica: int) -> None:
-        assert process.number is not None
-        message = abi.pack(
-            "struct neat_msg_r_channel",
-            LIB.NEAT_MSG_R_CHANNEL,
-            app_id=app.app_id,
-            number=process.number,
-        )
-        fds = [process.channels[replica]]
-        if process.eventfd is not None:
-            fds.append(process.eventfd)
-        at = key(LIB.NEAT_MSG_R_CHANNEL, app.app_id, process.number)
-        self.state.link.store(REPLICA, replica, at, message, fds)
-
-    def _drop_channels(self, app: App, process: Process) -> None:
-        if process.number is None:
+    def _drop_eventfd(self, app: App, process: Process) -> None:
+        if process.eventfd is None:
             return
-        gone = abi.pack(
-            "struct neat_msg_r_channel",
-            LIB.NEAT_MSG_R_CHANNEL_GONE,
-            app_id=app.app_id,
-            number=process.number,
-        )
-        for replica, fd in enumerate(process.channels):
-            at = key(LIB.NEAT_MSG_R_CHANNEL, app.app_id, process.number)
+        os.close(process.eventfd)
+        process.eventfd = None
+        at = key(LIB.NEAT_MSG_R_CHANNEL, app.app_id, process.index)
+        for replica in range(len(app.segments)):
             self.state.link.drop(REPLICA, replica, at)
+
+    def _close_channels(self, app: App, index: int) -> None:
+        """Its process is gone. Before the entry is free: its next holder opens them anew."""
+        apps.close_channels(app, index)
+        gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_CHANNEL_GONE, app_id=app.app_id)
+        for replica in range(len(app.segments)):
             self.state.link.send(REPLICA, replica, gone)
-            os.close(fd)
-        if process.eventfd is not None:
-            os.close(process.eventfd)
-        process.channels, process.eventfd, process.number = [], None, None
 
     def _answer(self, app: App, index: int, connection: Connection, seq: int) -> None:
-        state, process = self.state, app.processes[index]
+        state = self.state
         attached = abi.pack(
             "struct neat_msg_attached",
             LIB.NEAT_MSG_ATTACHED,
@@ -324,19 +291,16 @@ class Attachments:
             instance=state.instance,
         )
         connection.send(attached, [state.registry_ro, app.shared.fd])
-        for replica, (pub, own) in enumerate(app.segments):
-            assert process.number is not None
+        for replica, (pub, own, channels) in enumerate(app.segments):
             segment = abi.pack(
                 "struct neat_msg_segment",
                 LIB.NEAT_MSG_SEGMENT,
                 seq,
                 replica=replica,
-                channel=process.number,
                 epoch=state.replicas[replica].epoch,
             )
             pub_ro = abi.read_only(pub)
-            fds = [pub_ro, own, process.channels[replica], state.replicas[replica].status_ro]
-            connection.send(segment, fds)
+            connection.send(segment, [pub_ro, own, channels, state.replicas[replica].status_ro])
             os.close(pub_ro)
 
     # ---- deaths ----
@@ -358,8 +322,7 @@ class Attachments:
             try:
                 process = self._watch(app, index, pid)
             except (OSError, OverflowError):  # dead already, or no pid at all
-                self._sweep(app, index)
-                apps.free_entry(app, index)
+                self._free(app, index)
             else:
                 self._remember_process(app, process)
 
@@ -370,14 +333,19 @@ class Attachments:
         connection = self.state.connections.get((app.app_id, process.index))
         if connection is not None:
             self._disown(connection)
-        self._drop_channels(app, process)
+        self._drop_eventfd(app, process)
         self.state.link.forget("proc", app.app_id, process.index)
         process.close()
         del app.processes[process.index]
         if app.processes or app.connections:
-            self._sweep(app, process.index)
-        apps.free_entry(app, process.index)
+            self._free(app, process.index)
         self._drop_if_gone(app)
+
+    def _free(self, app: App, index: int) -> None:
+        """The entry of a dead process: its descriptors are closed, others may have it."""
+        self._close_channels(app, index)
+        self._sweep(app, index)
+        apps.free_entry(app, index)
 
     def _drop_if_gone(self, app: App) -> None:
         if app.app_id in self.state.apps and not app.processes and not app.connections:
@@ -438,31 +406,19 @@ class Attachments:
         """Entries that a dead process claimed for children that never lived to say so."""
         for index, (pid, state) in apps.live_entries(app).items():
             if state == LIB.NEAT_PROC_CLAIMED and pid == parent and index not in app.processes:
-                self._sweep(app, index)
-                apps.free_entry(app, index)
+                self._free(app, index)
 
     # ---- recovery ----
 
     def recover_process(
-        self,
-        app: App,
-        index: int,
-        pid: int,
-        number: int | None,
-        fds: list[int],
-        channels: dict[int, list[int]],
+        self, app: App, index: int, pid: int, fds: list[int], eventfds: list[int]
     ) -> None:
-        """A process that a predecessor watched; fds: pidfd[, connection]; channels: by replica."""
+        """A process that a predecessor watched; fds: pidfd[, connection]; eventfds: copies."""
         process = self._watch(app, index, pid, fds[0])
-        process.number = number
-        for replica in sorted(channels):
-            channel, *eventfd = channels[replica]
-            process.channels.append(channel)
-            for fd in eventfd:
-                if process.eventfd is None:
-                    process.eventfd = fd
-                else:
-                    os.close(fd)
+        for fd in eventfds[1:]:
+            os.close(fd)
+        if eventfds:
+            process.eventfd = eventfds[0]
         if len(fds) > 1:
             assert self.server is not None
             connection = Connection(socket.socket(fileno=fds[1]), self.server)

@@ -283,19 +283,19 @@ class Neatd:
 
     def _recover(self, own: list[tuple[dict[str, Any], list[int]]], store: list[News]) -> None:
         """Take over applications, their memory, processes and ports from a predecessor."""
-        segments: dict[int, dict[int, tuple[int, int]]] = {}
-        channels: dict[tuple[int, int], dict[int, list[int]]] = {}
+        segments: dict[int, dict[int, tuple[int, ...]]] = {}
+        eventfds: dict[tuple[int, int], list[int]] = {}
         for item in store:
             kind = item.key >> 48
             app_id, number = item.key >> 16 & 0xFFFFFFFF, item.key & 0xFFFF
             if item.role == REPLICA and kind == LIB.NEAT_MSG_R_SEGMENT:
-                segments.setdefault(app_id, {})[item.index] = (item.fds[0], item.fds[1])
+                segments.setdefault(app_id, {})[item.index] = tuple(item.fds)
             elif item.role == REPLICA and kind == LIB.NEAT_MSG_R_CHANNEL:
-                channels.setdefault((app_id, number), {})[item.index] = item.fds
+                eventfds.setdefault((app_id, number), []).extend(item.fds)
         if own and self.options.uplink:
             self.captures.recovered()
         for state, fds in own:
-            self._recover_own(state, fds, segments, channels)
+            self._recover_own(state, fds, segments, eventfds)
         for item in store:
             if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_LISTEN:
                 self.bindings.recover_listener(item.index, item.inner)
@@ -311,23 +311,22 @@ class Neatd:
         self,
         state: dict[str, Any],
         fds: list[int],
-        segments: dict[int, dict[int, tuple[int, int]]],
-        channels: dict[tuple[int, int], dict[int, list[int]]],
+        segments: dict[int, dict[int, tuple[int, ...]]],
+        eventfds: dict[tuple[int, int], list[int]],
     ) -> None:
         kind, app_id = state["kind"], state["app"]
         if kind == "counter":
             self.state.next_app = state["next_app"]
         elif kind == "app":
             shared = abi.Object("struct neat_app", fds[0], LIB.NEAT_APP_SIZE)
-            pairs = segments.get(app_id, {})
+            known = segments.get(app_id, {})
             app = App(app_id, shared, state["uid"], state["comm"], [])
-            app.segments = [pairs[i] for i in range(len(self.state.replicas)) if i in pairs]
+            app.segments = [known[i] for i in range(len(self.state.replicas)) if i in known]
             self.state.apps[app_id] = app
         elif kind == "proc" and app_id in self.state.apps:
-            number = state["channel"]
-            mine = channels.get((app_id, number), {}) if number is not None else {}
-            app = self.state.apps[app_id]
-            self.attachments.recover_process(app, state["number"], state["pid"], number, fds, mine)
+            app, index = self.state.apps[app_id], state["number"]
+            mine = eventfds.get((app_id, index), [])
+            self.attachments.recover_process(app, index, state["pid"], fds, mine)
         elif kind == "bind":
             self.bindings.recover(state, fds)
 
@@ -414,11 +413,10 @@ class Neatd:
             message = abi.unpack("struct neat_msg_listen", request.data)
             return self.bindings.listen(app, message, request.uid, connection)
         elif kind == LIB.NEAT_MSG_UNBIND:
-            app, _ = self.attachments.owner(connection)
+            app = self.attachments.app_of(connection)
             self.bindings.unbind(app, abi.unpack("struct neat_msg_bind", request.data))
         elif kind == LIB.NEAT_MSG_FORKED:
-            app, _ = self.attachments.owner(connection)
-            self.attachments.look_for_children(app)
+            self.attachments.forked(connection)
         elif kind != LIB.NEAT_MSG_EXITED:
             raise Refused(errno.EPROTO, f"neatd does not know messages of type {kind}")
         return True

@@ -62,7 +62,7 @@ enum neat_object {
 	NEAT_OBJ_APP = 2,	/* struct neat_app: one per application */
 	NEAT_OBJ_SEG_PUB = 3,	/* struct neat_seg_pub: (application, replica), replica writes */
 	NEAT_OBJ_SEG_APP = 4,	/* struct neat_seg_app: (application, replica), application writes; payload */
-	NEAT_OBJ_CHANNEL = 5,	/* struct neat_channel: (process, replica) */
+	NEAT_OBJ_CHANNELS = 5,	/* struct neat_channels: (application, replica), a channel for each process */
 	NEAT_OBJ_STATUS = 6,	/* struct neat_replica_status: replica writes */
 	NEAT_OBJ_ARENA = 7,	/* replica's control blocks; no application maps it */
 	NEAT_OBJ_QUEUE_PAIR = 8,/* struct neat_queue_pair: (replica, nic) */
@@ -231,7 +231,7 @@ enum neat_opt_flags {
 struct neat_app {
 	struct neat_header h;
 	uint32_t app_id;
-	uint32_t pad0;
+	neat_a32 forked;		/* app, by exchange: 1 = NEAT_MSG_FORKED is on its way; neatd clears it before it looks */
 	neat_a64 sock_hint;		/* app: where the search for a free record starts */
 	struct neat_proc procs[NEAT_PROCS_MAX];
 	/* Claimed connect() slots of each replica: bit = slot - NEAT_SLOT_APP_FIRST; set by fetch_or. */
@@ -374,7 +374,7 @@ struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL
 #define NEAT_SEG_LARGE 285212672ull		/* 272 MiB: NEAT_SLOTS * 4 MiB; first half rx, second tx */
 #define NEAT_SEG_APP_SIZE 275163119616ull	/* LARGE + 65536 * 4 MiB, sparse */
 
-/* -------------------------------------------------- channel of (process, replica) (L1) ----- */
+/* -------------------------------------------------- channels of (process, replica) (L1) ---- */
 
 enum neat_cmd {			/* [op 8][arg 8][gen 16][slot 32] */
 	NEAT_CMD_KICK = 1,	/* look at tx_tail, rx_tail, shut, optgen of this slot */
@@ -397,11 +397,11 @@ enum neat_asleep {
 	NEAT_ASLEEP_BOTH = 4,	/* channel only: threads of both kinds */
 };
 
+/*
+ * Channel n is that of process entry n. Whoever gets the entry goes on where its predecessor stopped:
+ * indices run on, what is left in the command ring is still obeyed, old events are skipped.
+ */
 struct neat_channel {
-	struct neat_header h;
-	uint32_t app_id, proc;	/* neatd writes, once */
-	uint32_t number;	/* neatd: bit of sub/ev_pend, see NEAT_CHANNELS_EXACT */
-	uint32_t pad0[5];
 	/* app writes */
 	neat_a64 cmd_tail;
 	neat_a64 ev_head;
@@ -412,12 +412,30 @@ struct neat_channel {
 	neat_a64 ev_tail;
 	neat_a32 overflow;	/* +1: events were dropped, the library must look at all its slots */
 	neat_a32 closed;	/* the replica drains: retry elsewhere (L8) */
-	uint32_t pad2[10];
+	neat_a32 eventfd_known;	/* generation of the channel whose eventfd the replica has */
+	uint32_t pad2[9];
 	/* both, by exchange; enum neat_asleep */
 	neat_a32 asleep;
 	uint32_t pad3[15];
 	neat_a64 cmd[NEAT_CMD_ENTRIES];	/* app writes */
 	neat_a64 ev[NEAT_EV_ENTRIES];	/* replica writes */
+};
+
+/*
+ * All channels between an application and a replica: made with the segment, so that a forked child
+ * needs nobody's help to open its own. open[n] grows; odd = in use. The process that holds entry n
+ * makes it odd and greater (attach, fork, exec) once the words of the channel are in order; who sweeps
+ * the entry of a dead process makes it even.
+ */
+struct neat_channels {
+	struct neat_header h;
+	uint32_t app_id;
+	uint32_t pad0[7];
+	/* app writes */
+	neat_a64 change;	/* +1 after a word of open[] changed */
+	uint64_t pad1[7];
+	neat_a32 open[NEAT_PROCS_MAX];
+	struct neat_channel ch[NEAT_PROCS_MAX];
 };
 
 /* Hints only (L6): a wrong value costs a useless spin or a useless sleep, never correctness. */
@@ -517,14 +535,15 @@ struct neat_flow_table {
 enum neat_msg {
 	/* application -> neatd */
 	NEAT_MSG_ATTACH = 1,	/* neat_msg_attach; reply ATTACHED with fds {registry, app}, then nreplicas
-				 * times SEGMENT with fds {seg_pub, seg_app, channel, status} */
+				 * times SEGMENT with fds {seg_pub, seg_app, channels, status} */
 	NEAT_MSG_BIND = 2,	/* neat_msg_bind; reply RESULT: status 0 or -errno, value = port. UDP: + fd of the
 				 * kernel twin, which holds the port already; value = home replica */
 	NEAT_MSG_LISTEN = 3,	/* neat_msg_listen; reply LISTENING when every active replica acknowledged */
 	NEAT_MSG_UNBIND = 4,	/* neat_msg_bind; no reply: the socket that held the port is gone */
-	NEAT_MSG_CHILD = 5,	/* neat_msg_attach + fd of a fresh socketpair end: a forked child's own connection;
-				 * the ATTACHED/SEGMENT replies come on that one */
-	NEAT_MSG_EVENTFD = 6,	/* fd: the process's eventfd, forwarded to every replica (R_CHANNEL again) */
+	NEAT_MSG_CHILD = 5,	/* neat_msg_attach + fd of a fresh socketpair end: a forked child's own connection,
+				 * for its requests. Over any connection of the application; no reply */
+	NEAT_MSG_EVENTFD = 6,	/* neat_msg_eventfd + fd: the process's eventfd, forwarded to every replica
+				 * (R_CHANNEL). Over any connection of the application; no reply */
 	NEAT_MSG_CLI = 7,	/* JSON text after the header: status, down, scale ...; reply CLI_REPLY */
 	NEAT_MSG_EXITED = 8,	/* neat_msg_result, value = proc index: entry may be swept now (clean exit) */
 	NEAT_MSG_FORKED = 9,	/* header only, no reply: look for processes that hold sockets but did not attach */
@@ -538,13 +557,13 @@ enum neat_msg {
 	/* neatd -> keeper -> replica; kept by the keeper and replayed to a successor (P1) */
 	NEAT_MSG_R_CONFIG = 64,	/* neat_msg_r_config + fds {arena, status, registry}: always the first */
 	NEAT_MSG_R_QUEUE = 65,	/* fd: queue pair */
-	NEAT_MSG_R_SEGMENT = 66,/* neat_msg_r_app + fds {seg_pub, seg_app} */
-	NEAT_MSG_R_CHANNEL = 67,/* neat_msg_r_channel + fds {channel[, eventfd]} */
+	NEAT_MSG_R_SEGMENT = 66,/* neat_msg_r_app + fds {seg_pub, seg_app, channels} */
+	NEAT_MSG_R_CHANNEL = 67,/* neat_msg_r_channel + fd: the process's eventfd */
 	NEAT_MSG_R_LISTEN = 68,	/* neat_msg_r_listen; answered by R_LISTENING */
 	NEAT_MSG_R_START = 69,	/* end of the replay: announce yourself */
 	/* not kept */
 	NEAT_MSG_R_UNLISTEN = 70,	/* neat_msg_r_listen */
-	NEAT_MSG_R_CHANNEL_GONE = 71,	/* neat_msg_r_channel */
+	NEAT_MSG_R_CHANNEL_GONE = 71,	/* neat_msg_r_app: a process died, look at neat_channels.open */
 	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would */
 	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more */
 	NEAT_MSG_R_DRAIN = 74,
@@ -631,9 +650,12 @@ struct neat_msg_attached {
 struct neat_msg_segment {
 	struct neat_msg_header h;
 	uint32_t replica;
-	uint32_t channel;	/* its number */
 	uint32_t epoch;
-	uint32_t pad;
+};
+struct neat_msg_eventfd {
+	struct neat_msg_header h;
+	uint32_t proc;		/* index of the process entry; the sender must be its pid */
+	uint32_t gen;		/* neat_channels.open */
 };
 struct neat_msg_bind {
 	struct neat_msg_header h;
@@ -695,7 +717,9 @@ struct neat_msg_r_app {
 struct neat_msg_r_channel {
 	struct neat_msg_header h;
 	uint32_t app_id;
-	uint32_t number;
+	uint32_t number;	/* of the channel: index of the process entry */
+	uint32_t gen;		/* neat_channels.open; another one there by now: too late */
+	uint32_t pad;
 };
 struct neat_msg_r_listen {
 	struct neat_msg_header h;
@@ -849,9 +873,10 @@ NEAT_ASSERT(NEAT_SEG_SMALL + (uint64_t)NEAT_SLOTS * NEAT_PAGE == NEAT_SEG_LARGE)
 NEAT_ASSERT(NEAT_SEG_LARGE + ((uint64_t)NEAT_SLOTS << 22) == NEAT_SEG_APP_SIZE);
 NEAT_ASSERT(sizeof(struct neat_app) <= NEAT_APP_FDS);
 NEAT_ASSERT(NEAT_APP_FDS + (uint64_t)NEAT_PROCS_MAX * NEAT_FDS_MAX * 8 == NEAT_APP_SIZE);
-NEAT_ASSERT(offsetof(struct neat_channel, cmd_tail) == 64);
-NEAT_ASSERT(offsetof(struct neat_channel, cmd_head) == 128);
-NEAT_ASSERT(offsetof(struct neat_channel, asleep) == 192);
+NEAT_ASSERT(offsetof(struct neat_channel, cmd_head) == 64);
+NEAT_ASSERT(offsetof(struct neat_channel, asleep) == 128);
+NEAT_ASSERT(sizeof(struct neat_channel) % 64 == 0);
+NEAT_ASSERT(offsetof(struct neat_channels, ch) % 64 == 0);
 NEAT_ASSERT(offsetof(struct neat_queue_pair, rx) == 256);
 NEAT_ASSERT(sizeof(struct neat_filter_rule) == 24);
 NEAT_ASSERT(sizeof(struct neat_msg_r_filter) + 64 <= NEAT_MSG_MAX);	/* it travels inside a neat_msg_keeper */

@@ -74,6 +74,11 @@ static inline uint64_t neat_channel_bit(uint32_t number)
 	return 1ull << (number < NEAT_CHANNELS_EXACT ? number : NEAT_CHANNELS_EXACT);
 }
 
+/* neat_channels.open: the next generation in use, the next one out of use. */
+static inline uint32_t neat_channel_opened(uint32_t gen) { return (gen + 1) | 1; }
+static inline uint32_t neat_channel_closed(uint32_t gen) { return (gen + 1) & ~1u; }
+static inline bool neat_channel_open(uint32_t gen) { return gen & 1; }
+
 /*
  * Producer. Returns false when full. The release store of tail makes the entry, and everything
  * written before the call, visible before the index.
@@ -158,7 +163,7 @@ static inline uint32_t neat_abi_fingerprint(void)
 	uint64_t f = 0;
 	const uint64_t sizes[] = {
 		sizeof(struct neat_registry), sizeof(struct neat_app), sizeof(struct neat_seg_pub),
-		sizeof(struct neat_seg_app), sizeof(struct neat_channel), sizeof(struct neat_replica_status),
+		sizeof(struct neat_seg_app), sizeof(struct neat_channels), sizeof(struct neat_replica_status),
 		sizeof(struct neat_queue_pair), sizeof(struct neat_msg_r_listen), sizeof(struct neat_msg_r_config),
 		NEAT_SEG_APP_SIZE, NEAT_APP_SIZE,
 	};

@@ -1,5 +1,6 @@
 /*
- * api.c - applications, their slots, and what TCP tells them. Commands are in api_cmd.c.
+ * api.c - applications, their slots, and what TCP tells them. Commands are in api_cmd.c, channels in
+ * api_channel.c.
  *
  * Not responsible for: mapping memory, sleeping and waking (main.c), TCP. Read L1, L4, L6 of
  * shared/contract.md first. Whatever lies in a neat_seg_app is hostile.
@@ -9,9 +10,7 @@
 #include "bytering.h"
 #include <errno.h>
 
-static const uint64_t NEAT_CHANNEL_SHARED = 1ull << NEAT_CHANNELS_EXACT;
-
-/* ---- applications and channels ---- */
+/* ---- applications ---- */
 
 struct app *api_app_find(struct api *a, uint32_t app_id)
 {
@@ -74,76 +73,43 @@ int api_app_add(struct api *a, struct app *app)
 		slot_reset(a, app, i);
 	a32_release(&app->mem.pub->epoch, a->stack->cfg.epoch);
 	a->apps[a->napps++] = app;
+	channels_inherit(a, app);
 	return 0;
 }
 
-int api_channel_add(struct api *a, struct channel *c)
+/* Connections that nobody can accept any more, and listeners whose R_LISTEN did not come: their
+ * application closed them during the outage. */
+static void free_left(struct app *app)
 {
-	if (a->nchannels == API_CHANNELS_MAX)
-		return -ENOSPC;
-	/* A successor goes on where its predecessor stopped: head moves only after the effect (W15). */
-	c->cmd_head = a64_relaxed(&c->mem->cmd_head);
-	c->ev_tail = a64_relaxed(&c->mem->ev_tail);
-	a->channels[a->nchannels++] = c;
-	if (c->number < NEAT_CHANNELS_EXACT)
-		c->app->by_bit[c->number] = c;
-	/* Levels may have changed without an event: have the library look at all of them. */
-	a32_release(&c->mem->overflow, a32_relaxed(&c->mem->overflow) + 1);
-	channel_touch(a, c);
-	return 0;
-}
+	api_free_unaccepted(app);
+	for (uint32_t slot = 1; slot < app->high_born; slot++) {
+		uint64_t status = a64_relaxed(&app->mem.pub->slots[slot].status);
 
-struct channel *api_channel_find(struct api *a, uint32_t app_id, uint32_t number)
-{
-	for (uint32_t i = 0; i < a->nchannels; i++)
-		if (a->channels[i]->number == number && a->channels[i]->app->app_id == app_id)
-			return a->channels[i];
-	return NULL;
-}
-
-void api_channel_gone(struct api *a, struct channel *c)
-{
-	if (c->number < NEAT_CHANNELS_EXACT && c->app->by_bit[c->number] == c)
-		c->app->by_bit[c->number] = NULL;
-	for (uint32_t i = 0; i < a->nchannels; i++)
-		if (a->channels[i] == c)
-			a->channels[i] = a->channels[--a->nchannels];
-	for (uint32_t i = 0; i < a->ntouched; i++)
-		if (a->touched[i] == c)
-			a->touched[i] = a->touched[--a->ntouched];
+		if (app->slots[slot].kind != SLOT_FREE || !(neat_status_flags(status) & NEAT_SLOT_LISTENING))
+			continue;
+		slot_take(app, slot, SLOT_ZOMBIE, NULL, neat_status_gen(status));
+		slot_free(app, slot);
+	}
 }
 
 void api_start(struct api *a, uint32_t death, struct stack_adopted *out)
 {
-	/* A wake that our predecessor owed is lost, whatever the asleep words say (W9). */
-	for (uint32_t i = 0; i < a->nchannels; i++) {
-		a32_xchg(&a->channels[i]->mem->asleep, NEAT_AWAKE);
-		a->ops.wake(a->ops.world, a->channels[i], NEAT_ASLEEP_EVENTFD);
-	}
-	if (a->adopting) {
-		api_adopt(a, death, out);
-		return;
-	}
 	*out = (struct stack_adopted){ 0 };
-	for (uint32_t i = 0; i < a->napps; i++) {
-		struct app *app = a->apps[i];
-
-		api_free_unaccepted(app);
-		for (uint32_t slot = 1; slot < app->high_born; slot++) {
-			uint64_t status = a64_relaxed(&app->mem.pub->slots[slot].status);
-
-			if (app->slots[slot].kind != SLOT_FREE ||
-			    !(neat_status_flags(status) & NEAT_SLOT_LISTENING))
-				continue;
-			slot_take(app, slot, SLOT_ZOMBIE, NULL, neat_status_gen(status));
-			slot_free(app, slot);
-		}
-	}
+	channels_wake(a);
+	if (a->adopting)
+		api_adopt(a, death, out);
+	else
+		for (uint32_t i = 0; i < a->napps; i++)
+			free_left(a->apps[i]);
+	a->started = true;
+	for (uint32_t i = 0; i < a->napps; i++)
+		api_channels_look(a, a->apps[i]);
 }
 
 void api_app_gone(struct api *a, struct app *app)
 {
 	app->gone = true;
+	api_channels_look(a, app);
 	for (uint32_t i = 1; i < NEAT_SLOTS && app->live; i++)
 		if (app->slots[i].kind != SLOT_FREE && !app->slots[i].closed)
 			slot_close(a, app, i);
@@ -393,64 +359,9 @@ void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
 
 /* ---- what TCP tells the socket layer ---- */
 
-void channel_touch(struct api *a, struct channel *c)
-{
-	if (!c->touched) {
-		c->touched = true;
-		a->touched[a->ntouched++] = c;
-	}
-}
-
-/* Publish, fence, look at asleep: the library sets it, fences and looks at ev_tail (L6). */
-static void channel_wake(struct api *a, struct channel *c)
-{
-	uint32_t how;
-
-	neat_fence();
-	if (a32_relaxed(&c->mem->asleep) == NEAT_AWAKE)
-		return;
-	how = a32_xchg(&c->mem->asleep, NEAT_AWAKE);
-	if (how != NEAT_AWAKE)
-		a->ops.wake(a->ops.world, c, how);
-}
-
-static void channel_post(struct api *a, struct channel *c, uint64_t entry)
-{
-	struct neat_channel *m = c->mem;
-
-	if (neat_ring_push(m->ev, NEAT_EV_ENTRIES, &m->ev_tail, &m->ev_head, entry))
-		c->ev_tail++;
-	else
-		a32_release(&m->overflow, a32_relaxed(&m->overflow) + 1);
-	/* A sleeper on another core starts now; one on our own core could not run anyway before the
-	 * batch is done (limits-2cores.md 3b.3). */
-	if (a32_relaxed(&m->asleep) != NEAT_AWAKE && a32_relaxed(&m->cpu) != a->cpu)
-		channel_wake(a, c);
-	else
-		channel_touch(a, c);
-}
-
-void api_flush(struct api *a)
-{
-	for (uint32_t i = 0; i < a->ntouched; i++) {
-		a->touched[i]->touched = false;
-		channel_wake(a, a->touched[i]);
-	}
-	a->ntouched = 0;
-}
-
-static void post_shared(struct api *a, struct app *app, uint64_t entry)
-{
-	for (uint32_t i = 0; i < a->nchannels; i++)
-		if (a->channels[i]->app == app && a->channels[i]->number >= NEAT_CHANNELS_EXACT)
-			channel_post(a, a->channels[i], entry);
-}
-
 void sock_notify(struct stack *s, struct sockref *r, unsigned what)
 {
-	struct api *a = s->api;
-	uint64_t sub, fresh, entry;
-	struct app *app;
+	uint64_t sub, fresh;
 	(void)what;		/* the level words say it all */
 
 	if (!r->mem)
@@ -463,16 +374,7 @@ void sock_notify(struct stack *s, struct sockref *r, unsigned what)
 	if (!fresh)
 		return;
 	fresh &= ~a64_or(&r->app->ev_pend, fresh);
-	app = r->mem->owner;
-	entry = neat_entry(NEAT_EV_SLOT, 0, r->gen, r->slot);
-	for (; fresh & ~NEAT_CHANNEL_SHARED; fresh &= fresh - 1) {
-		struct channel *c = app->by_bit[__builtin_ctzll(fresh)];
-
-		if (c)
-			channel_post(a, c, entry);
-	}
-	if (fresh)
-		post_shared(a, app, entry);
+	channels_post(s->api, r->mem->owner, fresh, neat_entry(NEAT_EV_SLOT, 0, r->gen, r->slot));
 }
 
 void sock_status(struct stack *s, struct sockref *r, uint32_t set, uint32_t clear, uint32_t err)

@@ -1,6 +1,6 @@
 /*
- * api.h - the replica's side of the applications: which segments and channels are mapped, who sits
- * in each socket slot, and the way from command to TCP and from TCP to event.
+ * api.h - the replica's side of the applications: which segments are mapped, which channels are open,
+ * who sits in each socket slot, and the way from command to TCP and from TCP to event.
  *
  * No system call here: main.c maps memory and carries out wakes.
  */
@@ -28,14 +28,13 @@ struct slot_user {
 };
 
 struct channel {
-	struct neat_channel *mem;
+	struct neat_channel *mem;	/* NULL: never open so far */
 	struct app *app;
-	uint32_t number;
+	struct channel *next_touched;
+	uint32_t gen;		/* neat_channels.open when last looked at; odd: in app->open[] */
 	int eventfd;		/* -1: none yet */
 	uint64_t cmd_head;
-	uint64_t ev_tail;
 	bool touched;		/* events were posted in this batch; the wake is owed */
-	bool gone;
 };
 
 struct app {
@@ -47,29 +46,33 @@ struct app {
 	uint32_t *free;		/* stack of released slots of the born half: last in, first out (page reuse) */
 	uint32_t high_born;
 	uint64_t accept_used[NEAT_LISTENERS_MAX / 64];
-	struct channel *by_bit[NEAT_CHANNELS_EXACT];	/* channels that own a bit of sub/ev_pend */
 	struct slot_user *slots;	/* [NEAT_SLOTS] */
+	struct neat_channels *channels;
+	uint64_t change;	/* neat_channels.change when last looked at */
+	uint32_t nopen;
+	uint8_t open[NEAT_PROCS_MAX];	/* numbers of open channels */
+	struct channel channel[NEAT_PROCS_MAX];
 };
 
 struct api_ops {
 	/* Wake the process behind the channel; `how` is the asleep value that was exchanged away. */
 	void (*wake)(void *world, struct channel *c, uint32_t how);
+	/* The process that had the channel is gone: so is its eventfd. */
+	void (*forget)(void *world, struct channel *c);
 	void *world;
 };
 
-enum { API_APPS_MAX = 4096, API_CHANNELS_MAX = 8192 };
+enum { API_APPS_MAX = 4096 };
 
 struct api {
 	struct stack *stack;
 	struct api_ops ops;
 	uint32_t cpu;			/* core we run on; main.c refreshes it */
 	uint32_t batch;
+	bool started;			/* R_START came: commands are taken */
 	struct app *apps[API_APPS_MAX];
 	uint32_t napps;
-	struct channel *channels[API_CHANNELS_MAX];
-	uint32_t nchannels;
-	struct channel *touched[API_CHANNELS_MAX];
-	uint32_t ntouched;
+	struct channel *touched;
 	struct neat_replica_status *status;
 	bool adopting;			/* set before the first segment: slots keep their connections */
 	const struct neat_registry *registry;	/* who holds which UDP port; NULL: nobody any */
@@ -80,9 +83,9 @@ struct app *api_app_find(struct api *a, uint32_t app_id);
 /* `slots` and `free` are zeroed memory for NEAT_SLOTS entries. After a death every slot that was in
  * use becomes a ZOMBIE with ECONNRESET (stateless recovery). */
 NEAT_CHECKED int api_app_add(struct api *a, struct app *app);
-NEAT_CHECKED int api_channel_add(struct api *a, struct channel *c);
-struct channel *api_channel_find(struct api *a, uint32_t app_id, uint32_t number);
-void api_channel_gone(struct api *a, struct channel *c);	/* takes it off the lists; caller unmaps */
+/* Takes up what the application changed in neat_channels.open. Between units of work only. */
+void api_channels_look(struct api *a, struct app *app);
+struct channel *api_channel_find(struct app *app, uint32_t number);	/* NULL: not open */
 void api_app_gone(struct api *a, struct app *app);		/* close everything as a last close would */
 void api_app_remove(struct api *a, struct app *app);		/* live == 0; caller unmaps */
 

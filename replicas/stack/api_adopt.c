@@ -101,14 +101,14 @@ void api_free_unaccepted(struct app *app)
 /* ---- slots without a connection ---- */
 
 /* The CONNECT that our predecessor was about to carry out is still in its ring. */
-static bool connect_waits(const struct api *a, const struct app *app, uint32_t slot, uint32_t gen)
+static bool connect_waits(const struct app *app, uint32_t slot, uint32_t gen)
 {
 	uint64_t want = neat_entry(NEAT_CMD_CONNECT, 0, gen, slot);
 
-	for (uint32_t i = 0; i < a->nchannels; i++) {
-		const struct channel *c = a->channels[i];
+	for (uint32_t i = 0; i < app->nopen; i++) {
+		const struct channel *c = &app->channel[app->open[i]];
 
-		if (c->app == app && neat_ring_ready(NEAT_CMD_ENTRIES, &c->mem->cmd_tail, c->cmd_head) &&
+		if (neat_ring_ready(NEAT_CMD_ENTRIES, &c->mem->cmd_tail, c->cmd_head) &&
 		    a64_relaxed(&c->mem->cmd[c->cmd_head & (NEAT_CMD_ENTRIES - 1)]) == want)
 			return true;
 	}
@@ -124,7 +124,7 @@ static void settle_slot(struct api *a, struct app *app, uint32_t slot)
 	if (app->slots[slot].kind != SLOT_FREE)
 		return;
 	app->slots[slot].gen = (uint16_t)gen;
-	if (flags & NEAT_SLOT_CONNECTING && connect_waits(a, app, slot, gen)) {
+	if (flags & NEAT_SLOT_CONNECTING && connect_waits(app, slot, gen)) {
 		a64_release(&pub->status, neat_status(gen, 0, 0));
 		return;
 	}
@@ -151,21 +151,21 @@ static void settle_slots(struct api *a, struct app *app)
 }
 
 /* A command that names no connection killed two of us: it is a connect(), and it fails. */
-static void drop_connects(struct api *a)
+static void drop_connects(struct api *a, struct app *app)
 {
-	for (uint32_t i = 0; i < a->nchannels; i++) {
-		struct channel *c = a->channels[i];
+	for (uint32_t i = 0; i < app->nopen; i++) {
+		struct channel *c = &app->channel[app->open[i]];
 		uint64_t e = a64_relaxed(&c->mem->cmd[c->cmd_head & (NEAT_CMD_ENTRIES - 1)]);
 		uint32_t slot = neat_entry_slot(e);
 
 		if (!neat_ring_ready(NEAT_CMD_ENTRIES, &c->mem->cmd_tail, c->cmd_head) ||
 		    neat_entry_op(e) != NEAT_CMD_CONNECT)
 			continue;
-		if (slot >= NEAT_SLOT_APP_FIRST && slot < NEAT_SLOTS && c->app->slots[slot].kind == SLOT_FREE) {
+		if (slot >= NEAT_SLOT_APP_FIRST && slot < NEAT_SLOTS && app->slots[slot].kind == SLOT_FREE) {
 			struct sockref ref;
 
-			slot_take(c->app, slot, SLOT_ZOMBIE, NULL, neat_entry_gen(e));
-			ref = slot_ref(c->app, slot);
+			slot_take(app, slot, SLOT_ZOMBIE, NULL, neat_entry_gen(e));
+			ref = slot_ref(app, slot);
 			sock_status(a->stack, &ref, NEAT_SLOT_HUP | NEAT_SLOT_DEAD, 0, ECONNABORTED);
 		}
 		c->cmd_head++;
@@ -179,8 +179,8 @@ void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out)
 	a->adopting = false;
 	for (uint32_t i = 0; i < a->napps; i++)
 		settle_slots(a, a->apps[i]);
-	if (out->drop_command)
-		drop_connects(a);
+	for (uint32_t i = 0; i < a->napps && out->drop_command; i++)
+		drop_connects(a, a->apps[i]);
 	for (uint32_t i = 0; i < a->napps; i++) {
 		struct app *app = a->apps[i];
 

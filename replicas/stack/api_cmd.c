@@ -116,7 +116,7 @@ static void command(struct api *a, struct app *app, uint64_t e)
 	}
 }
 
-static unsigned channel_commands(struct api *a, struct channel *c)
+unsigned channel_commands(struct api *a, struct channel *c)
 {
 	struct neat_channel *m = c->mem;
 	uint32_t n = neat_ring_ready(NEAT_CMD_ENTRIES, &m->cmd_tail, c->cmd_head);
@@ -129,21 +129,4 @@ static unsigned channel_commands(struct api *a, struct channel *c)
 		a64_release(&m->cmd_head, c->cmd_head);
 	}
 	return n;
-}
-
-unsigned api_commands(struct api *a)
-{
-	unsigned done = 0;
-
-	for (uint32_t i = 0; i < a->nchannels; i++)
-		done += channel_commands(a, a->channels[i]);
-	return done;
-}
-
-bool api_commands_pending(const struct api *a)
-{
-	for (uint32_t i = 0; i < a->nchannels; i++)
-		if (neat_ring_ready(NEAT_CMD_ENTRIES, &a->channels[i]->mem->cmd_tail, a->channels[i]->cmd_head))
-			return true;
-	return false;
 }

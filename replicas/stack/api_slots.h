@@ -1,4 +1,4 @@
-/* api_slots.h - shared by api.c and api_cmd.c only. */
+/* api_slots.h - shared by api.c, api_cmd.c and api_channel.c only. */
 #ifndef NEAT_API_SLOTS_H
 #define NEAT_API_SLOTS_H
 
@@ -16,7 +16,6 @@ void cmd_udp(struct api *a, struct app *app, uint32_t slot, uint32_t gen);
 /* A predecessor's UDP socket, made again from its slot. False: its port is not the application's any more. */
 bool slot_udp_again(struct api *a, struct app *app, uint32_t slot);
 
-void channel_touch(struct api *a, struct channel *c);
 /* Looks at the words of a slot as NEAT_CMD_KICK asks. */
 void slot_look(struct api *a, struct app *app, uint32_t slot);
 /* Whatever a predecessor had in this slot is gone: ECONNRESET, unless the slot was free or a listener's. */
@@ -27,5 +26,12 @@ uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail);
 /* Dead connections of the born half that nobody accepted and no accept ring names. */
 void api_free_unaccepted(struct app *app);
 void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out);
+/* The channels of an application that was here before us, those of the dead included. */
+void channels_inherit(struct api *a, struct app *app);
+/* Every process that may sleep on a channel of ours. */
+void channels_wake(struct api *a);
+/* An event for every open channel of the mask `bits`. */
+void channels_post(struct api *a, struct app *app, uint64_t bits, uint64_t entry);
+unsigned channel_commands(struct api *a, struct channel *c);
 
 #endif

@@ -9,6 +9,7 @@
 #include "main.h"
 #include <sched.h>
 #include <stdio.h>
+#include <unistd.h>
 
 enum {
 	LO_BUDGET = 256,	/* frames of lo between two looks at the command rings */
@@ -37,6 +38,13 @@ static void wake_process(void *world, struct channel *c, uint32_t how)
 		futex_wake(&c->mem->asleep);
 }
 
+void forget_process(void *world, struct channel *c)
+{
+	(void)world;
+	if (c->eventfd >= 0)
+		close(c->eventfd);
+}
+
 static void wake_nic(struct replica *r)
 {
 	r->nic_touched = false;
@@ -44,6 +52,16 @@ static void wake_nic(struct replica *r)
 }
 
 /* ---- hints ---- */
+
+static void count_awake(const struct app *app, uint8_t *runnable)
+{
+	for (uint32_t k = 0; k < app->nopen; k++) {
+		const struct neat_channel *m = app->channel[app->open[k]].mem;
+
+		if (a32_relaxed(&m->asleep) == NEAT_AWAKE)
+			runnable[a32_relaxed(&m->cpu) & (NEAT_CPUS_MAX - 1)]++;
+	}
+}
 
 /* Counts awake processes per core; true if one of them last ran on ours. */
 static bool refresh_hints(struct replica *r)
@@ -55,12 +73,8 @@ static bool refresh_hints(struct replica *r)
 	r->api.cpu = cpu < 0 ? 0 : (uint32_t)cpu;
 	a32_store(&st->cpu, r->api.cpu);
 	a32_store(&st->heartbeat, a32_relaxed(&st->heartbeat) + 1);
-	for (uint32_t i = 0; i < r->api.nchannels; i++) {
-		struct neat_channel *m = r->api.channels[i]->mem;
-
-		if (a32_relaxed(&m->asleep) == NEAT_AWAKE)
-			runnable[a32_relaxed(&m->cpu) & (NEAT_CPUS_MAX - 1)]++;
-	}
+	for (uint32_t i = 0; i < r->api.napps; i++)
+		count_awake(r->api.apps[i], runnable);
 	for (uint32_t i = 0; i < NEAT_CPUS_MAX; i += 8) {
 		uint64_t now, was;
 
@@ -229,6 +243,7 @@ int main(int argc, char **argv)
 	random_seed(r.random);
 	r.nic_eventfd = -1;
 	r.api.ops.wake = wake_process;
+	r.api.ops.forget = forget_process;
 	r.api.ops.world = &r;
 	r.stack.now_us = replica_clock_us();
 	r.control_word = control_setup();

@@ -49,4 +49,7 @@ bool nicq_transmit(void *world, const struct pkt *p);
 /* Retires the next received frame unseen. */
 void nicq_drop_one(struct replica *r);
 
+/* main.c: struct api_ops.forget */
+void forget_process(void *world, struct channel *c);
+
 #endif

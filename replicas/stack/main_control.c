@@ -156,7 +156,7 @@ static void on_segment(struct replica *r, const struct neat_msg_r_app *m, struct
 {
 	struct app *app;
 
-	if (msg->nfds < 2)
+	if (msg->nfds < 3)
 		replica_die("R_SEGMENT without memory");
 	if (api_app_find(&r->api, m->app_id))
 		return;
@@ -165,45 +165,30 @@ static void on_segment(struct replica *r, const struct neat_msg_r_app *m, struct
 	app->mem.pub = map_object(msg->fds[0], NEAT_OBJ_SEG_PUB, sizeof(struct neat_seg_pub));
 	/* Not map_object: the header is the application's to overwrite, and a successor must survive it. */
 	app->mem.app = map_shared(msg->fds[1], NEAT_SEG_APP_SIZE);
+	app->channels = map_shared(msg->fds[2], sizeof(struct neat_channels));
 	app->slots = map_anonymous(sizeof(*app->slots) * NEAT_SLOTS);
 	app->free = map_anonymous(sizeof(*app->free) * NEAT_SLOT_APP_FIRST);
 	if (api_app_add(&r->api, app))
 		replica_die("too many applications");
 }
 
+/* The process's eventfd. It may sleep on it already, and a wake of ours found none: ring once. */
 static void on_channel(struct replica *r, const struct neat_msg_r_channel *m, struct message *msg)
 {
 	struct app *app = api_app_find(&r->api, m->app_id);
-	struct channel *c = api_channel_find(&r->api, m->app_id, m->number);
+	struct channel *c;
 
 	if (!app || msg->nfds < 1)
 		return;
-	if (!c) {
-		c = map_anonymous(sizeof(*c));
-		c->mem = map_shared(msg->fds[0], sizeof(struct neat_channel));
-		c->app = app;
-		c->number = m->number;
-		c->eventfd = -1;
-		if (api_channel_add(&r->api, c))
-			replica_die("too many channels");
-	}
-	if (msg->nfds > 1) {
-		if (c->eventfd >= 0)
-			close(c->eventfd);
-		c->eventfd = msg->fds[1];
-		msg->fds[1] = -1;
-		/* The process may already sleep on it, and a wake of ours found none: ring once. */
-		eventfd_ring(c->eventfd);
-	}
-}
-
-static void channel_drop(struct replica *r, struct channel *c)
-{
-	api_channel_gone(&r->api, c);
-	munmap(c->mem, sizeof(struct neat_channel));
-	if (c->eventfd >= 0)
-		close(c->eventfd);
-	munmap(c, sizeof(*c));
+	api_channels_look(&r->api, app);
+	c = api_channel_find(app, m->number);
+	if (!c || c->gen != m->gen)
+		return;		/* it died or exec'ed meanwhile */
+	forget_process(r, c);
+	c->eventfd = msg->fds[0];
+	msg->fds[0] = -1;
+	a32_release(&c->mem->eventfd_known, m->gen);
+	eventfd_ring(c->eventfd);
 }
 
 static void on_listen(struct replica *r, struct neat_msg_r_listen *m)
@@ -219,9 +204,6 @@ static void on_app_gone(struct replica *r, uint32_t app_id)
 {
 	struct app *app = api_app_find(&r->api, app_id);
 
-	for (uint32_t i = r->api.nchannels; i-- > 0;)
-		if (r->api.channels[i]->app == app)
-			channel_drop(r, r->api.channels[i]);
 	if (app)
 		api_app_gone(&r->api, app);
 }
@@ -237,6 +219,7 @@ void control_reap(struct replica *r)
 		api_app_remove(&r->api, app);
 		munmap(app->mem.pub, sizeof(struct neat_seg_pub));
 		munmap(app->mem.app, NEAT_SEG_APP_SIZE);
+		munmap(app->channels, sizeof(struct neat_channels));
 		munmap(app->slots, sizeof(*app->slots) * NEAT_SLOTS);
 		munmap(app->free, sizeof(*app->free) * NEAT_SLOT_APP_FIRST);
 		munmap(app, sizeof(*app));
@@ -272,8 +255,6 @@ static void dispatch_late(struct replica *r, struct message *msg)
 {
 	struct neat_msg_r_listen *l = (void *)msg->u.bytes;
 	struct neat_msg_r_app *a = (void *)msg->u.bytes;
-	struct neat_msg_r_channel *c = (void *)msg->u.bytes;
-	struct channel *channel;
 	struct app *app;
 
 	switch (msg->u.h.type) {
@@ -284,9 +265,9 @@ static void dispatch_late(struct replica *r, struct message *msg)
 			api_release(&r->api, app, l->slot, l->gen);
 		break;
 	case NEAT_MSG_R_CHANNEL_GONE:
-		channel = api_channel_find(&r->api, c->app_id, c->number);
-		if (channel)
-			channel_drop(r, channel);
+		app = api_app_find(&r->api, a->app_id);
+		if (app)
+			api_channels_look(&r->api, app);
 		break;
 	case NEAT_MSG_R_APP_GONE:
 		on_app_gone(r, a->app_id);
@@ -301,10 +282,10 @@ static size_t message_size(uint16_t type)
 	case NEAT_MSG_R_CONFIG:
 		return sizeof(struct neat_msg_r_config);
 	case NEAT_MSG_R_SEGMENT:
+	case NEAT_MSG_R_CHANNEL_GONE:
 	case NEAT_MSG_R_APP_GONE:
 		return sizeof(struct neat_msg_r_app);
 	case NEAT_MSG_R_CHANNEL:
-	case NEAT_MSG_R_CHANNEL_GONE:
 		return sizeof(struct neat_msg_r_channel);
 	case NEAT_MSG_R_LISTEN:
 	case NEAT_MSG_R_UNLISTEN:

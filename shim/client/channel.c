@@ -23,6 +23,38 @@ static uint32_t this_cpu(void)
 	return cpu < 0 ? 0 : (uint32_t)cpu & (NEAT_CPUS_MAX - 1);
 }
 
+/*
+ * Opens our channel to each replica, all under one generation. The predecessor in our process entry,
+ * dead or the image before exec, left indices, commands and events: we go on behind them.
+ */
+void nt_channels_open(void)
+{
+	uint32_t gen = 0;
+
+	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+		uint32_t next = neat_channel_opened(a32_relaxed(&nt.rep[i].channels->open[nt.proc]));
+
+		if (i == 0 || (int32_t)(next - gen) > 0)
+			gen = next;
+	}
+	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+		struct nt_replica *r = &nt.rep[i];
+		struct neat_channel *ch = r->ch = &r->channels->ch[nt.proc];
+
+		r->bit = neat_channel_bit(nt.proc);
+		if (a64_relaxed(&ch->cmd_tail) - a64_relaxed(&ch->cmd_head) > NEAT_CMD_ENTRIES)
+			a64_store(&ch->cmd_tail, a64_relaxed(&ch->cmd_head));
+		r->ev_head = a64_acquire(&ch->ev_tail);
+		a64_release(&ch->ev_head, r->ev_head);
+		r->overflow_seen = a32_relaxed(&ch->overflow);
+		a32_store(&ch->asleep, NEAT_AWAKE);
+		/* Release: the words above are in order before the replica takes the channel up. */
+		a32_release(&r->channels->open[nt.proc], gen);
+		a64_add(&r->channels->change, 1);
+	}
+	nt.channel_gen = gen;
+}
+
 static void ring_bell(struct nt_replica *r)
 {
 	neat_a32 *word = &r->app->replica_asleep;
@@ -67,8 +99,6 @@ void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t s
 {
 	uint64_t entry = neat_entry(op, 0, gen, slot);
 
-	if (NT_UNLIKELY(nt.child_pending) && nt_session_child())
-		return;
 	nt_lock(&r->cmd_lock);
 	while (!neat_ring_push(r->ch->cmd, NEAT_CMD_ENTRIES, &r->ch->cmd_tail, &r->ch->cmd_head, entry)) {
 		/* Full: the replica has 4096 commands to work off; a dead one is being replaced. */
@@ -131,8 +161,6 @@ unsigned nt_drain(void)
 {
 	unsigned n = 0;
 
-	if (NT_UNLIKELY(nt.child_pending) && nt_session_child())
-		return 0;
 	for (uint32_t i = 0; i < nt.nreplicas; i++) {
 		struct nt_replica *r = &nt.rep[i];
 

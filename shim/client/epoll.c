@@ -454,11 +454,11 @@ struct kernel_wait {
 	const sigset_t *mask;
 };
 
-static int enter_epoll(void *arg)
+static int enter_epoll(void *arg, int64_t deadline_ns)
 {
 	struct kernel_wait *k = arg;
 
-	return nt_real.epoll_pwait(k->ep->epfd, k->ev, k->max, wait_ms(k->deadline), k->mask);
+	return nt_real.epoll_pwait(k->ep->epfd, k->ev, k->max, wait_ms(deadline_ns), k->mask);
 }
 
 static void waiter_on(struct nt_epoll *ep, struct nt_epwait *w)
@@ -492,7 +492,7 @@ static int epoll_sleep(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 	if (!ep->nkernel && !k->mask && !nt_restarts())
 		return nt_sleep(&w->w, k->deadline);
 	w->w.efd = ep->wakefd;
-	n = nt_sleep_kernel(&w->w, enter_epoll, k);
+	n = nt_sleep_kernel(&w->w, enter_epoll, k, k->deadline);
 	if (n > 0)
 		ep->spin = false;
 	return filter(ep, k->ev, n);
@@ -530,7 +530,7 @@ static int wait_kernel_only(struct nt_epoll *ep, struct kernel_wait *k)
 	int n;
 
 	do
-		n = filter(ep, k->ev, enter_epoll(k));
+		n = filter(ep, k->ev, enter_epoll(k, k->deadline));
 	while (n == 0 && !ep->nours && wait_ms(k->deadline) != 0);
 	return n;
 }
@@ -546,6 +546,8 @@ int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns,
 		return NT_KERNEL;
 	ep->call++;
 	nt_bells();
+	if (NT_UNLIKELY(nt.resubscribe))
+		nt_watch_resubscribe();
 	if (ep->nours && ep->owner_pid != nt.pid)
 		prepare_kernel_set(ep);
 	if (nt_events_pending())

@@ -56,7 +56,8 @@ struct nt_local {
 struct nt_replica {
 	const struct neat_seg_pub *pub;
 	struct neat_seg_app *app;
-	struct neat_channel *ch;
+	struct neat_channels *channels;
+	struct neat_channel *ch;	/* ours among them */
 	const struct neat_replica_status *status;
 	uint64_t bit;			/* of our channel in sub/ev_pend */
 	uint64_t ev_head;
@@ -86,9 +87,12 @@ struct nt_process {
 	uint32_t spin_us;
 	uint64_t instance;
 	int control_fd;			/* -1 none */
-	bool child_pending;		/* forked; our own channels have not been received yet */
+	bool introduced;		/* control_fd is ours alone; false in a child that wanted nothing of neatd so far */
+	bool resubscribe;		/* forked: what the parent watched has not our bit yet */
+	uint32_t channel_gen;		/* neat_channels.open of our channels */
 	bool ncpu_one;
 	neat_a32 eventfd;		/* fd + 1 of the process's eventfd; 0 = not made yet */
+	neat_a32 eventfd_said;		/* neatd was told of it */
 	uint32_t pid;
 	uint32_t sub_epoch;		/* +1 at fork: subscriptions were the parent's */
 	uint32_t request_seq;		/* under control_lock */
@@ -178,11 +182,11 @@ static inline bool nt_nonblocking(const struct neat_sock *s, int flags)
 }
 
 /* ---- session.c ---- */
-int nt_session_child(void);		/* receive what neatd sent for a forked child */
-void nt_session_fork(void);		/* in a forked child: asks for channels of its own */
 int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uint16_t want);
 void nt_notify_neatd(void *msg, size_t len, int fd);
-int nt_process_eventfd(void);		/* creates and registers it on first use; -errno */
+void nt_session_forked(void);		/* neatd is to look for children */
+int nt_process_eventfd(void);		/* creates it on first use and tells neatd; -errno */
+bool nt_eventfd_known(void);		/* replicas have it; if not, neatd is told again if need be */
 int nt_high_fd(int fd);			/* moves fd out of the program's way, CLOEXEC */
 void *nt_map_private(size_t size);
 
@@ -210,6 +214,7 @@ void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t s
 void nt_kick(const struct nt_conn *c);
 void nt_bells(void);			/* doorbells that were put off */
 void nt_batch(bool on);			/* this thread works through a batch: same-core bells may wait */
+void nt_channels_open(void);		/* for the process that nt.proc names */
 unsigned nt_drain(void);		/* takes events, marks and wakes; number taken */
 bool nt_events_pending(void);
 
@@ -221,7 +226,7 @@ void nt_watch_fire(uint32_t sock);	/* an event came */
 void nt_watch_fire_all(void);
 void nt_watch_forget(uint32_t sock);	/* the record dies */
 void nt_watch_fork_child(void);
-void nt_watch_resubscribe(void);	/* the child's own channels exist */
+void nt_watch_resubscribe(void);	/* in a forked child: what the parent watched is watched by us too */
 void nt_watch_unlink(struct nt_watch *w);	/* under watch_lock */
 /* Our ev_pend bit is cleared: whatever changes after this is posted again. */
 void nt_watch_look(uint32_t sock);
@@ -231,8 +236,8 @@ void nt_wake(struct nt_waiter *w);
 bool nt_spin(struct nt_waiter *w, int64_t deadline_ns);	/* true: signaled */
 /* Sleeps until signaled, an event, the deadline or a signal: 0, -ETIMEDOUT, -EINTR. */
 int nt_sleep(struct nt_waiter *w, int64_t deadline_ns);
-/* The same inside a kernel wait, which `enter` performs. Returns its result. */
-int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *), void *arg);
+/* The same inside a kernel wait, which `enter` performs, until the deadline it is given. Its result. */
+int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
 /* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)
  * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */
 bool nt_restarts(void);

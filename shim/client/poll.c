@@ -131,13 +131,13 @@ static int kernel_look(struct poll_call *p)
 	return kernel_results(p);
 }
 
-static int enter_ppoll(void *arg)
+static int enter_ppoll(void *arg, int64_t deadline_ns)
 {
 	struct poll_call *p = arg;
 	struct timespec t, *tp = NULL;
 
-	if (p->deadline != INT64_MAX) {
-		int64_t left = p->deadline - nt_now_ns();
+	if (deadline_ns != INT64_MAX) {
+		int64_t left = deadline_ns - nt_now_ns();
 
 		left = left < 0 ? 0 : left;
 		t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
@@ -163,7 +163,7 @@ static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
 		return -errno;
 	p->kernel[p->n] = (struct pollfd){ .fd = w->efd, .events = POLLIN };
 	p->result = 0;
-	rc = nt_sleep_kernel(w, enter_ppoll, p);
+	rc = nt_sleep_kernel(w, enter_ppoll, p, p->deadline);
 	if (rc < 0)
 		return -errno;
 	return rc > 0 ? kernel_results(p) : 0;

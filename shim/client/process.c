@@ -117,8 +117,6 @@ void nt_fork_prepare(void)
 {
 	if (!nt_attached())
 		return;
-	if (nt.child_pending && nt_session_child())
-		return;
 	locks(nt_lock);
 	fork_proc = proc_claim();
 	if (fork_proc == NO_PROC)
@@ -158,11 +156,15 @@ static void child_own_state(void)
 {
 	memset(&nt.count, 0, sizeof(nt.count));
 	nt.sleepers = nt.kernel_sleepers = 0;
+	nt.pid = (uint32_t)getpid();
+	nt.introduced = false;
+	nt.resubscribe = true;
 	nt.sub_epoch++;
 	if (a32_relaxed(&nt.eventfd)) {
 		nt_real.close((int)a32_relaxed(&nt.eventfd) - 1);
 		a32_store(&nt.eventfd, 0);
 	}
+	a32_store(&nt.eventfd_said, 0);
 	for (uint32_t r = 0; r < nt.nreplicas; r++)
 		a32_store(&nt.rep[r].bell_owed, 0);
 }
@@ -185,12 +187,11 @@ void nt_fork_child(void)
 	fork_proc = NO_PROC;
 	nt.row = row_of(nt.proc);
 	child_own_state();
-	/* First of all who holds this row: neatd finds us by it if we die before our first word. */
-	nt.pid = (uint32_t)getpid();
+	nt_channels_open();
 	a32_store(&nt.app->procs[nt.proc].pid, nt.pid);
 	a32_release(&nt.app->procs[nt.proc].state, NEAT_PROC_LIVE);
-	nt_session_fork();
 	nt_fd_mark_internal(nt.control_fd);
+	nt_session_forked();
 	nt_epoll_fork_child();
 }
 

@@ -64,7 +64,7 @@ void *nt_map_private(size_t size)
 
 /* ---- messages ---- */
 
-static int send_message(int sock, void *msg, size_t len, int fd)
+static int send_message(int sock, void *msg, size_t len, int fd, int flags)
 {
 	char space[CMSG_SPACE(sizeof(int))] = { 0 };
 	struct iovec iov = { msg, len };
@@ -83,7 +83,7 @@ static int send_message(int sock, void *msg, size_t len, int fd)
 		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
 	}
 	do
-		n = nt_real.sendmsg(sock, &mh, MSG_NOSIGNAL);
+		n = nt_real.sendmsg(sock, &mh, MSG_NOSIGNAL | flags);
 	while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : 0;
 }
@@ -138,6 +138,44 @@ static void header(void *msg, uint16_t type, size_t len)
 		(struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, 0 };
 }
 
+static void attach_request(struct neat_msg_attach *m, uint16_t type)
+{
+	memset(m, 0, sizeof(*m));
+	header(m, type, sizeof(*m));
+	m->pid = (uint32_t)getpid();
+	m->abi_size = neat_abi_fingerprint();
+	strncpy(m->comm, program_invocation_short_name, sizeof(m->comm) - 1);
+}
+
+/*
+ * A forked child shares its parent's connection, which is good for messages without an answer. It gets
+ * one of its own when it wants an answer, and before exec, whose mark is that it closes. Under
+ * control_lock; `flags`: MSG_DONTWAIT or 0.
+ */
+static int introduce(int flags)
+{
+	struct neat_msg_attach m;
+	int sv[2], err;
+
+	if (nt.introduced)
+		return 0;
+	if (nt.control_fd < 0)
+		return -ENOTCONN;
+	attach_request(&m, NEAT_MSG_CHILD);
+	m.app_id = nt.app_id;
+	m.proc = nt.proc;
+	m.instance = nt.instance;
+	if (nt_real.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
+		return -errno;
+	err = send_message(nt.control_fd, &m, sizeof(m), sv[1], flags);
+	nt_real.close(sv[1]);
+	if (!err && nt_real.dup3(sv[0], nt.control_fd, O_CLOEXEC) < 0)
+		err = -errno;
+	nt_real.close(sv[0]);
+	nt.introduced = !err;
+	return err;
+}
+
 int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uint16_t want)
 {
 	struct neat_msg_header *h = msg;
@@ -145,11 +183,11 @@ int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uin
 	int err;
 
 	header(msg, h->type, len);
-	if (nt.child_pending && (err = nt_session_child()) != 0)
-		return err;
 	nt_lock(&nt.control_lock);
 	h->seq = ++nt.request_seq;
-	err = nt.control_fd < 0 ? -ENOTCONN : send_message(nt.control_fd, msg, len, fd);
+	err = introduce(0);
+	if (!err)
+		err = send_message(nt.control_fd, msg, len, fd, 0);
 	/* A neatd that died between its answer and its note of it answers twice: old ones are skipped. */
 	while (!err) {
 		err = expect(nt.control_fd, &m, want, reply_len, 0);
@@ -165,15 +203,24 @@ int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uin
 	return err;
 }
 
+/* No answer is wanted, so a child says it over its parent's connection. */
 void nt_notify_neatd(void *msg, size_t len, int fd)
 {
 	header(msg, ((struct neat_msg_header *)msg)->type, len);
-	if (nt.child_pending && nt_session_child())
-		return;
 	nt_lock(&nt.control_lock);
 	if (nt.control_fd >= 0)
-		send_message(nt.control_fd, msg, len, fd);
+		send_message(nt.control_fd, msg, len, fd, 0);
 	nt_unlock(&nt.control_lock);
+}
+
+/* At most one of these messages is under way, however many processes fork while neatd is stopped. */
+void nt_session_forked(void)
+{
+	struct neat_msg_header m;
+
+	header(&m, NEAT_MSG_FORKED, sizeof(m));
+	if (a32_xchg(&nt.app->forked, 1) == 0 && send_message(nt.control_fd, &m, sizeof(m), -1, MSG_DONTWAIT))
+		a32_store(&nt.app->forked, 0);
 }
 
 /* ---- maps ---- */
@@ -194,7 +241,7 @@ static void *map_object(int fd, uint32_t object, size_t size, int prot)
 	return NULL;
 }
 
-/* fds: seg_pub, seg_app, channel, status. A forked child has all but the channel already. */
+/* fds: seg_pub, seg_app, channels, status. */
 static int map_segment(const struct neat_msg_segment *m, const int *fds)
 {
 	struct nt_replica *r;
@@ -202,20 +249,13 @@ static int map_segment(const struct neat_msg_segment *m, const int *fds)
 	if (m->replica >= NEAT_REPLICAS_MAX)
 		return -EPROTO;
 	r = &nt.rep[m->replica];
-	if (!r->pub)
-		r->pub = map_object(fds[0], NEAT_OBJ_SEG_PUB, sizeof(*r->pub), PROT_READ);
-	if (!r->app)
-		r->app = map_object(fds[1], NEAT_OBJ_SEG_APP, NEAT_SEG_APP_SIZE, PROT_READ | PROT_WRITE);
-	if (!r->status)
-		r->status = map_object(fds[3], NEAT_OBJ_STATUS, sizeof(*r->status), PROT_READ);
-	r->ch = map_object(fds[2], NEAT_OBJ_CHANNEL, sizeof(*r->ch), PROT_READ | PROT_WRITE);
-	if (!r->sock_of)
-		r->sock_of = nt_map_private(NEAT_SLOTS * sizeof(uint32_t));
-	if (!r->pub || !r->app || !r->ch || !r->status || !r->sock_of)
+	r->pub = map_object(fds[0], NEAT_OBJ_SEG_PUB, sizeof(*r->pub), PROT_READ);
+	r->app = map_object(fds[1], NEAT_OBJ_SEG_APP, NEAT_SEG_APP_SIZE, PROT_READ | PROT_WRITE);
+	r->channels = map_object(fds[2], NEAT_OBJ_CHANNELS, sizeof(*r->channels), PROT_READ | PROT_WRITE);
+	r->status = map_object(fds[3], NEAT_OBJ_STATUS, sizeof(*r->status), PROT_READ);
+	r->sock_of = nt_map_private(NEAT_SLOTS * sizeof(uint32_t));
+	if (!r->pub || !r->app || !r->channels || !r->status || !r->sock_of)
 		return -ENOMEM;
-	r->bit = neat_channel_bit(m->channel);
-	r->ev_head = a64_relaxed(&r->ch->ev_head);
-	r->overflow_seen = a32_relaxed(&r->ch->overflow);
 	return 0;
 }
 
@@ -242,10 +282,8 @@ static int attached(int sock, struct neat_msg_attached *a)
 	if (err)
 		return err;
 	memcpy(a, m.u.bytes, sizeof(*a));
-	if (!nt.registry)
-		nt.registry = map_object(m.fds[0], NEAT_OBJ_REGISTRY, sizeof(*nt.registry), PROT_READ);
-	if (!nt.app)
-		nt.app = map_object(m.fds[1], NEAT_OBJ_APP, NEAT_APP_SIZE, PROT_READ | PROT_WRITE);
+	nt.registry = map_object(m.fds[0], NEAT_OBJ_REGISTRY, sizeof(*nt.registry), PROT_READ);
+	nt.app = map_object(m.fds[1], NEAT_OBJ_APP, NEAT_APP_SIZE, PROT_READ | PROT_WRITE);
 	close_fds(&m);
 	if (a->replicas == 0 || a->replicas > NEAT_REPLICAS_MAX || a->proc >= NEAT_PROCS_MAX)
 		return -EPROTO;
@@ -274,19 +312,10 @@ static int connect_daemon(const char *path)
 	return nt_high_fd(fd);
 }
 
-static void attach_request(struct neat_msg_attach *m, uint16_t type)
-{
-	memset(m, 0, sizeof(*m));
-	header(m, type, sizeof(*m));
-	m->pid = (uint32_t)getpid();
-	m->abi_size = neat_abi_fingerprint();
-	strncpy(m->comm, program_invocation_short_name, sizeof(m->comm) - 1);
-}
-
 static int attach_with(int sock, struct neat_msg_attach *m)
 {
 	struct neat_msg_attached a;
-	int err = send_message(sock, m, sizeof(*m), -1);
+	int err = send_message(sock, m, sizeof(*m), -1, 0);
 
 	if (!err)
 		err = attached(sock, &a);
@@ -306,6 +335,8 @@ static int attach_with(int sock, struct neat_msg_attach *m)
 	nt.pid = m->pid;
 	nt.ncpu_one = sysconf(_SC_NPROCESSORS_ONLN) == 1;
 	nt.control_fd = sock;
+	nt.introduced = true;
+	nt_channels_open();
 	a32_store(&nt.app->procs[a.proc].pid, m->pid);
 	nt.row = (neat_a64 *)((uint8_t *)nt.app + NEAT_APP_FDS) + (size_t)a.proc * NEAT_FDS_MAX;
 	nt_fd_mark_internal(sock);
@@ -381,7 +412,13 @@ static uint32_t note_survivors(void)
 int nt_exec_env(char *out, size_t size)
 {
 	out[0] = 0;
-	if (!nt_attached() || !nt.row || note_survivors() == 0)
+	if (!nt_attached() || !nt.row)
+		return 0;
+	/* neatd sees by its end that we left the image, and closes what was close-on-exec. */
+	nt_lock(&nt.control_lock);
+	introduce(MSG_DONTWAIT);
+	nt_unlock(&nt.control_lock);
+	if (note_survivors() == 0)
 		return 0;
 	return snprintf(out, size, "NEATSOCK_JOIN=%u:%u:%llx:%u", nt.app_id, nt.proc, (unsigned long long)nt.instance,
 			(unsigned)getpid());
@@ -418,54 +455,23 @@ void nt_init(const char *join)
 		rejoin(join);
 }
 
-/* In the child: ask for channels of our own over the connection we inherited. */
-void nt_session_fork(void)
+/* ---- the process's eventfd ---- */
+
+/* False when it could not be said now: the connection is full of messages that neatd has not read. */
+static bool say_eventfd(int fd)
 {
-	struct neat_msg_attach m;
-	int sv[2];
+	struct neat_msg_eventfd m = { .proc = nt.proc, .gen = nt.channel_gen };
+	int err;
 
-	attach_request(&m, NEAT_MSG_CHILD);
-	m.app_id = nt.app_id;
-	m.proc = nt.proc;
-	m.instance = nt.instance;
-	nt.pid = m.pid;
-	if (nt_real.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv)) {
-		sv[0] = -1;
-	} else {
-		sv[0] = nt_high_fd(sv[0]);
-		send_message(nt.control_fd, &m, sizeof(m), sv[1]);
-		nt_real.close(sv[1]);
-	}
-	nt_real.close(nt.control_fd);
-	nt.control_fd = sv[0];
-	nt.child_pending = true;
-}
-
-int nt_session_child(void)
-{
-	struct neat_msg_attached a;
-	bool resubscribe = false;
-	int err = 0;
-
+	header(&m, NEAT_MSG_EVENTFD, sizeof(m));
 	nt_lock(&nt.control_lock);
-	if (nt.child_pending) {
-		err = nt.control_fd < 0 ? -ENOTCONN : attached(nt.control_fd, &a);
-		if (!err)
-			err = receive_segments(nt.control_fd, a.replicas);
-		if (err)
-			nt_say("process %u lost the daemon after fork (%s)", nt.pid, strerror(-err));
-		nt.child_pending = false;
-		resubscribe = !err;
-	}
+	err = nt.control_fd < 0 ? -ENOTCONN : send_message(nt.control_fd, &m, sizeof(m), fd, MSG_DONTWAIT);
 	nt_unlock(&nt.control_lock);
-	if (resubscribe)
-		nt_watch_resubscribe();
-	return err;
+	return err == 0;
 }
 
 int nt_process_eventfd(void)
 {
-	struct neat_msg_header m = { .type = NEAT_MSG_EVENTFD };
 	int fd = (int)a32_acquire(&nt.eventfd) - 1;
 
 	if (fd >= 0)
@@ -478,6 +484,20 @@ int nt_process_eventfd(void)
 		nt_real.close(fd);
 		return (int)a32_acquire(&nt.eventfd) - 1;
 	}
-	nt_notify_neatd(&m, sizeof(m), fd);
+	a32_store(&nt.eventfd_said, say_eventfd(fd));
 	return fd;
+}
+
+bool nt_eventfd_known(void)
+{
+	uint32_t active = a32_relaxed(&nt.registry->active);
+	int fd = (int)a32_acquire(&nt.eventfd) - 1;
+	bool known = true;
+
+	for (uint32_t i = 0; i < nt.nreplicas; i++)
+		if (active >> i & 1 && a32_relaxed(&nt.rep[i].ch->eventfd_known) != nt.channel_gen)
+			known = false;
+	if (!known && fd >= 0 && !a32_relaxed(&nt.eventfd_said))
+		a32_store(&nt.eventfd_said, say_eventfd(fd));
+	return known;
 }

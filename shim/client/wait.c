@@ -169,14 +169,29 @@ int nt_sleep(struct nt_waiter *w, int64_t deadline_ns)
 	return err;
 }
 
-int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *), void *arg)
+/*
+ * Replicas that have not got our eventfd yet cannot wake us in the kernel's poll: short naps until
+ * then. They ring it when it comes.
+ */
+static int64_t nap(int64_t deadline_ns)
+{
+	const int64_t NAP_NS = 2000000;
+	int64_t until;
+
+	if (nt_eventfd_known())
+		return deadline_ns;
+	until = nt_now_ns() + NAP_NS;
+	return until < deadline_ns ? until : deadline_ns;
+}
+
+int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
 {
 	int rc = 0, err;
 
 	arm(true);
 	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
-		rc = enter(arg);
+		rc = enter(arg, nap(deadline_ns));
 		err = errno;
 		a32_cas(&w->signaled, W_SLEEPS, W_AWAKE);
 		errno = err;

@@ -62,8 +62,6 @@ void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, vo
 {
 	struct nt_local *l;
 
-	if (NT_UNLIKELY(nt.child_pending))
-		nt_session_child();
 	nt_lock(&nt.watch_lock);
 	l = local_of(sock);
 	w->sock = sock;
@@ -102,8 +100,6 @@ void nt_watch_attach(uint32_t sock)
 {
 	struct nt_local *l;
 
-	if (NT_UNLIKELY(nt.child_pending))
-		nt_session_child();
 	nt_lock(&nt.watch_lock);
 	l = local_of(sock);
 	if (l->watch) {
@@ -132,9 +128,10 @@ void nt_watch_fire_all(void)
 	nt_unlock(&nt.watch_lock);
 }
 
-/* Our channels exist now: what the parent's epoll sets hold is watched by us too. */
+/* Put off from fork() to the first wait on an epoll set: most children exec. */
 void nt_watch_resubscribe(void)
 {
+	nt.resubscribe = false;
 	each_fd_record(nt_watch_attach);
 }
 

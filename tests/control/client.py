@@ -104,6 +104,7 @@ class Client:
         self.registry = ffi.cast("struct neat_registry *", ffi.from_buffer(self._registry))
         self.app = abi.Object("struct neat_app", self.app_fd, LIB.NEAT_APP_SIZE)
         self._pub: dict[int, mmap.mmap] = {}
+        self._channels: dict[int, abi.Object] = {}
         self.segments: list[tuple[Any, list[int]]] = []
         for _ in range(attached.replicas):
             head, data, fds = self.receive()
@@ -111,10 +112,13 @@ class Client:
             self.segments.append((abi.unpack("struct neat_msg_segment", data), fds))
 
     def child(self, proc: int) -> Client:
-        """What a forked child does: a connection of its own over its parent's."""
+        """What a forked child does: it enters itself and wants a connection of its own."""
+        entry = self.app.at.procs[proc]
+        entry.pid.v = os.getpid()
+        entry.state.v = LIB.NEAT_PROC_LIVE
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own = Client.__new__(Client)
-        own.sock, own.seq = ours, 0
+        own.__dict__ |= self.__dict__ | {"sock": ours, "seq": 0, "proc": proc}
         ours.settimeout(20)
         fields = {"pid": os.getpid(), "proc": proc, "app_id": self.app_id}
         message = abi.pack(
@@ -127,7 +131,6 @@ class Client:
         )
         self.send(message, [theirs.fileno()])
         theirs.close()
-        own.read_attached()
         return own
 
     def pub(self, replica: int, slot: int) -> Any:
@@ -138,6 +141,17 @@ class Client:
             self._pub[replica] = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
         seg = ffi.cast("struct neat_seg_pub *", ffi.from_buffer(self._pub[replica]))
         return seg.slots[slot]
+
+    def channels(self, replica: int) -> Any:
+        """struct neat_channels of a replica."""
+        if replica not in self._channels:
+            fd, size = self.segments[replica][1][2], ffi.sizeof("struct neat_channels")
+            self._channels[replica] = abi.Object("struct neat_channels", fd, size)
+        return self._channels[replica].at
+
+    def eventfd(self, fd: int, gen: int) -> None:
+        kind = LIB.NEAT_MSG_EVENTFD
+        self.send(abi.pack("struct neat_msg_eventfd", kind, proc=self.proc, gen=gen), [fd])
 
     # ---- sockets ----
 

@@ -13,7 +13,8 @@ enum { PRIVATE_SIZE = 64 << 20 };
 
 #define QP_AT (1 * GIB)
 #define PUB_AT(i) ((2 + 400 * (uint64_t)(i)) * GIB)
-#define CHANNEL_AT(i) (PUB_AT(i) + GIB / 2)
+#define CHANNELS_AT(i) (PUB_AT(i) + GIB / 2)
+#define CHANNEL_OF(i) (offsetof(struct neat_channels, ch) + (i) * sizeof(struct neat_channel))
 #define SEG_AT(i) (PUB_AT(i) + GIB)
 #define SPAN_SIZE PUB_AT(APPS)
 
@@ -33,7 +34,7 @@ static unsigned pieces(const struct machine *m, struct piece *out)
 		const uint64_t large = (uint64_t)SLOTS_USED << 22;
 
 		out[n++] = (struct piece){ PUB_AT(i), page_up(sizeof(struct neat_seg_pub)) };
-		out[n++] = (struct piece){ CHANNEL_AT(i), page_up(sizeof(struct neat_channel)) };
+		out[n++] = (struct piece){ CHANNELS_AT(i), page_up(CHANNEL_OF(i + 1)) };
 		out[n++] = (struct piece){ SEG_AT(i), NEAT_SEG_SMALL + small };
 		out[n++] = (struct piece){ SEG_AT(i) + NEAT_SEG_SMALL + half * NEAT_PAGE, small };
 		out[n++] = (struct piece){ SEG_AT(i) + NEAT_SEG_LARGE, large };
@@ -67,7 +68,8 @@ static void views(struct machine *m)
 	for (uint32_t i = 0; i < m->nprocs; i++) {
 		m->proc[i].pub = (void *)(m->base + PUB_AT(i));
 		m->proc[i].seg = (void *)(m->base + SEG_AT(i));
-		m->proc[i].ch = (void *)(m->base + CHANNEL_AT(i));
+		m->proc[i].channels = (void *)(m->base + CHANNELS_AT(i));
+		m->proc[i].ch = &m->proc[i].channels->ch[i];
 	}
 	stores.lo = (uintptr_t)m->base;
 	stores.hi = stores.lo + SPAN_SIZE;
@@ -184,18 +186,15 @@ static void replica_make(struct machine *m)
 static void replica_app(struct machine *m, struct proc *p)
 {
 	struct app *app = private_alloc(m, sizeof(*app));
-	struct channel *c = private_alloc(m, sizeof(*c));
 
 	app->app_id = p->app_id;
 	app->mem.pub = p->pub;
 	app->mem.app = p->seg;
 	app->slots = private_alloc(m, sizeof(*app->slots) * NEAT_SLOTS);
 	app->free = private_alloc(m, sizeof(*app->free) * NEAT_SLOT_APP_FIRST);
-	c->mem = p->ch;
-	c->app = app;
-	c->number = p->index;
-	c->eventfd = -1;
-	if (api_app_add(&m->r->api, app) || api_channel_add(&m->r->api, c))
+	app->channels = p->channels;
+	a32_store(&p->channels->open[p->index], 1);
+	if (api_app_add(&m->r->api, app))
 		machine_fail(m, "an application cannot attach");
 }
 
@@ -498,7 +497,7 @@ struct machine *machine_new(const struct scenario *sc, bool stateless)
 	outliving_make(m);
 	for (uint32_t i = 0; i < m->nprocs; i++)
 		m->proc[i] = (struct proc){ .index = i, .app_id = i + 1, .pub = m->proc[i].pub, .seg = m->proc[i].seg,
-					    .ch = m->proc[i].ch };
+					    .channels = m->proc[i].channels, .ch = m->proc[i].ch };
 	remote_new(m, 7);
 	sc->setup(m);
 	return m;
@@ -662,10 +661,10 @@ const char *machine_name(const struct machine *m, uintptr_t addr, char *buf, siz
 	else if (at < PUB_AT(0))
 		name = at - QP_AT >= NEAT_QP_BUFS ? "frame" : field(qp_fields, at - QP_AT);
 	for (uint32_t i = 0; i < m->nprocs && at >= PUB_AT(0); i++) {
-		if (at >= PUB_AT(i) && at < CHANNEL_AT(i))
+		if (at >= PUB_AT(i) && at < CHANNELS_AT(i))
 			name = pub_name(at - PUB_AT(i), &index);
-		else if (at >= CHANNEL_AT(i) && at < SEG_AT(i))
-			name = field(channel_fields, at - CHANNEL_AT(i));
+		else if (at >= CHANNELS_AT(i) && at < SEG_AT(i))
+			name = field(channel_fields, at - CHANNELS_AT(i) - CHANNEL_OF(i));
 		else if (at >= SEG_AT(i) && at < PUB_AT(i + 1))
 			name = segment_name(at - SEG_AT(i), &index);
 	}

@@ -113,6 +113,7 @@ struct proc {
 	uint64_t claimed[2];
 	struct neat_seg_pub *pub;
 	struct neat_seg_app *seg;
+	struct neat_channels *channels;
 	struct neat_channel *ch;
 };
 

@@ -127,7 +127,9 @@ class App:
         self.app_id = app_id
         self.pub = Object("struct neat_seg_pub", ABI.NEAT_OBJ_SEG_PUB, 0)
         self.app = Object("struct neat_seg_app", ABI.NEAT_OBJ_SEG_APP, 0, SEG_APP_SIZE)
-        self.channel = Object("struct neat_channel", ABI.NEAT_OBJ_CHANNEL, 0)
+        self.channels = Object("struct neat_channels", ABI.NEAT_OBJ_CHANNELS, 0)
+        self.channel = self.channels.at.ch[0]
+        self.channels.at.open[0].v = 1
         self.next_slot = 32768
         self.attach(replica)
 
@@ -135,10 +137,7 @@ class App:
         self.replica = replica
         segment = ffi.new("struct neat_msg_r_app *")
         segment.app_id = self.app_id
-        replica.send(ABI.NEAT_MSG_R_SEGMENT, segment, [self.pub.fd, self.app.fd])
-        channel = ffi.new("struct neat_msg_r_channel *")
-        channel.app_id = self.app_id
-        replica.send(ABI.NEAT_MSG_R_CHANNEL, channel, [self.channel.fd])
+        replica.send(ABI.NEAT_MSG_R_SEGMENT, segment, [self.pub.fd, self.app.fd, self.channels.fd])
 
     def gone(self) -> None:
         message = ffi.new("struct neat_msg_r_app *")
@@ -155,7 +154,7 @@ class App:
         return int(answer.slot)
 
     def push(self, op: int, slot: int, gen: int) -> None:
-        channel = self.channel.at
+        channel = self.channel
         tail = channel.cmd_tail.v
         channel.cmd[tail % ABI.NEAT_CMD_ENTRIES].v = op << 56 | (gen & 0xFFFF) << 32 | slot
         channel.cmd_tail.v = tail + 1

@@ -119,7 +119,7 @@ def test_no_traffic_no_cpu(replica: Replica) -> None:
     replica.go()
     app.connect(LOCALHOST, 8080)
     app.accept(listener)
-    app.channel.at.asleep.v = ABI.NEAT_ASLEEP_FUTEX
+    app.channel.asleep.v = ABI.NEAT_ASLEEP_FUTEX
     wait_for(lambda: replica.status.at.awake.v == 0, "asleep")
     sleeps, ticks = replica.status.at.sleeps.v, replica.cpu_ticks()
     started = time.monotonic()

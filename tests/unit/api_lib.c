@@ -1,6 +1,6 @@
 /*
  * api_lib.c - replicas/stack/api*.c over a TCP that only records what it was told, one application,
- * two channels. The test plays the application by writing the shared words itself.
+ * two channels open at first. The test plays the application by writing the shared words itself.
  */
 #define _GNU_SOURCE
 #include "api_slots.h"
@@ -17,12 +17,11 @@ struct world {
 	struct stack stack;
 	struct api api;
 	struct app app;
-	struct channel channels[2];
 	struct tcb tcbs[64];
 	struct listener listeners[8];
 	struct udp_sock udps[8];
 	struct neat_registry *registry;
-	uint32_t ntcbs, nlisteners, nudps, wakes;
+	uint32_t ntcbs, nlisteners, nudps, wakes, forgotten;
 	int refuse;
 };
 
@@ -37,6 +36,12 @@ static void wake(void *world, struct channel *c, uint32_t how)
 {
 	(void)c;
 	((struct world *)world)->wakes += how != NEAT_AWAKE;
+}
+
+static void forget(void *world, struct channel *c)
+{
+	(void)c;
+	((struct world *)world)->forgotten++;
 }
 
 /* ---- the recording TCP ---- */
@@ -144,8 +149,12 @@ int udp_kicks(struct world *w, uint32_t udp);
 int udp_laters(struct world *w, uint32_t udp);
 int udp_closes(struct world *w, uint32_t udp);
 uint32_t command_pending(struct world *w, uint32_t slot);
+void set_open(struct world *w, int channel, uint32_t gen);
+void look(struct world *w);
+uint32_t forgotten(struct world *w);
+uint32_t nopen(struct world *w);
 
-static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channel *c[2],
+static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channels *channels,
 				uint32_t epoch, struct neat_registry *registry)
 {
 	struct world *w = zeroed(sizeof(*w));
@@ -153,41 +162,47 @@ static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *a
 	w->stack.ops.world = w;
 	w->stack.api = &w->api;
 	w->stack.cfg.epoch = epoch;
-	w->api = (struct api){ .stack = &w->stack, .ops = { wake, w }, .batch = 64, .registry = registry };
+	w->api = (struct api){ .stack = &w->stack, .ops = { wake, forget, w }, .batch = 64, .registry = registry };
 	w->registry = registry;
-	w->app = (struct app){ .app_id = 7, .mem = { .pub = pub, .app = app } };
+	w->app = (struct app){ .app_id = 7, .mem = { .pub = pub, .app = app }, .channels = channels };
 	w->app.slots = zeroed(sizeof(struct slot_user) * NEAT_SLOTS);
 	w->app.free = zeroed(sizeof(uint32_t) * NEAT_SLOT_APP_FIRST);
 	if (api_app_add(&w->api, &w->app))
 		return NULL;
-	for (uint32_t i = 0; i < 2; i++) {
-		w->channels[i] = (struct channel){ .mem = c[i], .app = &w->app, .number = i, .eventfd = -1 };
-		if (api_channel_add(&w->api, &w->channels[i]))
-			return NULL;
-	}
 	return w;
+}
+
+static void open_channel(struct neat_channels *c, uint32_t n, uint32_t gen)
+{
+	a32_release(&c->open[n], gen);
+	a64_add(&c->change, 1);
 }
 
 struct world *world_new(void)
 {
-	struct neat_channel *c[2] = { zeroed(sizeof(struct neat_channel)), zeroed(sizeof(struct neat_channel)) };
+	struct neat_channels *channels = zeroed(sizeof(*channels));
+	struct world *w;
 
-	return world_make(zeroed(sizeof(struct neat_seg_pub)), zeroed(NEAT_SEG_APP_SIZE), c, 1,
-			  zeroed(sizeof(struct neat_registry)));
+	open_channel(channels, 0, 1);
+	open_channel(channels, 1, 1);
+	w = world_make(zeroed(sizeof(struct neat_seg_pub)), zeroed(NEAT_SEG_APP_SIZE), channels, 1,
+		       zeroed(sizeof(struct neat_registry)));
+	api_start_world(w);
+	return w;
 }
 
 /* A successor over the same shared memory: the predecessor's private state is gone. */
 struct world *world_reborn(struct world *old)
 {
-	struct neat_channel *c[2] = { old->channels[0].mem, old->channels[1].mem };
-
-	return world_make(old->app.mem.pub, old->app.mem.app, c, old->stack.cfg.epoch + 1, old->registry);
+	return world_make(old->app.mem.pub, old->app.mem.app, old->app.channels, old->stack.cfg.epoch + 1,
+			  old->registry);
 }
 
 void world_free(struct world *w)
 {
 	munmap(w->app.mem.pub, sizeof(struct neat_seg_pub));
 	munmap(w->app.mem.app, NEAT_SEG_APP_SIZE);
+	munmap(w->app.channels, sizeof(struct neat_channels));
 }
 
 int listen_on(struct world *w, uint32_t *slot, uint32_t *gen)
@@ -215,7 +230,7 @@ int arrive(struct world *w, uint32_t listener)
 
 void command_push(struct world *w, int channel, uint32_t op, uint32_t gen, uint32_t slot)
 {
-	struct neat_channel *m = w->channels[channel].mem;
+	struct neat_channel *m = &w->app.channels->ch[channel];
 
 	neat_ring_push(m->cmd, NEAT_CMD_ENTRIES, &m->cmd_tail, &m->cmd_head, neat_entry(op, 0, gen, slot));
 }
@@ -232,7 +247,7 @@ uint64_t status(struct world *w, uint32_t slot) { return a64_relaxed(&w->app.mem
 
 uint32_t events(struct world *w, int channel, uint64_t *out, uint32_t max)
 {
-	struct neat_channel *m = w->channels[channel].mem;
+	struct neat_channel *m = &w->app.channels->ch[channel];
 	uint64_t head = a64_relaxed(&m->ev_head);
 	uint32_t n = neat_ring_ready(NEAT_EV_ENTRIES, &m->ev_tail, head);
 
@@ -282,8 +297,8 @@ uint32_t live(struct world *w) { return w->app.live; }
 void refuse(struct world *w, int err) { w->refuse = err; }
 void sleep_channel(struct world *w, int channel, uint32_t cpu)
 {
-	a32_store(&w->channels[channel].mem->cpu, cpu);
-	a32_store(&w->channels[channel].mem->asleep, NEAT_ASLEEP_FUTEX);
+	a32_store(&w->app.channels->ch[channel].cpu, cpu);
+	a32_store(&w->app.channels->ch[channel].asleep, NEAT_ASLEEP_FUTEX);
 }
 uint32_t wakes(struct world *w) { return w->wakes; }
 void app_gone(struct world *w) { api_app_gone(&w->api, &w->app); }
@@ -317,3 +332,7 @@ int udp_kicks(struct world *w, uint32_t udp) { return w->udps[udp].kicks; }
 int udp_laters(struct world *w, uint32_t udp) { return w->udps[udp].later; }
 int udp_closes(struct world *w, uint32_t udp) { return w->udps[udp].closed; }
 uint32_t command_pending(struct world *w, uint32_t slot) { return a32_relaxed(&w->app.mem.app->slots[slot].cmd_pend); }
+void set_open(struct world *w, int channel, uint32_t gen) { open_channel(w->app.channels, (uint32_t)channel, gen); }
+void look(struct world *w) { api_channels_look(&w->api, &w->app); }
+uint32_t forgotten(struct world *w) { return w->forgotten; }
+uint32_t nopen(struct world *w) { return w->app.nopen; }

@@ -35,7 +35,9 @@ ffi.cdef(prototypes())
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("api") / "api_lib.so"
     stack = ROOT / "replicas/stack"
-    own = [stack / f"{name}.c" for name in ("api", "api_adopt", "api_cmd", "api_udp")]
+    own = [
+        stack / f"{name}.c" for name in ("api", "api_adopt", "api_channel", "api_cmd", "api_udp")
+    ]
     sources = [ROOT / "tests/unit/api_lib.c", *own]
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}"]
@@ -356,3 +358,94 @@ def test_udp_whose_port_was_given_away_meanwhile_is_reset(replica: Replica) -> N
     replica.port_entry(0, 53, 8, 1)
     reborn = Replica(replica.lib, replica.lib.world_reborn(replica.world))
     assert reborn.flags(CLAIMED) & DEAD and reborn.udps() == 0
+
+
+# ---- channels come and go with processes ----
+
+
+@pytest.mark.parametrize("number", [5, 62, 63, 255])
+def test_a_forked_child_opens_its_channel_by_itself(replica: Replica, number: int) -> None:
+    listener = replica.listen()
+    replica.set_open(number, 1)
+    replica.command(CONNECT, CLAIMED, gen=5, channel=number)
+    assert replica.flags(CLAIMED) == CONNECTING
+    replica.subscribe(listener, 1 << min(number, 63))
+    replica.arrive(0)
+    assert replica.drained(number) == [listener]
+
+
+@pytest.mark.parametrize("number", [5, 63, 255])
+def test_an_event_finds_a_channel_that_was_opened_during_the_batch(
+    replica: Replica, number: int
+) -> None:
+    listener = replica.listen()
+    replica.run()
+    replica.set_open(number, 7)
+    replica.subscribe(listener, 1 << min(number, 63))
+    replica.arrive(0)
+    assert replica.drained(number) == [listener]
+    assert replica.nopen() == 3
+    replica.run()
+    assert replica.nopen() == 3
+
+
+def test_last_words_of_a_dead_process_are_done(replica: Replica) -> None:
+    replica.listen()
+    tcbs = [replica.arrive(0) for _ in range(60)]
+    slots = [replica.tcb_slot(t) for t in tcbs]
+    for slot in slots:
+        replica.command_push(1, CLOSE, replica.gen(slot), slot)
+    replica.set_open(1, 2)
+    replica.look()
+    assert all(replica.tcb_closed(t) for t in tcbs)
+    assert (replica.forgotten(), replica.nopen()) == (1, 1)
+
+
+def test_the_next_process_in_an_entry_goes_on_with_its_rings(replica: Replica) -> None:
+    replica.listen()
+    first, second = (replica.tcb_slot(replica.arrive(0)) for _ in range(2))
+    replica.command(CLOSE, first, channel=1)
+    replica.set_open(1, 2)
+    replica.look()
+    replica.set_open(1, 3)
+    replica.command(CLOSE, second, channel=1)
+    assert (replica.flags(first), replica.flags(second)) == (0, 0)
+    replica.set_open(1, 5)  # exec: the same process, another image
+    replica.run()
+    assert (replica.forgotten(), replica.nopen()) == (2, 2)
+
+
+def test_commands_wait_until_the_listeners_are_back(replica: Replica) -> None:
+    """A process dies while its replica is being replaced: its last words come after R_START."""
+    listener = replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    next_life = replica.reborn()
+    next_life.command_push(1, CLOSE, replica.gen(slot), slot)
+    next_life.set_open(1, 2)
+    next_life.look()
+    assert next_life.flags(slot) & DEAD
+    assert next_life.listen(listener) == listener
+    next_life.lib.api_start_world(next_life.world)
+    assert (next_life.flags(slot), next_life.nopen()) == (0, 1)
+
+
+def test_a_successor_hears_last_words_that_its_predecessor_did_not(replica: Replica) -> None:
+    replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    replica.command_push(1, CLOSE, replica.gen(slot), slot)
+    replica.set_open(1, 2)
+    next_life = replica.reborn()
+    next_life.lib.api_start_world(next_life.world)
+    assert (next_life.flags(slot), next_life.nopen()) == (0, 1)
+
+
+def test_a_hostile_table_of_channels_is_bounded(replica: Replica) -> None:
+    for gen in (0xFFFFFFFF, 0, 1, 2**31 + 1):
+        for number in range(256):
+            replica.set_open(number, gen)
+        replica.run()
+        assert replica.nopen() == (256 if gen & 1 else 0)
+    replica.app_gone()
+    replica.set_open(3, 77)
+    replica.run()
+    assert replica.nopen() == 0

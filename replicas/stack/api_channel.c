@@ -1,0 +1,258 @@
+/*
+ * api_channel.c - channels of processes: which are open, events into them, who is woken (L1, L6).
+ *
+ * A process opens its channel by itself (neat_channels.open). Newcomers are taken up between units
+ * of work, when the change counter moved, or in the middle of one when an event is for them.
+ */
+#include "api_slots.h"
+
+static const uint64_t SHARED_BIT = 1ull << NEAT_CHANNELS_EXACT;
+
+static uint32_t number_of(const struct channel *c) { return (uint32_t)(c - c->app->channel); }
+
+/* ---- open and closed ---- */
+
+static void channel_begin(struct app *app, uint32_t n, uint32_t gen)
+{
+	struct channel *c = &app->channel[n];
+
+	/* A successor goes on where its predecessor stopped: head moves only after the effect (W15). */
+	if (!c->mem) {
+		c->app = app;
+		c->mem = &app->channels->ch[n];
+		c->cmd_head = a64_relaxed(&c->mem->cmd_head);
+	}
+	c->gen = gen;
+	c->eventfd = -1;
+	app->open[app->nopen++] = (uint8_t)n;
+}
+
+static void untouch(struct api *a, struct channel *c)
+{
+	struct channel **at = &a->touched;
+
+	if (!c->touched)
+		return;
+	while (*at != c)
+		at = &(*at)->next_touched;
+	*at = c->next_touched;
+	c->touched = false;
+}
+
+static void channel_end(struct api *a, struct channel *c)
+{
+	struct app *app = c->app;
+
+	untouch(a, c);
+	for (uint32_t i = 0; i < app->nopen; i++)
+		if (app->open[i] == number_of(c))
+			app->open[i] = app->open[--app->nopen];
+}
+
+/* What a process asked for before it died is done; it may have filled its ring once. */
+static void last_words(struct api *a, struct channel *c)
+{
+	for (unsigned done = 0; done < NEAT_CMD_ENTRIES && !c->app->gone;) {
+		unsigned n = channel_commands(a, c);
+
+		if (!n)
+			return;
+		done += n;
+	}
+}
+
+/* An open channel got another process, or an end. */
+static void channel_turn(struct api *a, struct channel *c, uint32_t gen)
+{
+	if (!a->started && !neat_channel_open(gen))
+		return;		/* its last words are for a replica that works: api_start() looks again */
+	if (a->started)
+		last_words(a, c);
+	a->ops.forget(a->ops.world, c);
+	c->gen = gen;
+	c->eventfd = -1;
+	if (!neat_channel_open(gen))
+		channel_end(a, c);
+}
+
+void api_channels_look(struct api *a, struct app *app)
+{
+	/* Acquire: open[] is at least as new as the counter. */
+	app->change = a64_acquire(&app->channels->change);
+	for (uint32_t n = 0; n < NEAT_PROCS_MAX; n++) {
+		struct channel *c = &app->channel[n];
+		/* Acquire: the process put the words of its channel in order before it opened it. */
+		uint32_t gen = app->gone ? 0 : a32_acquire(&app->channels->open[n]);
+
+		if (gen == c->gen)
+			continue;
+		if (neat_channel_open(c->gen))
+			channel_turn(a, c, gen);
+		else if (neat_channel_open(gen))
+			channel_begin(app, n, gen);
+	}
+}
+
+struct channel *api_channel_find(struct app *app, uint32_t number)
+{
+	if (number >= NEAT_PROCS_MAX || !neat_channel_open(app->channel[number].gen))
+		return NULL;
+	return &app->channel[number];
+}
+
+/* ---- events ---- */
+
+static void channel_touch(struct api *a, struct channel *c)
+{
+	if (c->touched)
+		return;
+	c->touched = true;
+	c->next_touched = a->touched;
+	a->touched = c;
+}
+
+/*
+ * A predecessor may not have heard the last words of a process that died: its channel counts as open
+ * until api_start() looks again.
+ */
+void channels_inherit(struct api *a, struct app *app)
+{
+	for (uint32_t n = 0; n < NEAT_PROCS_MAX; n++) {
+		uint32_t gen = a32_acquire(&app->channels->open[n]);
+		struct channel *c = &app->channel[n];
+
+		if (!gen)
+			continue;
+		channel_begin(app, n, (gen - 1) | 1);
+		/* Levels may have changed without an event: have the library look at all of them. */
+		a32_release(&c->mem->overflow, a32_relaxed(&c->mem->overflow) + 1);
+		channel_touch(a, c);
+	}
+	api_channels_look(a, app);
+}
+
+/* Publish, fence, look at asleep: the library sets it, fences and looks at ev_tail (L6). */
+static void channel_wake(struct api *a, struct channel *c)
+{
+	uint32_t how;
+
+	neat_fence();
+	if (a32_relaxed(&c->mem->asleep) == NEAT_AWAKE)
+		return;
+	how = a32_xchg(&c->mem->asleep, NEAT_AWAKE);
+	if (how != NEAT_AWAKE)
+		a->ops.wake(a->ops.world, c, how);
+}
+
+/* A wake that our predecessor owed is lost, whatever the asleep words say (W9). */
+void channels_wake(struct api *a)
+{
+	for (uint32_t i = 0; i < a->napps; i++)
+		for (uint32_t k = 0; k < a->apps[i]->nopen; k++) {
+			struct channel *c = &a->apps[i]->channel[a->apps[i]->open[k]];
+
+			a32_xchg(&c->mem->asleep, NEAT_AWAKE);
+			a->ops.wake(a->ops.world, c, NEAT_ASLEEP_BOTH);
+		}
+}
+
+static void channel_post(struct api *a, struct channel *c, uint64_t entry)
+{
+	struct neat_channel *m = c->mem;
+
+	if (!neat_ring_push(m->ev, NEAT_EV_ENTRIES, &m->ev_tail, &m->ev_head, entry))
+		a32_release(&m->overflow, a32_relaxed(&m->overflow) + 1);
+	/* A sleeper on another core starts now; one on our own core could not run anyway before the
+	 * batch is done (limits-2cores.md 3b.3). */
+	if (a32_relaxed(&m->asleep) != NEAT_AWAKE && a32_relaxed(&m->cpu) != a->cpu)
+		channel_wake(a, c);
+	else
+		channel_touch(a, c);
+}
+
+/*
+ * A process that subscribed has opened its channel before, perhaps a moment ago. Only newcomers are
+ * taken up here: the end of a channel means commands, and we may be in the middle of a unit of work.
+ */
+static struct channel *subscriber(struct app *app, uint32_t n)
+{
+	uint32_t gen;
+
+	if (neat_channel_open(app->channel[n].gen))
+		return &app->channel[n];
+	gen = app->gone ? 0 : a32_acquire(&app->channels->open[n]);
+	if (!neat_channel_open(gen))
+		return NULL;
+	channel_begin(app, n, gen);
+	return &app->channel[n];
+}
+
+static void post_to(struct api *a, struct app *app, uint32_t n, uint64_t entry)
+{
+	struct channel *c = subscriber(app, n);
+
+	if (c)
+		channel_post(a, c, entry);
+}
+
+void channels_post(struct api *a, struct app *app, uint64_t bits, uint64_t entry)
+{
+	for (; bits & ~SHARED_BIT; bits &= bits - 1)
+		post_to(a, app, (uint32_t)__builtin_ctzll(bits), entry);
+	if (!bits)
+		return;
+	for (uint32_t n = NEAT_CHANNELS_EXACT; n < NEAT_PROCS_MAX; n++)
+		post_to(a, app, n, entry);
+}
+
+void api_flush(struct api *a)
+{
+	while (a->touched) {
+		struct channel *c = a->touched;
+
+		a->touched = c->next_touched;
+		c->touched = false;
+		channel_wake(a, c);
+	}
+}
+
+/* ---- commands ---- */
+
+static bool changed(const struct app *app)
+{
+	return a64_relaxed(&app->channels->change) != app->change;
+}
+
+unsigned api_commands(struct api *a)
+{
+	unsigned done = 0;
+
+	for (uint32_t i = 0; i < a->napps; i++) {
+		struct app *app = a->apps[i];
+
+		if (changed(app))
+			api_channels_look(a, app);
+		for (uint32_t k = 0; k < app->nopen; k++)
+			done += channel_commands(a, &app->channel[app->open[k]]);
+	}
+	return done;
+}
+
+static bool app_pending(const struct app *app)
+{
+	for (uint32_t k = 0; k < app->nopen; k++) {
+		const struct channel *c = &app->channel[app->open[k]];
+
+		if (neat_ring_ready(NEAT_CMD_ENTRIES, &c->mem->cmd_tail, c->cmd_head))
+			return true;
+	}
+	return changed(app);
+}
+
+bool api_commands_pending(const struct api *a)
+{
+	for (uint32_t i = 0; i < a->napps; i++)
+		if (app_pending(a->apps[i]))
+			return true;
+	return false;
+}
