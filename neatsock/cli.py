@@ -1,4 +1,4 @@
-"""neatsock up | down | status | upgrade | filter | pcap | run: the command line."""
+"""neatsock up | down | status | upgrade | filter | pcap | scale | run: the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from neatsock.filter import SYNTAX, RuleError
 from neatsock.filter import parse as parse_rule
 from neatsock.instance import InstanceError, StartOptions
 
-COMMANDS = ("up", "down", "status", "upgrade", "filter", "pcap", "run")
+COMMANDS = ("up", "down", "status", "upgrade", "filter", "pcap", "scale", "run")
 PT_INTERP = 3
 FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 EM_OF_CLASS = {1: ("<I", 28, "<H", 42, "<H", 44), 2: ("<Q", 32, "<H", 54, "<H", 56)}
@@ -275,6 +275,34 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _percent(text: str) -> float:
+    value = float(text.removesuffix("%"))
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to 100")
+    return value
+
+
+def _scale_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--replicas-max", type=_count, metavar="M", help="room for so many, default 4 or N"
+    )
+    parser.add_argument(
+        "--scale",
+        choices=("manual", "auto"),
+        help="auto: between N and M replicas, as the load asks; default manual (neatsock scale)",
+    )
+    parser.add_argument(
+        "--scale-up-at", type=_percent, metavar="PERCENT", help="mean load for one more, default 75"
+    )
+    parser.add_argument(
+        "--scale-down-at",
+        type=_percent,
+        metavar="PERCENT",
+        help="load that one fewer would have, default 40",
+    )
+    parser.add_argument("--pin", action="store_true", help="one core for each replica, in turns")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neatsock",
@@ -304,11 +332,16 @@ def build_parser() -> argparse.ArgumentParser:
     _filter_arguments(filters)
     pcap = commands.add_parser("pcap", help="capture what passes the NIC", allow_abbrev=False)
     _pcap_arguments(pcap)
-    for sub in (up, down, status, upgrade, filters, pcap, run_):
+    scale = commands.add_parser(
+        "scale", help="more replicas, or fewer, while connections go on", allow_abbrev=False
+    )
+    scale.add_argument("replicas", type=_count, metavar="K", help="that take new connections")
+    for sub in (up, down, status, upgrade, filters, pcap, scale, run_):
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
         _start_arguments(sub)
     _recovery_arguments(up)
+    _scale_arguments(up)
     where = up.add_mutually_exclusive_group()
     where.add_argument(
         "--tap", type=_ifname, metavar="IFNAME", help="network by this TAP device, made if missing"
@@ -370,6 +403,9 @@ def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
     """InstanceError for options that do not go together."""
     given: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(StartOptions)}
     options = StartOptions(**given | {"auto": auto})
+    most = options.replicas_max
+    if most is not None and most < (options.replicas or instance.default_replicas()):
+        raise Refusal(f"--replicas-max {most} is fewer than --replicas", 2)
     _check_uplink(options)
     if options.rerandomize and options.mode == "stateless":
         raise Refusal("--rerandomize would reset connections in --mode stateless", 2)
@@ -403,7 +439,7 @@ def _up(args: argparse.Namespace) -> int:
         word = "already up"
     # Also after a start: somebody else's, at the same moment, may have won.
     _check_same(args.name, options, found)
-    count = len(found["replicas"])
+    count = found["placement"]["replicas"]
     at = f", {found['nic']['address']} on {found['nic']['uplink']}" if options.uplink else ""
     say(f"instance {args.name!r} is {word}: {count} replica{'s' if count > 1 else ''}{at}")
     return 0
@@ -411,7 +447,7 @@ def _up(args: argparse.Namespace) -> int:
 
 def _check_same(name: str, options: StartOptions, found: dict[str, Any]) -> None:
     """InstanceError when what is up is not what was asked for."""
-    count, nic = len(found["replicas"]), found["nic"]
+    count, nic = found["placement"]["replicas"], found["nic"]
     up_with = None
     if options.replicas is not None and options.replicas != count:
         up_with = f"{count} replicas"
@@ -426,6 +462,14 @@ def _check_same(name: str, options: StartOptions, found: dict[str, Any]) -> None
         raise InstanceError(
             f"instance {name!r} is already up with {up_with}; end it first: neatsock down"
         )
+
+
+def _scale(args: argparse.Namespace) -> int:
+    states = [r["state"] for r in instance.scale(args.name, args.replicas)["replicas"]]
+    draining = states.count("draining")
+    tail = f", {draining} draining" if draining else ""
+    say(f"instance {args.name!r}: {states.count('ready')} ready{tail}")
+    return 0
 
 
 def _down(args: argparse.Namespace) -> int:
@@ -472,12 +516,13 @@ def describe(found: dict[str, Any]) -> str:
         f"neatd {found['neatd']['pid']}, nic {found['nic']['pid'] or '-'}" + _network(found["nic"]),
         f"mode {found['mode']}, standby {found['standby']['pid'] or '-'}",
         f"{'replica':>7} {'pid':>8} {'state':>9} {'connections':>12} {'accepted':>10} "
-        f"{'segments in':>12} {'segments out':>13} {'cpu s':>8}",
+        f"{'segments in':>12} {'segments out':>13} {'cpu s':>8} {'core':>4}",
     ]
     for r in found["replicas"]:
         lines.append(
             f"{r['index']:>7} {r['pid'] or '-':>8} {r['state']:>9} {r['connections']:>12} "
-            f"{r['accepted']:>10} {r['segments_in']:>12} {r['segments_out']:>13} {r['cpu_s']:>8.2f}"
+            f"{r['accepted']:>10} {r['segments_in']:>12} {r['segments_out']:>13} "
+            f"{r['cpu_s']:>8.2f} {r['cpu']:>4}"
         )
     lines += [f"replica {r['index']}: {_deaths(r)}" for r in found["replicas"] if r["last_death"]]
     for app in found["apps"]:
@@ -544,6 +589,7 @@ def main(argv: list[str] | None = None) -> int:
         "upgrade": _upgrade,
         "filter": _filter,
         "pcap": _pcap,
+        "scale": _scale,
         "run": _run,
     }
     try:

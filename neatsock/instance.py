@@ -68,6 +68,11 @@ class StartOptions:
     stopped_ms: int | None = None
     quarantine_ms: int | None = None
     rerandomize: int | None = None  # seconds
+    replicas_max: int | None = None
+    scale: str | None = None  # auto or manual
+    scale_up_at: float | None = None  # percent
+    scale_down_at: float | None = None
+    pin: bool | None = None
 
     @property
     def uplink(self) -> str | None:
@@ -79,11 +84,11 @@ class StartOptions:
     def arguments(self) -> list[str]:
         """For neat-keeper, which hands them to neatd."""
         out = ["--replicas", str(self.replicas or default_replicas())]
-        if self.auto:
-            out.append("--auto")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("replicas", "auto") and value is not None:
+            if isinstance(value, bool):
+                out += [f"--{field.name}"] * value
+            elif field.name != "replicas" and value is not None:
                 out += [f"--{field.name.replace('_', '-')}", str(value)]
         return out
 
@@ -195,6 +200,25 @@ def _answer(path: Path, data: bytes) -> dict[str, Any]:
 def status(name: str) -> dict[str, Any]:
     """Status of an instance, see docs. NotUp when it is not up."""
     return ask(socket_path(name), {"cmd": "status"})
+
+
+def scale(name: str, count: int) -> dict[str, Any]:
+    """That many replicas take new connections when this returns: status. NotUp when it is not up.
+
+    Replicas that are too many may still be draining.
+    """
+    path = socket_path(name)
+    found = ask(path, {"cmd": "scale", "replicas": count})
+    deadline = time.monotonic() + START_S
+    while [r["state"] for r in found["replicas"]].count("ready") != count:
+        if time.monotonic() > deadline:
+            raise InstanceError(
+                f"instance {name!r} has not {count} replicas ready after {START_S:.0f} s; "
+                f"its log is {path.with_suffix('.log')}"
+            )
+        time.sleep(0.005)
+        found = status(name)
+    return found
 
 
 def clean_environment() -> dict[str, str]:
@@ -365,9 +389,10 @@ def ensure(name: str, options: StartOptions) -> None:
             found = status(name)
         except NotUp:
             found = start(name, options)
-        if options.replicas is not None and len(found["replicas"]) != options.replicas:
+        count = found["placement"]["replicas"]
+        if options.replicas is not None and count != options.replicas:
             raise InstanceError(
-                f"instance {name!r} is up with {len(found['replicas'])} replicas, not "
+                f"instance {name!r} is up with {count} replicas, not "
                 f"{options.replicas}; end it first (neatsock down) or use another --name"
             )
         try:

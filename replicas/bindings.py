@@ -66,6 +66,7 @@ class Binding:
     reservation: socket.socket | None
     backlog: int = 0
     home: int = 0  # UDP: the replica that receives
+    order: bytes = b""  # neat_msg_r_listen that makes its subsockets
     subs: dict[int, tuple[int, int]] = field(default_factory=dict)  # replica -> (slot, gen)
     pending: set[int] = field(default_factory=set)  # replicas that have not answered
     failure: int = 0  # errno of the first replica that refused
@@ -94,6 +95,7 @@ class Bindings:
         self.first_unprivileged = first_unprivileged_port()
         self.server: Server | None = None
         self.read_news: Callable[[], None] = lambda: None  # handles what the keeper said
+        self.refused: Callable[[int], None] = lambda replica: None  # to take a listener unasked
 
     # ---- bind ----
 
@@ -275,25 +277,66 @@ class Bindings:
         binding.failure = 0
         self._remember(binding)
         claim = binding.claim
-        for replica in self.state.replicas:
-            slot, gen = binding.subs.get(replica.index, (0, 0))
-            order = abi.new(
-                "struct neat_msg_r_listen",
-                LIB.NEAT_MSG_R_LISTEN,
-                app_id=claim.app_id,
-                addr=claim.addr,
-                port=claim.port,
-                backlog=binding.backlog,
-                slot=slot,
-                gen=gen,
-                flags=int(message.flags),
-                sock=binding.handle,
-            )
-            order.opts = message.opts
-            at = key(LIB.NEAT_MSG_R_LISTEN, claim.app_id, claim.sock)
+        order = abi.new(
+            "struct neat_msg_r_listen",
+            LIB.NEAT_MSG_R_LISTEN,
+            app_id=claim.app_id,
+            addr=claim.addr,
+            port=claim.port,
+            backlog=binding.backlog,
+            flags=int(message.flags),
+            sock=binding.handle,
+        )
+        order.opts = message.opts
+        binding.order = bytes(abi.ffi.buffer(order))
+        # One that drains too: it may be wanted back.
+        for replica in self.state.running():
             binding.pending.add(replica.index)
-            self.state.link.store(REPLICA, replica.index, at, bytes(abi.ffi.buffer(order)))
+            self._store(binding, replica.index)
         binding.timer = self.loop.call_later(ANSWER_S, self._too_late, binding)
+
+    def _store(self, binding: Binding, replica: int) -> None:
+        order = abi.unpack("struct neat_msg_r_listen", binding.order)
+        order.slot, order.gen = binding.subs.get(replica, (0, 0))
+        at = key(LIB.NEAT_MSG_R_LISTEN, binding.claim.app_id, binding.claim.sock)
+        self.state.link.store(REPLICA, replica, at, bytes(abi.ffi.buffer(order)))
+
+    def install(self, replica: int) -> None:
+        """Every listener into a replica that is to be started; its answers come before R_READY."""
+        for binding in self.table.values():
+            if binding.claim.listening and binding.order:
+                self._store(binding, replica)
+
+    def forget(self, replica: int) -> None:
+        """A replica that had no connection left has ended."""
+        for binding in list(self.table.values()):
+            at = key(LIB.NEAT_MSG_R_LISTEN, binding.claim.app_id, binding.claim.sock)
+            self.state.link.drop(REPLICA, replica, at)
+            if binding.subs.pop(replica, None):
+                self._name_subsocket(binding, replica)
+            if replica in binding.pending:
+                binding.pending.discard(replica)
+                if not binding.pending:
+                    self._settled(binding)
+        for at_port in {binding.key for binding in self.table.values()}:
+            self._publish(at_port)
+
+    def at_home(self, replica: int) -> bool:
+        """A UDP socket receives there, or is about to."""
+        udp = (b for b in self.table.values() if b.claim.proto == socket.IPPROTO_UDP)
+        return any(binding.home == replica for binding in udp)
+
+    def _name_subsocket(self, binding: Binding, replica: int) -> None:
+        """Tell the application where its listener is in a replica, by one store."""
+        claim = binding.claim
+        app = self.state.apps.get(claim.app_id)
+        if app is None:
+            return
+        record = app.shared.at.socks[claim.sock]
+        if int(record.gen.v) & 0xFFFF == claim.gen & 0xFFFF:
+            slot, gen = binding.subs.get(replica, (0, 0))
+            at = abi.ffi.addressof(record.sub[replica])
+            abi.ffi.cast("uint64_t *", at)[0] = gen << 32 | slot
 
     def _too_late(self, binding: Binding) -> None:
         binding.failure = binding.failure or errno.ETIMEDOUT
@@ -310,15 +353,23 @@ class Bindings:
             if answer.status == 0:
                 self._remove(replica, owner[0], int(answer.slot), int(answer.gen))
             return
-        if answer.status:
-            binding.failure = binding.failure or -int(answer.status)
-            binding.subs.pop(replica, None)
-        else:
-            binding.subs[replica] = (int(answer.slot), int(answer.gen))
         asked = replica in binding.pending
         binding.pending.discard(replica)
-        if asked and not binding.pending:
+        if not answer.status:
+            binding.subs[replica] = (int(answer.slot), int(answer.gen))
+        else:
+            binding.subs.pop(replica, None)
+            if not asked:
+                self.refused(replica)
+                return
+            binding.failure = binding.failure or -int(answer.status)
+        if binding.pending:
+            return
+        if asked:
             self._settled(binding)
+        else:
+            self._name_subsocket(binding, replica)
+            self._publish(binding.key)
 
     def _settled(self, binding: Binding) -> None:
         """Every replica answered: tell the registry, then the application."""
@@ -330,6 +381,8 @@ class Bindings:
             self._unlisten(binding)
             binding.claim = replace(binding.claim, listening=False)
             self._remember(binding)
+        for replica in range(len(self.state.replicas)):
+            self._name_subsocket(binding, replica)
         self._publish(binding.key)
         self._reply(binding, -code)
 
@@ -379,7 +432,7 @@ class Bindings:
 
     def _unlisten(self, binding: Binding) -> None:
         claim = binding.claim
-        for replica in self.state.replicas:
+        for replica in self.state.running():
             at = key(LIB.NEAT_MSG_R_LISTEN, claim.app_id, claim.sock)
             self.state.link.drop(REPLICA, replica.index, at)
             slot, gen = binding.subs.get(replica.index, (0, 0))
@@ -452,7 +505,9 @@ class Bindings:
         if binding is None or binding.handle != int(order.sock):
             at = key(LIB.NEAT_MSG_R_LISTEN, int(order.app_id), int(order.sock) & 0xFFFF)
             self.state.link.drop(REPLICA, replica, at)
-        elif order.slot:
+            return
+        binding.order = data
+        if order.slot:
             binding.subs[replica] = (int(order.slot), int(order.gen))
         else:
             binding.pending.add(replica)
@@ -462,6 +517,9 @@ class Bindings:
         for binding in self.table.values():
             if binding.pending:
                 binding.timer = self.loop.call_later(ANSWER_S, self._too_late, binding)
+            elif binding.claim.listening:
+                for replica in range(len(self.state.replicas)):
+                    self._name_subsocket(binding, replica)
             self._publish(binding.key)
 
     def ports_of(self, app_id: int) -> list[dict[str, Any]]:

@@ -37,9 +37,10 @@ class Captures:
                 "this instance has no uplink, so no frame passes a queue of the NIC (a local "
                 "connection stays inside its replica); start it with neatsock up --tap or --wire",
             )
-        count = len(self.state.replicas)
-        if not isinstance(replica, int) or not 0 <= replica < count:
-            raise Refused(errno.EINVAL, f"there is no replica {replica}, only 0 to {count - 1}")
+        known = [at.index for at in self.state.running()]
+        if replica not in known:
+            there = ", ".join(map(str, known))
+            raise Refused(errno.EINVAL, f"there is no replica {replica}, only {there}")
         if direction not in DIRECTIONS:
             raise Refused(errno.EINVAL, f"a direction is rx, tx or both, not {direction!r}")
         if replica in self.running.values() or connection in self.running:

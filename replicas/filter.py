@@ -104,6 +104,10 @@ class Filter:
                 self._answer(change.connection, change.seq)
                 self.finish(change.connection)
 
+    def gone(self, replica: int) -> None:
+        """Nobody waits for a replica that has ended."""
+        self.in_force(replica, self.generation)
+
     # ---- command line ----
 
     def command(self, connection: Connection, seq: int, command: dict[str, Any]) -> bool:
@@ -120,7 +124,7 @@ class Filter:
         self.generation += 1
         for replica in self.state.replicas:
             self.store(replica.index)
-        waiting = {replica.index for replica in self.state.replicas}
+        waiting = {replica.index for replica in self.state.running()}
         self.changes[self.generation] = Change(connection, seq, waiting)
         return False
 

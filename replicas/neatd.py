@@ -31,7 +31,9 @@ from .capture import Captures
 from .clients import Connection, Refused, Request, Server
 from .filter import Filter
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
+from .policy import Policy
 from .registry import Registry
+from .scale import Automatic, Scaler
 from .state import (
     MODES,
     Health,
@@ -49,6 +51,7 @@ from .wire import UplinkError, Wire
 
 LIB = abi.lib
 LINGER_S = 1.0  # an --auto instance ends this long after its last program
+REPLICAS_ROOM = 4  # an instance can be scaled to as many at least
 FIRST_ATTACH_S = 30.0  # ... and waits this long for its first one
 
 
@@ -65,6 +68,12 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--time-wait-ms", type=int, default=60000)
     parser.add_argument("--mode", choices=MODES, default="stateful")
+    parser.add_argument("--replicas-max", type=int, default=0)
+    parser.add_argument("--scale", choices=("manual", "auto"), default="manual")
+    parser.add_argument("--scale-up-at", type=float, default=75, metavar="PERCENT")
+    parser.add_argument("--scale-down-at", type=float, default=40, metavar="PERCENT")
+    parser.add_argument("--scale-period-ms", type=int, default=1000)
+    parser.add_argument("--pin", action="store_true")
     parser.add_argument("--auto", action="store_true")
     parser.add_argument("--tap")
     parser.add_argument("--address", type=ipaddress.IPv4Interface)
@@ -74,6 +83,9 @@ def parse(argv: list[str]) -> Options:
     args = parser.parse_args(argv)
     if not 1 <= args.replicas <= LIB.NEAT_REPLICAS_MAX:
         parser.error(f"--replicas must be 1 to {LIB.NEAT_REPLICAS_MAX}")
+    most = args.replicas_max or max(args.replicas, REPLICAS_ROOM)
+    if not args.replicas <= most <= LIB.NEAT_REPLICAS_MAX:
+        parser.error(f"--replicas-max must be {args.replicas} to {LIB.NEAT_REPLICAS_MAX}")
     return Options(
         args.dir,
         args.name,
@@ -84,6 +96,19 @@ def parse(argv: list[str]) -> Options:
         args.auto,
         uplink_of(args) if args.address else None,
         args.mode,
+        most,
+        policy_of(args, most) if args.scale == "auto" else None,
+        args.pin,
+    )
+
+
+def policy_of(args: argparse.Namespace, most: int) -> Policy:
+    return Policy(
+        minimum=args.replicas,
+        maximum=most,
+        up_at=args.scale_up_at / 100,
+        down_at=args.scale_down_at / 100,
+        period_s=args.scale_period_ms / 1000,
     )
 
 
@@ -103,6 +128,17 @@ def listening_socket(path: Path) -> socket.socket:
     path.chmod(0o600)
     listener.listen(128)
     return listener
+
+
+def ended(news: list[News]) -> set[int]:
+    """Replicas that the keeper says have drained."""
+    return {
+        item.index
+        for item in news
+        if item.kind == LIB.NEAT_MSG_K_FROM
+        and item.role == REPLICA
+        and abi.header(item.inner).type == LIB.NEAT_MSG_R_DRAINED
+    }
 
 
 class Lifetime:
@@ -157,7 +193,7 @@ class Neatd:
         own = [self._own_state(stored) for stored in store if stored.role == LIB.NEAT_ROLE_NEATD]
         self.boot, self.listener, registry = self._booted(own)
         self.wire: Wire | None = None
-        replicas, early = self._replicas(store, own, registry)
+        replicas, early = self._replicas(store, own, registry, ended(news))
         self.state = State(
             options,
             link,
@@ -175,12 +211,18 @@ class Neatd:
         self.filter = Filter(self.state, self.server.finish)
         self.upgrades = Upgrades(self.state, self.server.finish)
         self.captures = Captures(self.state)
+        again = any(stored["kind"] == "scale" for stored, _ in own)
+        self.scaler = Scaler(self.state, self.bindings, self.filter.gone, again)
+        self.bindings.refused = self.scaler.refused
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable
         self._recover(own, store)
         for item in [*news, *early]:
             self.on_news(item)
+        if again:
+            self.scaler.nudge()  # a predecessor may have died before it did
+        self.automatic = Automatic(self.scaler, loop)
         loop.add_reader(link.fileno(), self._link_readable)
         self.lifetime.check()
 
@@ -213,7 +255,7 @@ class Neatd:
             "since": time.monotonic(),
         }
         registry = Registry.create(boot["instance"])
-        registry.at.replicas.v = self.options.replicas
+        registry.at.replicas.v = (1 << self.options.replicas) - 1
         listener = listening_socket(self.options.socket_path)
         self.link.remember("boot", fds=[registry.page.fd, listener.fileno()], **boot)
         return boot, listener, registry
@@ -235,13 +277,16 @@ class Neatd:
         registry: Registry,
     ) -> tuple[list[Queue], list[News]]:
         """Queue pairs of the NIC, none without an uplink; the news that came meanwhile."""
-        uplink, count = self.options.uplink, self.options.replicas
+        uplink, count = self.options.uplink, self.options.replicas_max
         if uplink is None:
             return [], []
         try:
             self.wire = self._wire(own)
             instance = self.boot["instance"]
-            found = ensure_uplink(self.link, uplink, self.wire, instance, count, registry, store)
+            active = (1 << self.options.replicas) - 1
+            found = ensure_uplink(
+                self.link, uplink, self.wire, instance, count, active, registry, store
+            )
         except UplinkError as err:
             log(str(err))
             self.link.stop()
@@ -255,6 +300,7 @@ class Neatd:
         store: list[News],
         own: list[tuple[dict[str, Any], list[int]]],
         registry: Registry,
+        over: set[int],
     ) -> tuple[list[Replica], list[News]]:
         """All replicas, those that a predecessor did not get to included."""
         known: dict[int, Replica] = {}
@@ -270,12 +316,20 @@ class Neatd:
                 queued.add(item.index)
                 item.close()
         queues, news = self._queues(store, own, registry)
+        # Room for all is made at once, so that programs need not be told when one comes.
         found = []
-        for i in range(self.options.replicas):
+        scale = next((s for s, _ in own if s["kind"] == "scale"), None)
+        initial = {"wanted": (1 << self.options.replicas) - 1, "draining": 0}
+        for i in range(self.options.replicas_max):
             replica = known.get(i) or start_replica(self.link, self.options, self.boot, registry, i)
             if queues and i not in queued:
                 store_queue(self.link, i, queues[i])
-            self.link.spawn(REPLICA, i)
+            replica.wanted = bool((scale or initial)["wanted"] >> i & 1)
+            replica.draining = bool((scale or initial)["draining"] >> i & 1)
+            replica.announced = replica.wanted and scale is None
+            # Who drains is the keeper's; who ended and is wanted back is started when we hear it.
+            if replica.serving and i not in over:
+                self.link.spawn(REPLICA, i)
             found.append(replica)
         for queue in queues:
             queue.close()
@@ -361,13 +415,12 @@ class Neatd:
             if self.state.standby_pid == item.pid:
                 self.state.standby_pid = None  # promoted
             self.state.registry.set_epoch(item.index, item.epoch)
+            self.scaler.started(replica)
             if replica.ready:
-                self.state.registry.set_active(item.index, True)
+                self.scaler.ready(replica)
         elif item.kind == LIB.NEAT_MSG_K_DIED:
             replica.pid, replica.ready = 0, False
-            # Alone it stays active: a connect() then waits for the successor.
-            if any(other.ready for other in self.state.replicas):
-                self.state.registry.set_active(item.index, False)
+            self.scaler.update()
         elif item.kind == LIB.NEAT_MSG_K_HEALTH:
             replica.health = Health.of(item.inner)
         elif item.kind == LIB.NEAT_MSG_K_FROM:
@@ -377,8 +430,9 @@ class Neatd:
     def _from_replica(self, replica: Replica, item: News) -> None:
         kind = int(abi.header(item.inner).type)
         if kind == LIB.NEAT_MSG_R_READY:
-            replica.ready = True
-            self.state.registry.set_active(replica.index, True)
+            self.scaler.ready(replica)
+        elif kind == LIB.NEAT_MSG_R_DRAINED:
+            self.scaler.drained(replica)
         elif kind == LIB.NEAT_MSG_R_LISTENING:
             self.bindings.acknowledged(replica.index, item.inner)
         elif kind == LIB.NEAT_MSG_R_FILTERED:
@@ -443,6 +497,9 @@ class Neatd:
             return True
         if name == "status":
             answer |= self.status()
+        elif name == "scale":
+            self._scale(command.get("replicas"))
+            answer |= self.status()
         elif name == "hold":
             self.lifetime.hold(request.pid)
         elif name != "down":
@@ -454,6 +511,17 @@ class Neatd:
             # After the request was taken off the socket: unread, it would turn into ECONNRESET.
             self.loop.call_soon(self.end)
         return True
+
+    def _scale(self, count: Any) -> None:
+        most = self.options.replicas_max
+        if not isinstance(count, int) or not 1 <= count <= most:
+            raise Refused(
+                errno.EINVAL,
+                f"this instance has room for 1 to {most} replicas; "
+                "more: neatsock down, then neatsock up --replicas-max",
+            )
+        log(f"scaled to {count}")
+        self.scaler.scale_to(count)
 
     def end(self) -> None:
         """The whole instance ends, this process included."""
@@ -473,7 +541,7 @@ class Neatd:
             "nic": self._nic_status(),
             "standby": {"pid": self.state.standby_pid},
             "mode": self.options.mode,
-            "replicas": [self._replica_status(replica) for replica in self.state.replicas],
+            "replicas": [self._replica_status(replica) for replica in self.state.running()],
             "apps": [
                 {
                     "app_id": app.app_id,
@@ -487,7 +555,13 @@ class Neatd:
             "auto": self.options.auto,
             "spin_us": self.options.spin_us,
             "uptime_s": round(time.monotonic() - self.boot["since"], 3),
-            "placement": {"cpus": len(os.sched_getaffinity(0)), "replicas": self.options.replicas},
+            "placement": {
+                "cpus": len(os.sched_getaffinity(0)),
+                "replicas": self.options.replicas,
+                "replicas_max": self.options.replicas_max,
+                "scale": "auto" if self.options.policy else "manual",
+                "pinned": self.options.pin,
+            },
         }
 
     @staticmethod
@@ -503,6 +577,7 @@ class Neatd:
             "segments_out": int(at.segments_out.v),
             "cpu_s": round(replica.cpu_s(), 6),
             "epoch": replica.epoch,
+            "cpu": int(at.cpu.v),
             **replica.health.status(time.monotonic()),
         }
 

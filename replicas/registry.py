@@ -53,10 +53,22 @@ class Registry:
     def addresses(self) -> list[int]:
         return [int(self.at.addrs[i].addr) for i in range(self.at.naddrs.v)]
 
-    def set_active(self, replica: int, on: bool) -> None:
-        bit = 1 << replica
-        before = int(self.at.active.v)
-        self.at.active.v = before | bit if on else before & ~bit
+    def active(self) -> int:
+        return int(self.at.active.v)
+
+    def set_active(self, mask: int) -> None:
+        """Replicas that take new connections."""
+        self.at.active.v = mask
+        self.changed()
+
+    def set_replicas(self, mask: int) -> None:
+        """Replicas whose channels programs must look at."""
+        self.at.replicas.v = mask
+        self.scaled()
+
+    def scaled(self) -> None:
+        """Replicas, or subsockets of listeners, changed: the libraries look at both again."""
+        self.at.scaled.v = int(self.at.scaled.v) + 1 & 0xFFFFFFFF
         self.changed()
 
     def set_epoch(self, replica: int, epoch: int) -> None:

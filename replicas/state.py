@@ -13,6 +13,7 @@ from neatsock import abi
 from .apps import App
 from .clients import Connection
 from .link import REPLICA, KeeperLink, key
+from .policy import Policy
 from .registry import Registry
 from .uplink import Queue, Uplink
 
@@ -36,6 +37,9 @@ class Options:
     auto: bool
     uplink: Uplink | None = None
     mode: str = "stateful"
+    replicas_max: int = 0  # room for so many; 0 = as many as there are
+    policy: Policy | None = None  # None: scaled by hand only
+    pin: bool = False
 
     @property
     def socket_path(self) -> Path:
@@ -106,12 +110,33 @@ class Replica:
     epoch: int = 0
     ready: bool = False
     health: Health = Health()
+    wanted: bool = False  # runs, or is on its way
+    draining: bool = False  # takes nothing new, ends with its last connection
+    announced: bool = False  # was ready since it is wanted: the NIC gives it connections
 
     @property
     def state(self) -> str:
+        if not self.wanted:
+            return "gone"
+        if self.draining:
+            return "draining"
         if self.ready:
             return "ready"
         return "starting" if self.pid else "dead"
+
+    @property
+    def serving(self) -> bool:
+        """Takes new connections, or will."""
+        return self.wanted and not self.draining
+
+    @property
+    def connections(self) -> int:
+        return int(self.status.at.connections.v)
+
+    @property
+    def work_s(self) -> float:
+        """Seconds in which it had something to do."""
+        return int(self.status.at.work_ns.v) / 1e9
 
     def cpu_s(self) -> float:
         """CPU seconds of the process so far; 0 when it is not running."""
@@ -135,6 +160,10 @@ class State:
     next_app: int = 1
     nic_pid: int | None = None
     standby_pid: int | None = None
+
+    def running(self) -> list[Replica]:
+        """Those that have a process, or will: draining ones included."""
+        return [replica for replica in self.replicas if replica.wanted]
 
     def process_connection(self, app_id: int, index: int) -> Connection | None:
         return self.connections.get((app_id, index))

@@ -44,6 +44,6 @@ class Upgrades:
             text = abi.text(abi.unpack("struct neat_msg_error", item.inner).text)
             connection.error(seq, -item.status, text)
         else:
-            text = json.dumps({"upgraded": len(self.state.replicas)})
+            text = json.dumps({"upgraded": len(self.state.running())})
             connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text.encode(), seq))
         self.finish(connection)

@@ -127,7 +127,9 @@ def tune_tap(ifname: str) -> int:
 # ---- what the keeper holds ----
 
 
-def _configure(keeper: KeeperLink, uplink: Uplink, replicas: int, wire: Wire | None) -> None:
+def _configure(
+    keeper: KeeperLink, uplink: Uplink, replicas: int, active: int, wire: Wire | None
+) -> None:
     mtu = MTU
     if wire is not None:
         fd = wire.our_end()
@@ -140,6 +142,7 @@ def _configure(keeper: KeeperLink, uplink: Uplink, replicas: int, wire: Wire | N
         LIB.NEAT_MSG_N_CONFIG,
         backend=LIB.NEAT_NIC_WIRE if wire is not None else LIB.NEAT_NIC_TAP,
         replicas=replicas,
+        active=active,
         addr=int(uplink.address.ip),
         prefix=uplink.address.network.prefixlen,
         gateway=int(uplink.gateway) if uplink.gateway else 0,
@@ -207,6 +210,7 @@ def ensure(
     wire: Wire | None,
     instance: int,
     replicas: int,
+    active: int,
     registry: Registry,
     store: list[News],
 ) -> tuple[list[Queue], list[News]]:
@@ -217,7 +221,7 @@ def ensure(
     """
     done, stored = _take_stored(store)
     if LIB.NEAT_MSG_N_CONFIG not in done:
-        _configure(keeper, uplink, replicas, wire)
+        _configure(keeper, uplink, replicas, active, wire)
     if LIB.NEAT_MSG_N_FLOWS not in done:
         _track(keeper, instance)
     queues = [stored.get(i) or _new_queue(keeper, instance, i) for i in range(replicas)]

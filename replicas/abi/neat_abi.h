@@ -106,10 +106,10 @@ struct neat_registry {		/* neatd writes; everyone else maps it read-only */
 	struct neat_header h;
 	neat_a64 change;	/* +1 after every change: cached conclusions are dropped */
 	neat_a32 active;	/* mask of replicas that take new connections */
-	neat_a32 replicas;	/* number of replicas that exist (indices 0..n-1) */
+	neat_a32 replicas;	/* mask of replicas that exist, starting and draining ones included */
 	neat_a32 epoch[NEAT_REPLICAS_MAX];	/* +1 each time replica r was replaced */
 	neat_a32 naddrs;
-	uint32_t pad0;
+	neat_a32 scaled;	/* +1 after `replicas` or a neat_sock.sub[] changed: libraries look at both again */
 	struct { uint32_t addr, prefix; } addrs[NEAT_ADDRS_MAX];	/* our IPv4 addresses beside 127/8, host order */
 	struct neat_port_entry ports[NEAT_REGISTRY_PORTS];
 };
@@ -193,7 +193,8 @@ struct neat_sock {		/* app writes */
 	uint32_t sndtimeo_ms;
 	uint32_t rcvlowat;
 	struct neat_opts { uint32_t w[16]; } opts;	/* options set before a slot exists; see enum neat_opt */
-	struct { uint32_t slot, gen; } sub[NEAT_REPLICAS_MAX];	/* LISTEN: subsocket in each replica; slot 0 = none */
+	/* LISTEN: subsocket in each replica; slot 0 = none. neatd writes, each by one store of 64 bits. */
+	struct { uint32_t slot, gen; } sub[NEAT_REPLICAS_MAX];
 };
 
 /* Index into neat_opts.w and neat_slot_app.opts.w. A zero word always means "default". */
@@ -378,7 +379,8 @@ struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL
 
 enum neat_cmd {			/* [op 8][arg 8][gen 16][slot 32] */
 	NEAT_CMD_KICK = 1,	/* look at tx_tail, rx_tail, shut, optgen of this slot */
-	NEAT_CMD_CONNECT = 2,	/* slot's laddr/raddr/lport/rport are filled in; gen is the claimant's */
+	NEAT_CMD_CONNECT = 2,	/* slot's laddr/raddr/lport/rport are filled in; gen is the claimant's, arg the
+				 * low bits of the round in neat_channels.door */
 	NEAT_CMD_CLOSE = 3,	/* last reference gone: FIN (or RST by RFC 1122 4.2.2.13 if data is unread, or linger 0) */
 	NEAT_CMD_ABORT = 4,	/* connect(AF_UNSPEC): RST */
 	NEAT_CMD_UDP = 5,	/* slot's laddr/lport name a port that neatd gave this application (registry); gen as above */
@@ -411,14 +413,24 @@ struct neat_channel {
 	neat_a64 cmd_head;
 	neat_a64 ev_tail;
 	neat_a32 overflow;	/* +1: events were dropped, the library must look at all its slots */
-	neat_a32 closed;	/* the replica drains: retry elsewhere (L8) */
 	neat_a32 eventfd_known;	/* generation of the channel whose eventfd the replica has */
-	uint32_t pad2[9];
+	uint32_t pad2[10];
 	/* both, by exchange; enum neat_asleep */
 	neat_a32 asleep;
 	uint32_t pad3[15];
 	neat_a64 cmd[NEAT_CMD_ENTRIES];	/* app writes */
 	neat_a64 ev[NEAT_EV_ENTRIES];	/* replica writes */
+};
+
+/*
+ * May connect() knock? A command of an earlier life of the replica is recognised by the round that
+ * the library puts into its `arg`, and dropped: its author saw that life end and went elsewhere (L8).
+ */
+enum neat_door {
+	NEAT_DOOR_NONE = 0,	/* the replica has not mapped this yet */
+	NEAT_DOOR_OPEN = 1,
+	NEAT_DOOR_CLOSING = 2,	/* wait: it becomes OPEN again or ENDED at once */
+	NEAT_DOOR_ENDED = 3,	/* drained: retry elsewhere */
 };
 
 /*
@@ -434,6 +446,10 @@ struct neat_channels {
 	/* app writes */
 	neat_a64 change;	/* +1 after a word of open[] changed */
 	uint64_t pad1[7];
+	/* replica writes */
+	neat_a32 door;		/* [round 24][enum neat_door 8]; the round is +1 with each life after ENDED */
+	uint32_t pad2[15];
+	/* app writes */
 	neat_a32 open[NEAT_PROCS_MAX];
 	struct neat_channel ch[NEAT_PROCS_MAX];
 };
@@ -566,7 +582,9 @@ enum neat_msg {
 	NEAT_MSG_R_CHANNEL_GONE = 71,	/* neat_msg_r_app: a process died, look at neat_channels.open */
 	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would */
 	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more */
-	NEAT_MSG_R_DRAIN = 74,
+	NEAT_MSG_R_DRAIN = 74,	/* neat_msg_result, value 1: end when nothing is left (kept and replayed);
+				 * 0: go on, answered by R_READY */
+	NEAT_MSG_R_NUDGE = 75,	/* header: raise `overflow` and wake everybody, registry.scaled has changed */
 	NEAT_MSG_R_FILTER = 76,	/* neat_msg_r_filter, kept: all rules; answered by R_FILTERED */
 	/* neatd -> keeper -> nic; CONFIG, QUEUE (with the replica's current epoch) and ACTIVE are kept and
 	 * replayed; taken in order, so an answer to N_STATS says that all before it is in force */
@@ -574,7 +592,8 @@ enum neat_msg {
 				 * the first; again = new wire parameters. Reply N_READY */
 	NEAT_MSG_N_QUEUE = 81,	/* neat_msg_n_queue + fds {queue pair, eventfd}: reply N_READY when the fields of
 				 * the queue pair are filled in, after which R_QUEUE may go out. No fds: queue gone */
-	NEAT_MSG_N_FENCE = 82,	/* neat_msg_n_queue: drop frames of older epochs, hold until this one announces */
+	NEAT_MSG_N_FENCE = 82,	/* neat_msg_n_queue: drop frames of older epochs, hold until this one announces;
+				 * epoch 0: that replica has ended */
 	NEAT_MSG_N_CAPTURE = 83,/* neat_msg_n_capture + fd of a file: pcapng of a queue; no fd = stop */
 	NEAT_MSG_N_ACTIVE = 84,	/* neat_msg_n_queue, replica = mask: replicas that get new connections */
 	NEAT_MSG_N_STATS = 85,	/* header; reply neat_msg_n_stats of the same type */
@@ -587,6 +606,7 @@ enum neat_msg {
 	NEAT_MSG_R_APP_DONE = 98,	/* neat_msg_r_app: nothing of that application is left here */
 	NEAT_MSG_R_PARKED = 99,		/* neat_msg_result, value = neat_abi_fingerprint(): running, waits for
 					 * R_CONFIG; for the keeper only */
+	NEAT_MSG_R_DRAINED = 100,	/* neat_msg_r_config: nothing is left, this process ends; it is not replaced */
 	NEAT_MSG_R_FILTERED = 104,	/* header, seq of R_FILTER: these rules are in force */
 	/* nic -> keeper -> neatd */
 	NEAT_MSG_N_READY = 112,		/* neat_msg_n_queue; replica ~0 = answer to N_CONFIG */

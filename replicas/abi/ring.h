@@ -56,6 +56,7 @@ static inline uint64_t neat_entry(uint32_t op, uint32_t arg, uint32_t gen, uint3
 	return (uint64_t)op << 56 | (uint64_t)(arg & 0xff) << 48 | (uint64_t)(gen & 0xffff) << 32 | slot;
 }
 static inline uint32_t neat_entry_op(uint64_t e) { return (uint32_t)(e >> 56); }
+static inline uint32_t neat_entry_arg(uint64_t e) { return (uint32_t)(e >> 48) & 0xff; }
 static inline uint32_t neat_entry_gen(uint64_t e) { return (uint32_t)(e >> 32) & 0xffff; }
 static inline uint32_t neat_entry_slot(uint64_t e) { return (uint32_t)e; }
 
@@ -73,6 +74,10 @@ static inline uint64_t neat_channel_bit(uint32_t number)
 {
 	return 1ull << (number < NEAT_CHANNELS_EXACT ? number : NEAT_CHANNELS_EXACT);
 }
+
+/* neat_channels.door: [round 24][enum neat_door 8]. */
+static inline uint32_t neat_door_state(uint32_t door) { return door & 0xff; }
+static inline uint32_t neat_door_round(uint32_t door) { return door >> 8; }
 
 /* neat_channels.open: the next generation in use, the next one out of use. */
 static inline uint32_t neat_channel_opened(uint32_t gen) { return (gen + 1) | 1; }

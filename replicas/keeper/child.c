@@ -109,7 +109,7 @@ static void queue_store(struct keeper *k, struct child *c)
 			configure(k, c, config);
 		if (queue->h.type == NEAT_MSG_N_QUEUE && e->m->len >= sizeof(*queue) &&
 		    queue->replica < NEAT_REPLICAS_MAX)
-			queue->epoch = k->replica[queue->replica].epoch;
+			queue->epoch = k->replica[queue->replica].wanted ? k->replica[queue->replica].epoch : 0;
 		queue_add(&c->out, NULL, e->m);
 	}
 	m = msg_new(&start, sizeof(start), NULL, 0);
@@ -147,7 +147,7 @@ void child_start(struct keeper *k, struct child *c)
 	if (!warm)
 		child_fork(k, c);
 	c->start_at = 0;
-	c->restarts += c->epoch != 0;
+	c->restarts += c->death != NEAT_DEATH_NONE;
 	c->epoch++;
 	c->ready = c->planned = false;
 	keeper_log("%s %s, pid %d, epoch %u", child_name(c, name, sizeof(name)),
@@ -239,4 +239,9 @@ void child_died(struct keeper *k, struct child *c)
 		evidence_take(k, c, pid);
 	c->ready = false;
 	c->recovery_us = 0;
+	/* Drained: whoever comes next has no predecessor. */
+	if (!c->wanted && c->role == NEAT_ROLE_REPLICA) {
+		c->death = NEAT_DEATH_NONE;
+		c->died_us = 0;
+	}
 }

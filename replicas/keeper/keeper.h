@@ -180,6 +180,7 @@ void became_ready(struct keeper *k, struct child *c);
 uint64_t youngest_fault(const struct child *c);		/* ms; 0 = none */
 bool stateful(const struct child *c);
 const struct msg *stored_config(const struct child *c);	/* R_CONFIG; NULL = none yet */
+void became_idle(struct child *c);	/* drained: it ends by itself and is not replaced */
 struct msg *health_message(const struct keeper *k, const struct child *c);
 
 /* program.c */

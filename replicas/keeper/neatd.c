@@ -128,12 +128,28 @@ void child_message(struct keeper *k, struct child *c, struct received *r)
 	r->nfds = 0;
 	if (r->u.h.type == NEAT_MSG_R_READY || r->u.h.type == NEAT_MSG_N_READY)
 		became_ready(k, c);
+	if (r->u.h.type == NEAT_MSG_R_DRAINED)
+		became_idle(c);
 	if (r->u.h.type == NEAT_MSG_R_LISTENING && r->len >= sizeof(answer)) {
 		memcpy(&answer, r->u.bytes, sizeof(answer));
 		store_listening(c, &answer);
 	}
 	/* Kept even while neatd is down: its successor gets it after the handback. */
 	from = keeper_message(NEAT_MSG_K_FROM, c, m);
+	queue_add(&k->neatd.out, &from, m);
+	msg_put(m);
+}
+
+/* Its last message may have reached a neatd that died before it acted on it. */
+static void handback_drained(struct keeper *k, const struct child *c)
+{
+	struct neat_msg_r_config done = {
+		.h = { NEAT_ABI_MAGIC, NEAT_ABI_VERSION, NEAT_MSG_R_DRAINED, sizeof(done), 0 },
+		.index = c->index, .epoch = c->epoch,
+	};
+	struct msg *m = msg_new(&done, sizeof(done), NULL, 0);
+	struct neat_msg_keeper from = keeper_message(NEAT_MSG_K_FROM, c, m);
+
 	queue_add(&k->neatd.out, &from, m);
 	msg_put(m);
 }
@@ -152,6 +168,8 @@ static void handback_child(struct keeper *k, const struct child *c)
 		started.status = c->ready;
 		queue_add(&k->neatd.out, &started, NULL);
 	}
+	if (c->role == NEAT_ROLE_REPLICA && c->epoch && !c->wanted)
+		handback_drained(k, c);
 	if (c->role == NEAT_ROLE_REPLICA && c->epoch) {
 		struct msg *m = health_message(k, c);
 		struct neat_msg_keeper health = keeper_message(NEAT_MSG_K_HEALTH, c, m);

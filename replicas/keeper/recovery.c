@@ -149,6 +149,12 @@ void became_ready(struct keeper *k, struct child *c)
 	tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
 }
 
+void became_idle(struct child *c)
+{
+	c->wanted = c->adoptable = c->planned = c->quarantined = false;
+	c->fate = NEAT_DEATH_OUTSIDE;
+}
+
 struct msg *health_message(const struct keeper *k, const struct child *c)
 {
 	struct neat_msg_health m = {

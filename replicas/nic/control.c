@@ -273,12 +273,20 @@ static void fill_queue_pair(const struct nic *n, struct neat_queue_pair *q)
 	q->mtu = n->cfg.mtu;
 }
 
+/* Epoch 0: the replica drained and ended. What a new one of that index gets must be new. */
+static void forget_ended(struct nic *n, const struct neat_msg_n_queue *m)
+{
+	if (!m->epoch && n->steer.flows)
+		flows_purge(n->steer.flows, (uint8_t)m->replica);
+}
+
 static void on_queue(struct nic *n, struct message *msg)
 {
 	const struct neat_msg_n_queue *m = &msg->u.queue;
 	struct neat_queue_pair *q;
 
 	need_flows(n);
+	forget_ended(n, m);
 	queue_detach(n, m->replica);
 	if (!msg->nfds) {
 		flows_purge(n->steer.flows, (uint8_t)m->replica);
@@ -295,6 +303,12 @@ static void on_queue(struct nic *n, struct message *msg)
 	fcntl(n->eventfds[m->replica], F_SETFL, O_NONBLOCK);
 	nic_watch(n, n->eventfds[m->replica], WATCH_QUEUE | m->replica, EPOLLIN);
 	reply_ready(m->replica, m->epoch, m->h.seq);
+}
+
+static void on_fence(struct nic *n, const struct neat_msg_n_queue *m)
+{
+	n->queues[m->replica].epoch = m->epoch;
+	forget_ended(n, m);
 }
 
 static void on_active(struct nic *n, const struct neat_msg_n_queue *m)
@@ -396,7 +410,7 @@ static void dispatch(struct nic *n, struct message *msg)
 	} else if (type == NEAT_MSG_N_QUEUE) {
 		on_queue(n, msg);
 	} else if (type == NEAT_MSG_N_FENCE) {
-		n->queues[replica].epoch = msg->u.queue.epoch;
+		on_fence(n, &msg->u.queue);
 	} else {
 		on_capture(n, msg);
 	}

@@ -64,7 +64,8 @@ static uint32_t queue_mask(const struct nic *n, bool ready)
 	uint32_t mask = 0;
 
 	for (uint32_t r = 0; r < n->cfg.replicas; r++)
-		if (n->queues[r].q && (!ready || queue_ready(&n->queues[r])))
+		/* Epoch 0: there is no such replica now. */
+		if (n->queues[r].q && n->queues[r].epoch && (!ready || queue_ready(&n->queues[r])))
 			mask |= 1u << r;
 	return mask;
 }

@@ -74,6 +74,7 @@ int api_app_add(struct api *a, struct app *app)
 	a32_release(&app->mem.pub->epoch, a->stack->cfg.epoch);
 	a->apps[a->napps++] = app;
 	channels_inherit(a, app);
+	api_door_open(app);
 	return 0;
 }
 

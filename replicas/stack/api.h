@@ -48,6 +48,7 @@ struct app {
 	uint64_t accept_used[NEAT_LISTENERS_MAX / 64];
 	struct slot_user *slots;	/* [NEAT_SLOTS] */
 	struct neat_channels *channels;
+	uint32_t round;		/* of neat_channels.door */
 	uint64_t change;	/* neat_channels.change when last looked at */
 	uint32_t nopen;
 	uint8_t open[NEAT_PROCS_MAX];	/* numbers of open channels */
@@ -99,6 +100,14 @@ void api_start(struct api *a, uint32_t death, struct stack_adopted *out);
 void api_repush(struct api *a, struct app *app);
 NEAT_CHECKED int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m);
 void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen);
+
+/* ---- api_drain.c ---- */
+void api_door_open(struct app *app);
+/* Nothing is left and nobody can come any more: then api_end() or api_reopen(). False: there is work. */
+NEAT_CHECKED bool api_shut(struct api *a);
+void api_reopen(struct api *a);
+void api_end(struct api *a);
+void api_nudge(struct api *a);		/* every process looks at all it watches */
 
 /* ---- data ---- */
 unsigned api_commands(struct api *a);		/* units of work done */

@@ -111,6 +111,18 @@ static void channel_touch(struct api *a, struct channel *c)
 	a->touched = c;
 }
 
+static void channel_overflow(struct api *a, struct channel *c)
+{
+	a32_release(&c->mem->overflow, a32_relaxed(&c->mem->overflow) + 1);
+	channel_touch(a, c);
+}
+
+void channels_overflow(struct api *a, struct app *app)
+{
+	for (uint32_t k = 0; k < app->nopen; k++)
+		channel_overflow(a, &app->channel[app->open[k]]);
+}
+
 /*
  * A predecessor may not have heard the last words of a process that died: its channel counts as open
  * until api_start() looks again.
@@ -125,8 +137,7 @@ void channels_inherit(struct api *a, struct app *app)
 			continue;
 		channel_begin(app, n, (gen - 1) | 1);
 		/* Levels may have changed without an event: have the library look at all of them. */
-		a32_release(&c->mem->overflow, a32_relaxed(&c->mem->overflow) + 1);
-		channel_touch(a, c);
+		channel_overflow(a, c);
 	}
 	api_channels_look(a, app);
 }

@@ -89,7 +89,8 @@ static void command(struct api *a, struct app *app, uint64_t e)
 	if (slot == 0 || slot >= NEAT_SLOTS)
 		return;
 	if (neat_entry_op(e) == NEAT_CMD_CONNECT) {
-		cmd_connect(a, app, slot, gen);
+		if (neat_entry_arg(e) == (app->round & 0xff))
+			cmd_connect(a, app, slot, gen);
 		return;
 	}
 	if (neat_entry_op(e) == NEAT_CMD_UDP) {

@@ -30,6 +30,7 @@ void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out);
 void channels_inherit(struct api *a, struct app *app);
 /* Every process that may sleep on a channel of ours. */
 void channels_wake(struct api *a);
+void channels_overflow(struct api *a, struct app *app);
 /* An event for every open channel of the mask `bits`. */
 void channels_post(struct api *a, struct app *app, uint64_t bits, uint64_t entry);
 unsigned channel_commands(struct api *a, struct channel *c);

@@ -19,6 +19,7 @@ enum {
 	 * which in a virtual machine are two exits (20 us in each request of a lone connection).
 	 */
 	NAP_US = 5000,
+	COUNTER_LOOPS = 1024,	/* busy loops between two publications of the counters */
 	STATUS_LOOPS = 16,	/* busy loops between two refreshes of the hints */
 };
 
@@ -207,28 +208,47 @@ static unsigned replica_work(struct replica *r)
 	return done;
 }
 
+/* Time since the last look at the clock goes to work or polling; none was slept through. */
+static void account(struct replica *r, neat_a64 *to, uint64_t now_us)
+{
+	if (r->counted_us)
+		a64_store(to, a64_relaxed(to) + (now_us - r->counted_us) * 1000);
+	r->counted_us = now_us;
+}
+
 static void replica_loop(struct replica *r)
 {
+	bool worked = false;
+
 	for (unsigned loops = 1;; loops++) {
 		bool company = false;
 
 		r->stack.now_us = replica_clock_us();
+		account(r, worked ? &r->status->work_ns : &r->status->poll_ns, r->stack.now_us);
+		worked = false;
 		if (a32_acquire(r->control_word))
 			control_poll(r);
 		if (r->phase != REPLICA_LIVE) {
 			replica_sleep(r, false);
+			r->counted_us = 0;
 			continue;
 		}
-		if (replica_work(r)) {
+		worked = replica_work(r) != 0;
+		if (worked) {
 			if (loops % STATUS_LOOPS == 0)
 				refresh_hints(r);
+			if (loops % COUNTER_LOOPS == 0)
+				publish_counters(r);
 			continue;
 		}
 		control_reap(r);
+		control_drain(r);
 		if (replica_spin(r, &company))
 			continue;
 		r->stack.now_us = replica_clock_us();
+		account(r, &r->status->poll_ns, r->stack.now_us);
 		replica_sleep(r, company);
+		r->counted_us = 0;
 	}
 }
 

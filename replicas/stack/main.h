@@ -17,6 +17,7 @@ struct replica {
 	struct api api;
 	enum replica_phase phase;
 	bool have_stack;
+	bool draining;			/* ends when nothing is left (R_DRAIN) */
 	struct stack_config cfg;
 	uint32_t spin_us;
 	uint64_t instance;
@@ -28,6 +29,7 @@ struct replica {
 	struct neat_queue_pair *queue;
 	int nic_eventfd;
 	uint64_t nic_rx_head;
+	uint64_t counted_us;		/* up to here time was attributed; 0 = slept since */
 	bool nic_touched;
 	struct neat_copier copier;
 	uint64_t random[4];		/* xoshiro256** state, seeded by getrandom */
@@ -41,6 +43,9 @@ bool control_receive(struct replica *r);
 void control_park(struct replica *r);
 /* Applications whose last connection ended after R_APP_GONE. */
 void control_reap(struct replica *r);
+
+/* To be called when there is nothing to do: a replica that drains and has nothing left ends here. */
+void control_drain(struct replica *r);
 
 /* nicq.c: the replica's end of its queue pair. */
 unsigned nicq_receive(struct replica *r, unsigned budget);

@@ -11,6 +11,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -251,6 +252,32 @@ static void on_start(struct replica *r, struct neat_msg_header *h)
 	message_send(NEAT_MSG_R_READY, &ready, sizeof(ready), h->seq);
 }
 
+static void on_drain(struct replica *r, const struct neat_msg_result *m)
+{
+	struct neat_msg_r_config ready = { .index = r->cfg.index, .epoch = r->cfg.epoch };
+
+	r->draining = m->value != 0;
+	if (!r->draining && r->phase == REPLICA_LIVE)
+		message_send(NEAT_MSG_R_READY, &ready, sizeof(ready), m->h.seq);
+}
+
+void control_drain(struct replica *r)
+{
+	struct neat_msg_r_config done = { .index = r->cfg.index, .epoch = r->cfg.epoch };
+
+	if (!r->draining || r->phase != REPLICA_LIVE || !api_shut(&r->api))
+		return;
+	if (a32_acquire(r->control_word) || nicq_pending(r)) {
+		api_reopen(&r->api);
+		return;
+	}
+	api_end(&r->api);
+	if (r->queue)
+		a32_release(&r->queue->announced, 0);
+	message_send(NEAT_MSG_R_DRAINED, &done, sizeof(done), 0);
+	exit(0);
+}
+
 static void dispatch_late(struct replica *r, struct message *msg)
 {
 	struct neat_msg_r_listen *l = (void *)msg->u.bytes;
@@ -271,6 +298,12 @@ static void dispatch_late(struct replica *r, struct message *msg)
 		break;
 	case NEAT_MSG_R_APP_GONE:
 		on_app_gone(r, a->app_id);
+		break;
+	case NEAT_MSG_R_DRAIN:
+		on_drain(r, (void *)msg->u.bytes);
+		break;
+	case NEAT_MSG_R_NUDGE:
+		api_nudge(&r->api);
 		break;
 	}
 }
@@ -293,9 +326,11 @@ static size_t message_size(uint16_t type)
 		return sizeof(struct neat_msg_r_listen);
 	case NEAT_MSG_R_FILTER:
 		return sizeof(struct neat_msg_r_filter);
+	case NEAT_MSG_R_DRAIN:
+		return sizeof(struct neat_msg_result);
 	case NEAT_MSG_R_QUEUE:
 	case NEAT_MSG_R_START:
-	case NEAT_MSG_R_DRAIN:
+	case NEAT_MSG_R_NUDGE:
 		return sizeof(struct neat_msg_header);
 	}
 	return 0;

@@ -185,6 +185,9 @@ void tcp_icmp(struct stack *s, const struct flow_key *k, uint32_t seq, uint8_t t
 /* Work that was put off because ip_output had no room; call after a drain. */
 void tcp_resume(struct stack *s);
 
+/* No connection, half-open one or TIME_WAIT is left. */
+bool tcp_idle(const struct stack *s);
+
 /* Commands of the application, already validated by api.c. */
 struct tcp_connect {
 	struct flow_key key;		/* lport 0 = choose, laddr 0 = choose */

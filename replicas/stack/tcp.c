@@ -574,3 +574,15 @@ struct tcp_bounds tcp_bounds(const struct tcb *t)
 		.tx_una = tx_una(t), .tx_tail = tx_tail(t), .rx_head = rx_head(t), .rx_tail = rx_tail(t),
 	};
 }
+
+bool tcp_idle(const struct stack *s)
+{
+	const struct tcp *tcp = s->tcp;
+
+	if (tcp->half_open || tcp->tw.head)
+		return false;
+	for (uint32_t i = 0; i < a32_relaxed(&tcp->arena->high_tcb); i++)
+		if (tcp_state(&tcp->tcbs[i]) != TCP_FREE)
+			return false;
+	return true;
+}

@@ -24,9 +24,30 @@ static uint32_t this_cpu(void)
 }
 
 /*
- * Opens our channel to each replica, all under one generation. The predecessor in our process entry,
- * dead or the image before exec, left indices, commands and events: we go on behind them.
+ * The predecessor in our process entry, dead or the image before exec, left indices, commands and events:
+ * we go on behind them. A replica that ended and came back finds our channel as it was.
  */
+void nt_channel_open(uint32_t replica)
+{
+	struct nt_replica *r = &nt.rep[replica];
+	struct neat_channel *ch = &r->channels->ch[nt.proc];
+
+	if (a32_relaxed(&r->channels->open[nt.proc]) == nt.channel_gen)
+		return;
+	r->ch = ch;
+	r->bit = neat_channel_bit(nt.proc);
+	if (a64_relaxed(&ch->cmd_tail) - a64_relaxed(&ch->cmd_head) > NEAT_CMD_ENTRIES)
+		a64_store(&ch->cmd_tail, a64_relaxed(&ch->cmd_head));
+	r->ev_head = a64_acquire(&ch->ev_tail);
+	a64_release(&ch->ev_head, r->ev_head);
+	r->overflow_seen = a32_relaxed(&ch->overflow);
+	a32_store(&ch->asleep, NEAT_AWAKE);
+	/* Release: the words above are in order before the replica takes the channel up. */
+	a32_release(&r->channels->open[nt.proc], nt.channel_gen);
+	a64_add(&r->channels->change, 1);
+}
+
+/* Opens our channel to each replica that exists, all under one generation, which no other has had. */
 void nt_channels_open(void)
 {
 	uint32_t gen = 0;
@@ -37,22 +58,11 @@ void nt_channels_open(void)
 		if (i == 0 || (int32_t)(next - gen) > 0)
 			gen = next;
 	}
-	for (uint32_t i = 0; i < nt.nreplicas; i++) {
-		struct nt_replica *r = &nt.rep[i];
-		struct neat_channel *ch = r->ch = &r->channels->ch[nt.proc];
-
-		r->bit = neat_channel_bit(nt.proc);
-		if (a64_relaxed(&ch->cmd_tail) - a64_relaxed(&ch->cmd_head) > NEAT_CMD_ENTRIES)
-			a64_store(&ch->cmd_tail, a64_relaxed(&ch->cmd_head));
-		r->ev_head = a64_acquire(&ch->ev_tail);
-		a64_release(&ch->ev_head, r->ev_head);
-		r->overflow_seen = a32_relaxed(&ch->overflow);
-		a32_store(&ch->asleep, NEAT_AWAKE);
-		/* Release: the words above are in order before the replica takes the channel up. */
-		a32_release(&r->channels->open[nt.proc], gen);
-		a64_add(&r->channels->change, 1);
-	}
 	nt.channel_gen = gen;
+	for (uint32_t i = 0; i < nt.nreplicas; i++)
+		nt.rep[i].ch = NULL;	/* a forked child must not write into its parent's */
+	for (uint32_t live = nt_replicas_at_attach(); live; live &= live - 1)
+		nt_channel_open((uint32_t)__builtin_ctz(live));
 }
 
 static void ring_bell(struct nt_replica *r)
@@ -86,7 +96,7 @@ static void bell(struct nt_replica *r)
 void nt_bells(void)
 {
 	in_batch = false;
-	for (uint32_t i = 0; i < nt.nreplicas; i++)
+	NT_EACH_REPLICA(i)
 		if (a32_relaxed(&nt.rep[i].bell_owed)) {
 			a32_store(&nt.rep[i].bell_owed, 0);
 			neat_fence();
@@ -95,20 +105,66 @@ void nt_bells(void)
 		}
 }
 
-void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t slot)
+static uint32_t door(const struct nt_replica *r)
 {
-	uint64_t entry = neat_entry(op, 0, gen, slot);
+	/* Acquire: CLOSING ends in OPEN or ENDED, and what follows depends on which. */
+	return a32_acquire(&r->channels->door);
+}
+
+/* False: the ring is full and nobody will ever empty it. */
+static bool push(struct nt_replica *r, uint64_t entry)
+{
+	bool pushed;
 
 	nt_lock(&r->cmd_lock);
-	while (!neat_ring_push(r->ch->cmd, NEAT_CMD_ENTRIES, &r->ch->cmd_tail, &r->ch->cmd_head, entry)) {
+	while (!(pushed = neat_ring_push(r->ch->cmd, NEAT_CMD_ENTRIES, &r->ch->cmd_tail, &r->ch->cmd_head, entry))) {
 		/* Full: the replica has 4096 commands to work off; a dead one is being replaced. */
 		nt_unlock(&r->cmd_lock);
+		if (neat_door_state(door(r)) == NEAT_DOOR_ENDED)
+			return false;
 		ring_bell(r);
 		syscall(SYS_sched_yield);
 		nt_lock(&r->cmd_lock);
 	}
 	nt_unlock(&r->cmd_lock);
+	return pushed;
+}
+
+/* A replica that has ended had nothing of ours left: what is said to it is about listeners that are gone. */
+void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t slot)
+{
+	if (push(r, neat_entry(op, 0, gen, slot)))
+		bell(r);
+}
+
+/* The door as it is once the replica has made up its mind. */
+static uint32_t settled_door(const struct nt_replica *r)
+{
+	uint32_t index = (uint32_t)(r - nt.rep), now;
+
+	for (;;) {
+		now = door(r);
+		if (neat_door_state(now) == NEAT_DOOR_OPEN || neat_door_state(now) == NEAT_DOOR_ENDED)
+			return now;
+		/* Never mapped, and by now it is not going to be. */
+		if (neat_door_state(now) == NEAT_DOOR_NONE && !(a32_acquire(&nt.registry->replicas) >> index & 1))
+			return NEAT_DOOR_ENDED;
+		syscall(SYS_sched_yield);
+	}
+}
+
+bool nt_command_connect(struct nt_replica *r, uint32_t gen, uint32_t slot)
+{
+	uint32_t before = settled_door(r);
+
+	if (neat_door_state(before) == NEAT_DOOR_ENDED ||
+	    !push(r, neat_entry(NEAT_CMD_CONNECT, neat_door_round(before), gen, slot)))
+		return false;
+	neat_fence();	/* the command before the look at the door; the replica shuts it, fences, looks at the ring */
+	if (settled_door(r) != before)
+		return false;
 	bell(r);
+	return true;
 }
 
 void nt_kick(const struct nt_conn *c)
@@ -128,7 +184,7 @@ static bool pending(const struct nt_replica *r)
 
 bool nt_events_pending(void)
 {
-	for (uint32_t i = 0; i < nt.nreplicas; i++)
+	NT_EACH_REPLICA(i)
 		if (pending(&nt.rep[i]))
 			return true;
 	return false;
@@ -161,7 +217,7 @@ unsigned nt_drain(void)
 {
 	unsigned n = 0;
 
-	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+	NT_EACH_REPLICA(i) {
 		struct nt_replica *r = &nt.rep[i];
 
 		/* Looked at again after the unlock: somebody may have given up on our lock meanwhile. */

@@ -130,6 +130,7 @@ int dgram_slot(uint32_t sock, uint32_t r, struct nt_conn *out)
 		*out = nt_conn_at(r, s->sub[r].slot, s->sub[r].gen);
 		return 0;
 	}
+	nt_replicas_look();	/* it may be new, and our channel to it not open */
 	nt_tid_lock(&s->lock);
 	if (!s->sub[r].slot)
 		err = open_slot(sock, r);

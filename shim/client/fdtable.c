@@ -229,7 +229,7 @@ void nt_drop_slot(struct neat_sock *s)
 void nt_drop_subsockets(struct neat_sock *s)
 {
 	for (uint32_t r = 0; r < nt.nreplicas; r++)
-		if (s->sub[r].slot)
+		if (s->sub[r].slot && nt.rep[r].ch)
 			nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->sub[r].gen, s->sub[r].slot & (NEAT_SLOTS - 1));
 }
 

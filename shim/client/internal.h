@@ -2,7 +2,7 @@
  * internal.h - what the files of client/ share: the process's state, waiters, and small helpers.
  *
  * Two kinds of state: shared memory (neat_abi.h), and the one struct nt_process below, which is this
- * process's own; fork copies it and nt_fork_child() mends it. Lock order: table, control, arm, watch,
+ * process's own; fork copies it and nt_fork_child() mends it. Lock order: table, scale, control, arm, watch,
  * epoll.lock, channel; a lock is held over no system call but the control socket's.
  */
 #ifndef NT_INTERNAL_H
@@ -83,7 +83,9 @@ struct nt_process {
 	struct nt_local *local;		/* [NEAT_SOCKS_MAX] */
 	uint32_t app_id;
 	uint32_t proc;			/* index of our row */
-	uint32_t nreplicas;
+	uint32_t nreplicas;		/* mapped: indices 0..n-1 */
+	neat_a32 live;			/* mask of those that exist; our channel to them is open */
+	neat_a32 scaled;		/* registry.scaled that `live` and the subscriptions are of */
 	uint32_t spin_us;
 	uint64_t instance;
 	int control_fd;			/* -1 none */
@@ -96,6 +98,7 @@ struct nt_process {
 	uint32_t pid;
 	uint32_t sub_epoch;		/* +1 at fork: subscriptions were the parent's */
 	uint32_t request_seq;		/* under control_lock */
+	struct nt_lock scale_lock;	/* changes of `live` */
 	struct nt_lock control_lock;	/* one request at a time on control_fd */
 	struct nt_lock table_lock;	/* changes of our row */
 	struct nt_lock watch_lock;
@@ -108,6 +111,10 @@ struct nt_process {
 	char socket_path[108];
 };
 extern NT_HIDDEN struct nt_process nt;
+
+#define NT_EACH_REPLICA(i) \
+	for (uint32_t left_##i = a32_acquire(&nt.live), i = 0; \
+	     left_##i && (i = (uint32_t)__builtin_ctz(left_##i), true); left_##i &= left_##i - 1)
 
 static inline bool nt_on(void) { return NT_LIKELY(nt.row != NULL); }
 /* Callers name record 0 before they know whether there is one, also while nt.app is NULL. */
@@ -209,8 +216,23 @@ static inline void nt_tid_lock(neat_a32 *l)
 }
 static inline void nt_tid_unlock(neat_a32 *l) { a32_release(l, 0); }
 
+/* ---- replicas.c ---- */
+void nt_replicas_changed(void);
+uint32_t nt_replicas_at_attach(void);	/* mask */
+/* Replica for a new connection; -1: the kernel's. */
+int nt_choose_replica(const struct neat_sock *s, uint32_t addr, uint16_t port);
+/* Replicas came or went, or listeners got subsockets in others, since we last looked. */
+static inline void nt_replicas_look(void)
+{
+	if (NT_UNLIKELY(a32_acquire(&nt.registry->scaled) != a32_relaxed(&nt.scaled)))
+		nt_replicas_changed();
+}
+
 /* ---- channel.c ---- */
+void nt_channel_open(uint32_t replica);	/* under the generation that nt_channels_open() chose */
 void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t slot);
+/* NEAT_CMD_CONNECT. False: that replica takes none any more, and never saw this one. */
+NEAT_CHECKED bool nt_command_connect(struct nt_replica *r, uint32_t gen, uint32_t slot);
 void nt_kick(const struct nt_conn *c);
 void nt_bells(void);			/* doorbells that were put off */
 void nt_batch(bool on);			/* this thread works through a batch: same-core bells may wait */
@@ -227,6 +249,7 @@ void nt_watch_fire_all(void);
 void nt_watch_forget(uint32_t sock);	/* the record dies */
 void nt_watch_fork_child(void);
 void nt_watch_resubscribe(void);	/* in a forked child: what the parent watched is watched by us too */
+void nt_watch_rescaled(void);		/* listeners may have subsockets elsewhere */
 void nt_watch_unlink(struct nt_watch *w);	/* under watch_lock */
 /* Our ev_pend bit is cleared: whatever changes after this is posted again. */
 void nt_watch_look(uint32_t sock);

@@ -104,6 +104,7 @@ static void copy_row(uint32_t to)
 static void locks(void (*act)(struct nt_lock *))
 {
 	act(&nt.table_lock);	/* dup() holds it while the port of a replaced listener is given up */
+	act(&nt.scale_lock);
 	act(&nt.control_lock);
 	act(&nt.arm_lock);
 	act(&nt.watch_lock);

@@ -494,7 +494,7 @@ bool nt_eventfd_known(void)
 	int fd = (int)a32_acquire(&nt.eventfd) - 1;
 	bool known = true;
 
-	for (uint32_t i = 0; i < nt.nreplicas; i++)
+	NT_EACH_REPLICA(i)
 		if (active >> i & 1 && a32_relaxed(&nt.rep[i].ch->eventfd_known) != nt.channel_gen)
 			known = false;
 	if (!known && fd >= 0 && !a32_relaxed(&nt.eventfd_said))

@@ -10,6 +10,8 @@
 #include <netinet/in.h>
 #include <unistd.h>
 
+enum { NT_ELSEWHERE = 1 };	/* start_connect(): ask another replica */
+
 static neat_a32 by_default;
 static __thread bool explicitly __attribute__((tls_model("initial-exec")));
 
@@ -216,10 +218,6 @@ int nt_listen(int fd, int backlog)
 	if (!err) {
 		s->lport = (uint16_t)r.port;
 		s->backlog = m.backlog;
-		for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
-			s->sub[i].slot = r.sub[i].slot & (NEAT_SLOTS - 1);
-			s->sub[i].gen = r.sub[i].gen;
-		}
 		a32_or(&s->flags, NEAT_SOCKF_BOUND);
 		a32_release(&s->state, NEAT_SOCK_LISTEN);
 	}
@@ -255,7 +253,7 @@ static bool take_entry(struct neat_sock *s, uint32_t replica, uint32_t *slot, ui
 
 static bool acceptable(const struct neat_sock *s)
 {
-	for (uint32_t r = 0; r < nt.nreplicas; r++) {
+	NT_EACH_REPLICA(r) {
 		struct nt_conn l = nt_conn_at(r, s->sub[r].slot, 0);
 
 		if (l.slot && a64_acquire(&l.pub->accept_tail) != a64_acquire(&l.app->accept_head))
@@ -301,12 +299,12 @@ static void adopt(uint32_t sock, const struct neat_sock *listener, uint32_t repl
 /* fd with record `sock` behind it if a connection could be taken, -EAGAIN if not. */
 static int accept_one(struct neat_sock *listener, int fd, uint32_t sock, int flags)
 {
-	uint32_t home = nt_tid() % nt.nreplicas, slot, gen;
+	uint32_t home = nt_tid() % nt.nreplicas, live = a32_acquire(&nt.live), slot, gen;
 
 	for (uint32_t i = 0; i < nt.nreplicas; i++) {
 		uint32_t r = (home + i) % nt.nreplicas;
 
-		if (listener->sub[r].slot && take_entry(listener, r, &slot, &gen)) {
+		if (live >> r & 1 && listener->sub[r].slot && take_entry(listener, r, &slot, &gen)) {
 			adopt(sock, listener, r, slot, gen, flags);
 			return fd;
 		}
@@ -320,6 +318,7 @@ static int accept_try(struct neat_sock *listener, int flags)
 	uint32_t sock;
 	int fd, err;
 
+	nt_replicas_look();
 	if (!acceptable(listener))
 		return -EAGAIN;
 	sock = nt_sock_claim();
@@ -392,27 +391,6 @@ bool nt_address_is_ours(uint32_t addr, bool *on_link)
 	return false;
 }
 
-/* Replica for a new connection; -1: the kernel's. */
-static int choose_replica(uint32_t addr, uint16_t port)
-{
-	uint32_t active = a32_acquire(&nt.registry->active), mask, pick;
-	bool on_link;
-
-	if (nt_address_is_ours(addr, &on_link))
-		neat_port_find(nt.registry, addr, port, IPPROTO_TCP, &mask);
-	else
-		mask = on_link ? active : 0;
-	mask &= active;
-	if (nt.nreplicas < 32)
-		mask &= (1u << nt.nreplicas) - 1;
-	if (!mask)
-		return -1;
-	pick = nt_random32() % (uint32_t)__builtin_popcount(mask);
-	while (pick--)
-		mask &= mask - 1;
-	return __builtin_ctz(mask);
-}
-
 /* A free slot of the application's half; its words reset. 0: none. */
 uint32_t nt_claim_slot(uint32_t r, uint32_t *gen)
 {
@@ -442,6 +420,13 @@ uint32_t nt_claim_slot(uint32_t r, uint32_t *gen)
 		}
 	}
 	return 0;
+}
+
+static void unclaim_slot(uint32_t r, uint32_t slot)
+{
+	uint32_t bit = slot - NEAT_SLOT_APP_FIRST;
+
+	a64_and(&nt.app->slot_bits[r][bit / 64], ~(1ull << bit % 64));
 }
 
 void nt_reset_words(struct neat_slot_app *w)
@@ -485,8 +470,27 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	a32_release(&s->state, NEAT_SOCK_CONNECT);
 	nt.local[sock].subscribed = 0;
 	nt_watch_attach(sock);
-	nt_command(&nt.rep[r], NEAT_CMD_CONNECT, gen, slot);
-	return 0;
+	if (nt_command_connect(&nt.rep[r], gen, slot))
+		return 0;
+	/* It drained in this very moment. */
+	nt.rep[r].sock_of[slot] = 0;
+	a32_release(&s->state, NEAT_SOCK_NEW);
+	unclaim_slot((uint32_t)r, slot);
+	return NT_ELSEWHERE;
+}
+
+/* Until a replica takes it, or it is the kernel's. */
+static int begin_connect(uint32_t sock, const struct sockaddr *sa, socklen_t len, uint32_t addr, uint16_t port)
+{
+	int r, err;
+
+	do {
+		r = nt_choose_replica(nt_sock(sock), addr, port);
+		if (r < 0)
+			return connect_kernel(sock, sa, len);
+		err = start_connect(sock, r, addr, port);
+	} while (err == NT_ELSEWHERE);
+	return err;
 }
 
 /* Slot status once the replica has taken the connection up; 0 before. */
@@ -601,11 +605,9 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 	else if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT)
 		err = connect_again(sock);
 	if (err == -EAGAIN) {
-		int r = choose_replica(addr, port);
-
-		err = r < 0 ? connect_kernel(sock, sa, len) : start_connect(sock, r, addr, port);
+		err = begin_connect(sock, sa, len, addr, port);
 		nt_tid_unlock(&s->lock);
-		return err || r < 0 ? err : connect_wait(sock);
+		return err || nt_lookup(fd) != sock ? err : connect_wait(sock);
 	}
 	nt_tid_unlock(&s->lock);
 	/* A blocking connect() on a connection that another thread started joins its wait. */

@@ -40,7 +40,7 @@ static uint32_t note_cpu(void)
 	int cpu = sched_getcpu();
 	uint32_t at = cpu < 0 ? 0 : (uint32_t)cpu & (NEAT_CPUS_MAX - 1);
 
-	for (uint32_t i = 0; i < nt.nreplicas; i++)
+	NT_EACH_REPLICA(i)
 		if (a32_relaxed(&nt.rep[i].ch->cpu) != at)
 			a32_store(&nt.rep[i].ch->cpu, at);
 	return at;
@@ -51,7 +51,7 @@ static bool core_wanted(void)
 {
 	uint32_t cpu = note_cpu();
 
-	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+	NT_EACH_REPLICA(i) {
 		const struct neat_replica_status *st = nt.rep[i].status;
 
 		/* Its wake word, not its own `awake`: a replica that was just woken is not there yet. */
@@ -97,7 +97,7 @@ static uint32_t arm_words(void)
 	if (nt.kernel_sleepers)
 		value = nt.kernel_sleepers == nt.sleepers ? NEAT_ASLEEP_EVENTFD : NEAT_ASLEEP_BOTH;
 
-	for (uint32_t i = 0; i < nt.nreplicas; i++)
+	NT_EACH_REPLICA(i)
 		a32_store(&nt.rep[i].ch->asleep, value);
 	neat_fence();	/* the words before the look at the rings (Dekker, L6) */
 	return value;
@@ -128,12 +128,12 @@ static void disarm(bool kernel)
 }
 
 /* Nobody else is in this process and one replica may call: the plain futex, half the price of waitv. */
-static int futex_sleep_alone(uint32_t value, int64_t deadline_ns)
+static int futex_sleep_alone(uint32_t replica, uint32_t value, int64_t deadline_ns)
 {
 	struct timespec t = { (time_t)(deadline_ns / 1000000000), (long)(deadline_ns % 1000000000) };
 
-	if (syscall(SYS_futex, &nt.rep[0].ch->asleep.v, FUTEX_WAIT_BITSET, value, deadline_ns == INT64_MAX ? NULL : &t,
-		    NULL, FUTEX_BITSET_MATCH_ANY) == 0)
+	if (syscall(SYS_futex, &nt.rep[replica].ch->asleep.v, FUTEX_WAIT_BITSET, value,
+		    deadline_ns == INT64_MAX ? NULL : &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0)
 		return 0;
 	return errno == EAGAIN ? 0 : -errno;
 }
@@ -146,7 +146,7 @@ static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
 
 	v[n++] = (struct futex_waitv){ .val = W_SLEEPS, .uaddr = (uintptr_t)&w->signaled.v,
 				       .flags = FUTEX_32 | FUTEX_PRIVATE_FLAG };
-	for (uint32_t i = 0; i < nt.nreplicas; i++)
+	NT_EACH_REPLICA(i)
 		v[n++] = (struct futex_waitv){ .val = value, .uaddr = (uintptr_t)&nt.rep[i].ch->asleep.v,
 					       .flags = FUTEX_32 };
 	if (syscall(SYS_futex_waitv, v, n, 0, deadline_ns == INT64_MAX ? NULL : &t, CLOCK_MONOTONIC) >= 0)
@@ -156,13 +156,18 @@ static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
 
 int nt_sleep(struct nt_waiter *w, int64_t deadline_ns)
 {
-	uint32_t value = arm(false);
+	uint32_t value, live;
 	int err = 0;
 
+	nt_replicas_look();
+	value = arm(false);
+	live = a32_relaxed(&nt.live);
 	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
-		err = nt.nreplicas == 1 && __libc_single_threaded ? futex_sleep_alone(value, deadline_ns)
-								   : futex_sleep(w, value, deadline_ns);
+		if (live && !(live & (live - 1)) && __libc_single_threaded)
+			err = futex_sleep_alone((uint32_t)__builtin_ctz(live), value, deadline_ns);
+		else
+			err = futex_sleep(w, value, deadline_ns);
 		a32_cas(&w->signaled, W_SLEEPS, W_AWAKE);
 	}
 	disarm(false);
@@ -188,6 +193,7 @@ int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *ar
 {
 	int rc = 0, err;
 
+	nt_replicas_look();
 	arm(true);
 	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {

@@ -49,7 +49,7 @@ static void subscribe(uint32_t sock, struct nt_local *l)
 	if (state == NEAT_SOCK_CONNECT) {
 		subscribe_slot(sock, s->replica, s->slot);
 	} else if (state == NEAT_SOCK_LISTEN || state == NEAT_SOCK_DGRAM) {
-		for (uint32_t r = 0; r < nt.nreplicas; r++)
+		NT_EACH_REPLICA(r)
 			if (s->sub[r].slot)
 				subscribe_slot(sock, r, s->sub[r].slot);
 	} else {
@@ -135,6 +135,16 @@ void nt_watch_resubscribe(void)
 	each_fd_record(nt_watch_attach);
 }
 
+/* Whoever is watched now subscribes at once, the others when somebody watches them again. */
+void nt_watch_rescaled(void)
+{
+	nt_lock(&nt.watch_lock);
+	nt.sub_epoch++;
+	nt_unlock(&nt.watch_lock);
+	if (nt.row)
+		each_fd_record(nt_watch_attach);
+}
+
 void nt_watch_forget(uint32_t sock)
 {
 	struct nt_watch *w;
@@ -185,7 +195,7 @@ void nt_watch_look(uint32_t sock)
 	if (state == NEAT_SOCK_CONNECT)
 		look_slot(s->replica, s->slot);
 	else if (state == NEAT_SOCK_LISTEN || state == NEAT_SOCK_DGRAM)
-		for (uint32_t r = 0; r < nt.nreplicas; r++)
+		NT_EACH_REPLICA(r)
 			if (s->sub[r].slot)
 				look_slot(r, s->sub[r].slot);
 }

@@ -58,8 +58,8 @@ def test_attach_gives_the_objects_of_both_replicas(client: Client) -> None:
     assert client.proc == 0 and client.app.at.app_id == client.app_id
     entry = client.app.at.procs[0]
     assert (entry.state.v, entry.pid.v) == (LIB.NEAT_PROC_LIVE, os.getpid())
-    assert [int(s.replica) for s, _ in client.segments] == [0, 1]
-    assert client.registry.replicas.v == 2 and client.registry.active.v == 3
+    assert [int(s.replica) for s, _ in client.segments] == [0, 1, 2, 3], "room for 4"
+    assert client.registry.replicas.v == 3 and client.registry.active.v == 3
     for _, fds in client.segments:
         sizes = [os.fstat(fd).st_size for fd in fds]
         names = ("seg_pub", "seg_app", "channels", "replica_status")

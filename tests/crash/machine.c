@@ -582,7 +582,7 @@ static const struct field app_fields[] = {
 	F(neat_slot_app, err_taken), F(neat_slot_app, tx_lock), F(neat_slot_app, accepted), { 192, NULL },
 };
 static const struct field channel_fields[] = {
-	F(neat_channel, cmd_head), F(neat_channel, ev_tail), F(neat_channel, overflow), F(neat_channel, closed),
+	F(neat_channel, cmd_head), F(neat_channel, ev_tail), F(neat_channel, overflow), F(neat_channels, door),
 	F(neat_channel, asleep), F(neat_channel, cmd), F(neat_channel, ev), { UINT32_MAX, NULL },
 };
 static const struct field qp_fields[] = {

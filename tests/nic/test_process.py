@@ -284,6 +284,29 @@ def test_a_killed_nic_still_knows_whose_connection_it_is(host: Host, namespace: 
 
 
 @needs_namespace
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("host", [2], indirect=True)
+def test_connections_of_a_replica_that_ended_are_forgotten(
+    host: Host, namespace: Namespace, restart: bool
+) -> None:
+    """Epoch 0: also by a nic that was down at that moment."""
+    client = namespace.connect(PORT)
+    index, _ = host.accept()
+    assert host.nic.stats()["flows"] == 1
+    if restart:
+        host.nic.kill()
+        host.nic.epochs[index] = 0
+        host.nic.start()
+        host.nic.configured()
+        for queue in range(2):
+            host.nic.queue_ready(queue)
+    else:
+        host.nic.fence(index, 0)
+    assert host.nic.stats()["flows"] == 0
+    client.close()
+
+
+@needs_namespace
 def test_a_zombie_is_not_heard(host: Host, namespace: Namespace) -> None:
     host.nic.fence(0, host.replicas[0].epoch + 1)
     bell = host.nic.bells[0]

@@ -44,8 +44,8 @@ def ip(*args: str) -> None:
     subprocess.run(["ip", *args], check=True, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=lambda n: f"{n}-replicas")
-def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
+@contextmanager
+def uplinked(directory: Path, replicas: int, *more: str) -> Iterator[Net]:
     if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
         pytest.skip("a TAP device needs root and /dev/net/tun")
     need("ip")
@@ -56,9 +56,8 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         pytest.skip(f"no network namespaces here: {err.stderr}")
     made = None
     try:
-        directory = tmp_path_factory.mktemp("uplink")
-        options = ("--tap", name, "--address", f"{OURS}/24", "--gateway", PEER)
-        made = Instance(directory, request.param, *options)
+        options = ("--tap", name, "--address", f"{OURS}/24", "--gateway", PEER, *more)
+        made = Instance(directory, replicas, *options)
         ip("link", "set", name, "netns", name)
         ip("-n", name, "addr", "add", f"{PEER}/24", "dev", name)
         ip("-n", name, "link", "set", name, "up")
@@ -69,6 +68,12 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if made:
             made.down()
         ip("netns", "del", name)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=lambda n: f"{n}-replicas")
+def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
+    with uplinked(tmp_path_factory.mktemp("uplink"), request.param) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ struct world {
 	struct neat_registry *registry;
 	uint32_t ntcbs, nlisteners, nudps, wakes, forgotten;
 	int refuse;
+	bool busy;		/* something of TCP is left that has no slot */
 };
 
 static void *zeroed(size_t size)
@@ -73,6 +74,7 @@ void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out)
 	*out = (struct stack_adopted){ 0 };
 }
 void stack_units_done(struct stack *s) { (void)s; }
+bool tcp_idle(const struct stack *s) { return !((const struct world *)s->ops.world)->busy; }
 uint16_t tcp_optgen(const struct tcb *t) { (void)t; return 0; }
 struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash)
 {
@@ -153,6 +155,13 @@ void set_open(struct world *w, int channel, uint32_t gen);
 void look(struct world *w);
 uint32_t forgotten(struct world *w);
 uint32_t nopen(struct world *w);
+void connect_push(struct world *w, uint32_t round, uint32_t gen, uint32_t slot);
+int shut(struct world *w);
+void end(struct world *w);
+void tcp_busy(struct world *w, int busy);
+uint32_t door(struct world *w);
+void nudge(struct world *w);
+uint32_t overflow(struct world *w, int channel);
 
 static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channels *channels,
 				uint32_t epoch, struct neat_registry *registry)
@@ -336,3 +345,23 @@ void set_open(struct world *w, int channel, uint32_t gen) { open_channel(w->app.
 void look(struct world *w) { api_channels_look(&w->api, &w->app); }
 uint32_t forgotten(struct world *w) { return w->forgotten; }
 uint32_t nopen(struct world *w) { return w->app.nopen; }
+
+/* ---- draining ---- */
+
+void connect_push(struct world *w, uint32_t round, uint32_t gen, uint32_t slot)
+{
+	struct neat_channel *m = &w->app.channels->ch[0];
+	uint64_t entry = neat_entry(NEAT_CMD_CONNECT, round, gen, slot);
+
+	neat_ring_push(m->cmd, NEAT_CMD_ENTRIES, &m->cmd_tail, &m->cmd_head, entry);
+}
+int shut(struct world *w) { return api_shut(&w->api); }
+void end(struct world *w) { api_end(&w->api); }
+void tcp_busy(struct world *w, int busy) { w->busy = busy; }
+uint32_t door(struct world *w) { return a32_relaxed(&w->app.channels->door); }
+void nudge(struct world *w)
+{
+	api_nudge(&w->api);
+	api_flush(&w->api);
+}
+uint32_t overflow(struct world *w, int channel) { return a32_relaxed(&w->app.channels->ch[channel].overflow); }

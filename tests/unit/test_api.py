@@ -35,9 +35,8 @@ ffi.cdef(prototypes())
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("api") / "api_lib.so"
     stack = ROOT / "replicas/stack"
-    own = [
-        stack / f"{name}.c" for name in ("api", "api_adopt", "api_channel", "api_cmd", "api_udp")
-    ]
+    names = ("api", "api_adopt", "api_channel", "api_cmd", "api_drain", "api_udp")
+    own = [stack / f"{name}.c" for name in names]
     sources = [ROOT / "tests/unit/api_lib.c", *own]
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}"]
@@ -449,3 +448,98 @@ def test_a_hostile_table_of_channels_is_bounded(replica: Replica) -> None:
     replica.set_open(3, 77)
     replica.run()
     assert replica.nopen() == 0
+
+
+# ---- draining (contract L8) ----
+
+OPEN, CLOSING, ENDED = 1, 2, 3
+
+
+def door(replica: Replica) -> tuple[int, int]:
+    """(round, state)."""
+    word = int(replica.door())
+    return word >> 8, word & 0xFF
+
+
+def listener(replica: Replica) -> int:
+    slot, gen = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    assert replica.listen_on(slot, gen) == 0
+    return int(slot[0])
+
+
+def reborn(lib: Any, replica: Replica) -> Replica:
+    successor = Replica(lib, replica.world_reborn())
+    successor.api_start_world()
+    return successor
+
+
+def test_with_listeners_only_the_door_can_be_shut(replica: Replica) -> None:
+    listener(replica)
+    assert door(replica) == (0, OPEN)
+    assert replica.shut() == 1 and door(replica) == (0, CLOSING)
+    replica.end()
+    assert door(replica) == (0, ENDED)
+
+
+def test_whatever_is_left_keeps_the_door_open(replica: Replica) -> None:
+    slot = listener(replica)
+    replica.tcp_busy(1)  # an orphan, a half-open connection, TIME_WAIT
+    assert replica.shut() == 0
+    replica.tcp_busy(0)
+    assert replica.arrive(0) >= 0  # nobody has accepted it yet
+    assert replica.shut() == 0 and door(replica) == (0, OPEN)
+    born = replica.accept_one(slot, 9)
+    assert replica.shut() == 0
+    replica.command_push(0, CLOSE, replica.gen(born), born)
+    replica.run()
+    assert replica.shut() == 1
+
+
+def test_a_connect_before_the_door_was_shut_is_served(replica: Replica) -> None:
+    replica.connect_push(0, 0, CLAIMED)
+    assert replica.shut() == 0 and door(replica) == (0, OPEN)
+    replica.run()
+    assert replica.flags(CLAIMED) == CONNECTING
+    assert replica.shut() == 0, "it is a connection now"
+
+
+def test_a_connect_after_that_is_nobodys_for_ever(lib: Any, replica: Replica) -> None:
+    """Its author saw the door and went elsewhere: no later life may obey it."""
+    assert replica.shut() == 1
+    replica.connect_push(0, 0, CLAIMED)
+    replica.end()
+    successor = reborn(lib, replica)
+    assert door(successor) == (1, OPEN)
+    successor.connect_push(1, 0, CLAIMED + 1)
+    successor.run()
+    assert successor.flags(CLAIMED) == 0
+    assert successor.flags(CLAIMED + 1) == CONNECTING
+
+
+def test_killed_with_the_door_half_shut(lib: Any, replica: Replica) -> None:
+    """The same life goes on: who waited at the door is served."""
+    assert replica.shut() == 1
+    replica.connect_push(0, 0, CLAIMED)
+    successor = reborn(lib, replica)
+    assert door(successor) == (0, OPEN)
+    successor.run()
+    assert successor.flags(CLAIMED) == CONNECTING
+
+
+def test_a_channel_that_was_opened_a_moment_ago_counts(replica: Replica) -> None:
+    replica.set_open(5, 1)
+    replica.command_push(5, CONNECT, 0, CLAIMED)
+    assert replica.shut() == 0
+    replica.run()
+    assert replica.flags(CLAIMED) == CONNECTING
+
+
+def test_a_nudge_reaches_every_process_once(replica: Replica) -> None:
+    before = [int(replica.overflow(i)) for i in range(2)]
+    replica.run()
+    wakes = replica.wakes()
+    replica.sleep_channel(0, 0)
+    replica.sleep_channel(1, 1)
+    replica.nudge()
+    assert [int(replica.overflow(i)) for i in range(2)] == [n + 1 for n in before]
+    assert replica.wakes() == wakes + 2

@@ -1,0 +1,107 @@
+"""Replicas come and go while kernel peers exchange bytes with them over a TAP device."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ..churn import CHURN, Churn
+from .programs import free_port, wait_until
+from .test_uplink import OURS, PEER, Net, uplinked
+
+CYCLES = int(os.environ.get("NEATSOCK_SCALE_CYCLES", "2"))
+# Upper 0.1 % point of chi-square with 3 degrees of freedom (any table).
+CHI_SQUARE_3 = 16.27
+
+
+@pytest.fixture
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
+    # A short TIME_WAIT: a draining replica waits for it.
+    options = ("--replicas-max", "4", "--time-wait-ms", "500")
+    with uplinked(tmp_path_factory.mktemp("scale"), 1, *options) as made:
+        yield made
+
+
+@pytest.fixture(params=["kernel clients", "kernel server"])
+def churn(net: Net, request: pytest.FixtureRequest) -> Iterator[Churn]:
+    worlds, at = (net.neat, net.peer), OURS
+    if request.param == "kernel server":
+        worlds, at = (net.peer, net.neat), PEER
+    made = Churn(*worlds, free_port(), bind=at, address=at, log=net.instance.log)
+    yield made
+    made.close()
+
+
+def status(net: Net) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(net.instance.cli("status", "--json").stdout)
+    return found
+
+
+def gone(net: Net, count: int) -> None:
+    wait_until(lambda: len(status(net)["replicas"]) == count, f"only {count} are left", 60)
+
+
+def kill_nic(net: Net) -> None:
+    old = status(net)["nic"]["pid"]
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: status(net)["nic"]["pid"] not in (old, None), "a new nic")
+
+
+def test_no_peer_notices_scale_events(net: Net, churn: Churn) -> None:
+    for _ in range(CYCLES):
+        net.instance.cli("scale", "4")
+        churn.goes_on(1000)
+        net.instance.cli("scale", "1")
+        churn.goes_on()
+        gone(net, 1)
+        churn.goes_on()
+
+
+def test_the_nic_dies_while_replicas_drain(net: Net, churn: Churn) -> None:
+    """Only the table it left behind says whose the connections of draining replicas are."""
+    for _ in range(CYCLES):
+        net.instance.cli("scale", "4")
+        churn.goes_on(500)
+        net.instance.cli("scale", "1")
+        kill_nic(net)
+        churn.goes_on()
+        gone(net, 1)
+        kill_nic(net)
+        churn.goes_on()
+
+
+CONNECT = """
+import random, socket, sys
+# The kernel's own source ports come in sequences, on which a linear hash is even or not at all.
+for port in random.Random(1).sample(range(10000, 60000), 1000):
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20, ("", port))
+    s.sendall(b"x")
+    assert s.recv(1) == b"x"
+    s.close()
+"""
+
+
+def test_new_connections_from_the_wire_are_equally_likely_on_all_replicas(net: Net) -> None:
+    port = free_port()
+    at = replace(net.neat, env={**net.neat.env, "CHURN_ADDRESS": OURS})
+    server = at.start(sys.executable, CHURN, "serve", str(port), "events", stdout=subprocess.PIPE)
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    net.instance.cli("scale", "4")
+    net.peer.run(sys.executable, "-c", CONNECT, OURS, str(port), timeout=120)
+
+    def counts() -> list[int]:
+        return [r["accepted"] for r in status(net)["replicas"]]
+
+    wait_until(lambda: sum(counts()) == 1000, "counters are published when replicas sleep")
+    found = counts()
+    server.kill()
+    server.wait()
+    assert sum((n - 250) ** 2 / 250 for n in found) < CHI_SQUARE_3, found
