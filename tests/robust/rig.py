@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neatsock.instance import NotUp, ask, native
+from neatsock.instance import InstanceError, ask, native
 
 from ..worlds import World, neatsock_env
 
@@ -155,7 +155,7 @@ class Rig:
         """Status, or {} while nobody answers."""
         try:
             return ask(self.path, {"cmd": "status"}, 5)
-        except NotUp:
+        except InstanceError:
             return {}
 
     def pids(self) -> dict[str, int]:
