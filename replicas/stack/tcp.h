@@ -351,19 +351,6 @@ static inline uint32_t tcp_now_ts(const struct stack *s, uint32_t offset)
 }
 
 /* ---- units of work (W14) and seals ---- */
-static inline void unit_begin(struct stack *s, enum arena_unit unit, const struct tcb *t)
-{
-	a64_store(&s->tcp->arena->journal, journal_word(unit, t ? tcb_index(s, t) + 1 : 0));
-	compiler_fence();
-}
-/* The frame that is being worked on turned out to be this connection's. */
-static inline void unit_names(struct stack *s, const struct tcb *t)
-{
-	neat_a64 *j = &s->tcp->arena->journal;
-
-	a64_store(j, journal_word(journal_unit(a64_relaxed(j)), tcb_index(s, t) + 1));
-	compiler_fence();
-}
 /* Sums of products with odd numbers: the multiplications overlap, so it costs a few nanoseconds. Meant for
  * wild writes, not for adversaries: no application maps the arena. */
 static inline uint32_t seal_e(const struct tcb *t)
@@ -389,8 +376,49 @@ static inline uint32_t seal_i(const struct tcb *t)
 		h = (h ^ w[i]) * 0x9e3779b97f4a7c15ull + (h >> 29);
 	return (uint32_t)(h >> 32) ^ (uint32_t)h;
 }
+/* The invariants of arena.h, true after every single store into a record that is not free (tcp.c). */
+bool tcp_numbers_ok(const struct tcb *t);
+
+/*
+ * The quarantine build dies at once of what the normal one finds at the next adoption: a control block that
+ * somebody else wrote to, or that a unit of work left wrong.
+ */
+#ifdef NEAT_QUARANTINE
+enum { QUARANTINE = 1 };
+#else
+enum { QUARANTINE = 0 };
+#endif
+/* Of the one that the journal names already, a unit of work may be under way. */
+static inline void quarantine_begins(const struct stack *s, const struct tcb *t)
+{
+	if (QUARANTINE && tcp_state(t) != TCP_FREE && t->seal_e != seal_e(t) &&
+	    journal_record(a64_relaxed(&s->tcp->arena->journal)) != tcb_index(s, t) + 1)
+		__builtin_trap();
+}
+static inline void quarantine_ends(const struct tcb *t)
+{
+	if (QUARANTINE && tcp_state(t) != TCP_FREE && !tcp_numbers_ok(t))
+		__builtin_trap();
+}
+static inline void unit_begin(struct stack *s, enum arena_unit unit, const struct tcb *t)
+{
+	if (t)
+		quarantine_begins(s, t);
+	a64_store(&s->tcp->arena->journal, journal_word(unit, t ? tcb_index(s, t) + 1 : 0));
+	compiler_fence();
+}
+/* The frame that is being worked on turned out to be this connection's. */
+static inline void unit_names(struct stack *s, const struct tcb *t)
+{
+	neat_a64 *j = &s->tcp->arena->journal;
+
+	quarantine_begins(s, t);
+	a64_store(j, journal_word(journal_unit(a64_relaxed(j)), tcb_index(s, t) + 1));
+	compiler_fence();
+}
 static inline void unit_end(struct tcb *t)
 {
+	quarantine_ends(t);
 	compiler_fence();
 	t->seal_e = seal_e(t);
 }

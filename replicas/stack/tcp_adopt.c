@@ -51,26 +51,6 @@ static bool state_known(enum tcp_state state)
 	return false;
 }
 
-/* The invariants of arena.h, true after every single store. */
-static bool numbers_ok(const struct tcb *t)
-{
-	const uint64_t ring = 1ull << NEAT_RING_LOG2_MAX;
-	uint64_t fin = fin_rx_seq(t), next = rcv_nxt(t), una = snd_una(t);
-	enum tcp_state state = tcp_state(t);
-	uint32_t log2 = (uint32_t)(rx_ring(t) & 0xff);
-
-	if (una > snd_max(t) || snd_max(t) > snd_end(t) || tx_tail(t) - tx_una(t) > ring)
-		return false;
-	if (fin && (fin > next || next > fin + 1))
-		return false;
-	if (state == TCP_SYN_SENT ? next > 1 : next < 1 && state != TCP_CLOSED)
-		return false;
-	if (next && rx_head(t) - rx_tail(t) > ring)
-		return false;
-	return (una >= 1 || state == TCP_SYN_SENT || state == TCP_SYN_RCVD || state == TCP_CLOSED) &&
-	       log2 >= NEAT_RING_LOG2_MIN && log2 <= NEAT_RING_LOG2_MAX;
-}
-
 static bool identity_ok(const struct tcb *t)
 {
 	return t->key.lport && t->key.rport && t->snd_wscale <= 14 && t->rcv_wscale <= 14 &&
@@ -79,7 +59,7 @@ static bool identity_ok(const struct tcb *t)
 
 static bool record_ok(const struct adoption *a, const struct tcb *t)
 {
-	if (!state_known(tcp_state(t)) || !identity_ok(t) || !numbers_ok(t))
+	if (!state_known(tcp_state(t)) || !identity_ok(t) || !tcp_numbers_ok(t))
 		return false;
 	return t == a->torn || (t->seal_e == seal_e(t) && t->seal_i == seal_i(t));
 }
