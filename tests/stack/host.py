@@ -67,7 +67,7 @@ def build(directory: Path) -> Any:
     """The harness as a loaded library."""
     out = directory / "harness.so"
     sources = [ROOT / "tests/stack/harness.c", *stack_sources()]
-    # With the checks of the quarantine build: each unit of work leaves control blocks as they must be.
+    # With the checks of the quarantine build: units of work leave control blocks as they must be.
     compile_c(out, sources, "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DNEAT_QUARANTINE")
     return ffi.dlopen(str(out))
 
