@@ -7,6 +7,7 @@
  */
 #include "filter.h"
 #include "tcp.h"
+#include "udp.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -24,6 +25,7 @@ struct host {
 	uint32_t next_born, free_born[SLOTS_BORN], nfree_born;
 	struct tcb *tcb[NEAT_SLOTS];
 	struct listener *listener[NEAT_SLOTS];
+	struct udp_sock *udp[NEAT_SLOTS];
 	uint16_t gen[NEAT_SLOTS];
 	uint8_t closed[NEAT_SLOTS], live[NEAT_SLOTS];
 	uint32_t notified[NEAT_SLOTS];
@@ -81,6 +83,14 @@ API uint32_t host_time_waits(struct host *h);
 API void host_accept_fail(struct host *h, uint32_t count);
 API void host_icmp(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
 		   uint32_t seq, uint8_t type, uint8_t code, uint32_t mtu);
+API int host_udp_open(struct host *h, uint32_t addr, uint16_t port, int home, const uint32_t *opts);
+API void host_udp_send(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, const uint8_t *data, uint32_t len);
+API void host_udp_write(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len);
+API int host_udp_recv(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap, uint32_t *addr, uint16_t *port);
+API void host_udp_peer(struct host *h, uint32_t slot, uint32_t addr, uint16_t port);
+API void host_udp_rx_tail(struct host *h, uint32_t slot, uint64_t value);
+API void host_udp_close(struct host *h, uint32_t slot);
+API void host_udp_reborn(struct host *h);
 API uint32_t host_isn(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport);
 
 /* ---- the world ---- */
@@ -240,6 +250,9 @@ void host_drain(struct host *h)
 	while (lo_deliver(&h->stack))
 		;
 	tcp_resume(&h->stack);
+	do
+		udp_resume(&h->stack);
+	while (udp_waits(&h->stack));
 	while (lo_deliver(&h->stack))
 		;
 }
@@ -330,6 +343,7 @@ static void slot_free(struct host *h, uint32_t slot)
 {
 	h->live[slot] = 0;
 	h->tcb[slot] = NULL;
+	h->udp[slot] = NULL;
 	a64_release(&h->mem.pub->slots[slot].status, neat_status(h->gen[slot], 0, 0));
 	if (slot < SLOTS_BORN)
 		h->free_born[h->nfree_born++] = slot;
@@ -604,6 +618,111 @@ uint32_t host_isn(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr
 	struct flow_key k = { .laddr = laddr, .raddr = raddr, .lport = lport, .rport = rport };
 
 	return tcp_isn(&h->stack, &k);
+}
+
+/* ---- datagrams: the application's half as libneatsock has it ---- */
+
+static int udp_attach(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, bool home)
+{
+	struct udp_open o = { .ref = slot_ref(h, slot), .laddr = addr, .lport = port, .home = home };
+
+	return udp_open(&h->stack, &o, &h->udp[slot]);
+}
+
+int host_udp_open(struct host *h, uint32_t addr, uint16_t port, int home, const uint32_t *opts)
+{
+	uint32_t slot = NEAT_SLOT_APP_FIRST;
+	int err;
+
+	while (h->live[slot])
+		slot++;
+	slot_take(h, slot, NEAT_SLOT_DATAGRAM);
+	h->mem.app->slots[slot].opts = options(opts);
+	h->mem.pub->slots[slot].laddr = addr;
+	h->mem.pub->slots[slot].lport = port;
+	err = udp_attach(h, slot, addr, port, home);
+	if (err)
+		slot_free(h, slot);
+	return err ? err : (int)slot;
+}
+
+static void udp_put(struct host *h, uint32_t slot, const void *data, uint32_t len)
+{
+	struct neat_slot_app *app = &h->mem.app->slots[slot];
+	uint64_t tail = a64_relaxed(&app->tx_tail), una = a64_relaxed(&h->mem.pub->slots[slot].tx_una);
+	uint64_t word = neat_ring_reserve(h->mem.app, slot, NEAT_TX, a64_relaxed(&app->tx_ring), una, tail, len);
+	struct neat_span s = neat_ring_span(h->mem.app, slot, NEAT_TX, word, tail, len);
+
+	neat_span_write(&s, data);
+	a64_release(&app->tx_ring, word);
+	a64_release(&app->tx_tail, tail + len);
+}
+
+void host_udp_write(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len)
+{
+	udp_put(h, slot, data, len);
+	udp_kick(&h->stack, h->udp[slot]);
+	host_drain(h);
+}
+
+void host_udp_send(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, const uint8_t *data, uint32_t len)
+{
+	const struct neat_dgram d = { .len = len, .addr = addr, .port = port };
+
+	udp_put(h, slot, &d, sizeof(d));
+	host_udp_write(h, slot, data, len);
+}
+
+int host_udp_recv(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap, uint32_t *addr, uint16_t *port)
+{
+	struct neat_slot_app *app = &h->mem.app->slots[slot];
+	uint64_t tail = a64_relaxed(&app->rx_tail), word = a64_acquire(&h->mem.pub->slots[slot].rx_ring);
+	struct neat_dgram d;
+	struct neat_span s;
+
+	if (host_readable(h, slot) < sizeof(d))
+		return -EAGAIN;
+	s = neat_ring_span(h->mem.app, slot, NEAT_RX, word, tail, sizeof(d));
+	neat_span_read(&s, &d);
+	if (d.len > cap || d.len > host_readable(h, slot) - sizeof(d))
+		return -EIO;
+	s = neat_ring_span(h->mem.app, slot, NEAT_RX, word, tail + sizeof(d), d.len);
+	neat_span_read(&s, data);
+	a64_release(&app->rx_tail, tail + sizeof(d) + d.len);
+	*addr = d.addr;
+	*port = d.port;
+	return (int)d.len;
+}
+
+void host_udp_peer(struct host *h, uint32_t slot, uint32_t addr, uint16_t port)
+{
+	h->mem.app->slots[slot].raddr = addr;
+	h->mem.app->slots[slot].rport = port;
+	a32_add(&h->mem.app->slots[slot].optgen, 1);
+	udp_kick(&h->stack, h->udp[slot]);
+	host_drain(h);
+}
+
+void host_udp_rx_tail(struct host *h, uint32_t slot, uint64_t value)
+{
+	a64_release(&h->mem.app->slots[slot].rx_tail, value);
+}
+
+void host_udp_close(struct host *h, uint32_t slot)
+{
+	h->closed[slot] = 1;
+	udp_close(&h->stack, h->udp[slot]);
+	host_drain(h);
+}
+
+/* A successor: nothing of ours is left, the slots say all. */
+void host_udp_reborn(struct host *h)
+{
+	memset(h->stack.udp, 0, udp_memory());
+	for (uint32_t i = 1; i < NEAT_SLOTS; i++)
+		if (h->udp[i] && udp_attach(h, i, h->mem.pub->slots[i].laddr, h->mem.pub->slots[i].lport, true) == 0)
+			udp_later(&h->stack, h->udp[i]);
+	host_drain(h);
 }
 
 /* ---- the socket layer, as api.c does it ---- */

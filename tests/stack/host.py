@@ -6,6 +6,7 @@ blocks. Sequence numbers of `Peer` are relative: each side's SYN is 0, its first
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 from collections.abc import Iterable
@@ -212,6 +213,42 @@ class Host:
 
     def error(self, slot: int) -> int:
         return int(self.info(slot).err)
+
+    # ---- datagrams ----
+
+    def udp(self, port: int, addr: int = 0, home: bool = True,
+            options: dict[int, int] | None = None) -> int:  # fmt: skip
+        """Slot of a UDP socket, or -errno."""
+        return int(self.lib.host_udp_open(self.h, addr, port, home, option_words(options)))
+
+    def send_to(self, slot: int, addr: int, port: int, data: bytes) -> None:
+        self.lib.host_udp_send(self.h, slot, addr, port, data, len(data))
+        self.collect()
+
+    def write_raw(self, slot: int, data: bytes) -> None:
+        """Bytes that need not be datagrams."""
+        self.lib.host_udp_write(self.h, slot, data, len(data))
+        self.collect()
+
+    def recv_from(self, slot: int) -> tuple[bytes, int, int] | None:
+        """(data, address, port) of the next datagram, None if there is none."""
+        addr, port = ffi.new("uint32_t *"), ffi.new("uint16_t *")
+        n = self.lib.host_udp_recv(self.h, slot, self.buf, len(self.buf), addr, port)
+        if n == -errno.EAGAIN:
+            return None
+        assert n >= 0, "the ring holds no datagrams"
+        return bytes(ffi.buffer(self.buf, n)), int(addr[0]), int(port[0])
+
+    def peer(self, slot: int, addr: int, port: int) -> None:
+        self.lib.host_udp_peer(self.h, slot, addr, port)
+
+    def udp_close(self, slot: int) -> None:
+        self.lib.host_udp_close(self.h, slot)
+        self.collect()
+
+    def udp_reborn(self) -> None:
+        self.lib.host_udp_reborn(self.h)
+        self.collect()
 
     @property
     def blocks(self) -> list[int]:
