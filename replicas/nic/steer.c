@@ -107,5 +107,8 @@ bool steer_tx(struct steer *s, const uint8_t *bytes, const struct frame *f, uint
 		return false;
 	if (f->kind == FRAME_TCP)
 		flows_tx(s->flows, f, (uint8_t)replica, now_us);
+	/* N_PORT may still be on its way: to the wire a socket sends from its home, and its answer comes back. */
+	if (f->kind == FRAME_UDP && s->udp_home[f->t.lport] == NEAT_PORT_NO_HOME)
+		s->udp_home[f->t.lport] = (uint8_t)replica;
 	return true;
 }

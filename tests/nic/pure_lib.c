@@ -18,6 +18,7 @@ void nic_successor(void *s, uint64_t now_us);
 uint8_t *nic_table(void *s);
 uint32_t nic_state(void *s, uint32_t raddr, uint16_t rport, uint32_t laddr, uint16_t lport);
 void nic_active(void *s, uint32_t active);
+void nic_port(void *s, uint16_t port, uint32_t replica);
 void nic_reta(void *s, uint8_t *out);
 uint32_t nic_rx(void *s, const uint8_t *frame, uint32_t len, uint32_t queues, uint32_t ready, uint64_t now_us);
 int nic_tx(void *s, const uint8_t *frame, uint32_t len, uint32_t replica, uint64_t now_us);
@@ -113,6 +114,7 @@ void nic_free(void *s)
 }
 
 void nic_active(void *s, uint32_t active) { steer_active(s, active); }
+void nic_port(void *s, uint16_t port, uint32_t replica) { ((struct steer *)s)->udp_home[port] = (uint8_t)replica; }
 void nic_reta(void *s, uint8_t *out) { memcpy(out, ((struct steer *)s)->reta, RSS_RETA); }
 void nic_purge(void *s, uint32_t replica) { flows_purge(((struct steer *)s)->flows, (uint8_t)replica); }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -186,3 +187,36 @@ def test_a_replica_speaks_only_for_our_addresses(nic: Nic) -> None:
     assert nic.tx(arp(1, OUR, PEER, mac=OUR_MAC), 0)
     assert not nic.tx(arp(1, PEER, PEER + 1, mac=OUR_MAC), 0)
     assert not nic.tx(ethernet(b"\0" * 40, 0x86DD, to_us=False), 0)
+
+
+# ---- UDP: exact filters (contract L9) ----
+
+
+def udp(sport: int, dport: int) -> bytes:
+    return struct.pack("!HHHH", sport, dport, 8, 0)
+
+
+def datagram(sport: int, dport: int) -> bytes:
+    return ethernet(ipv4(PEER, OUR, 17, udp(sport, dport)))
+
+
+def test_a_udp_port_has_one_home(nic: Nic) -> None:
+    """Whatever the hash says; also for errors about what it sent."""
+    for home in range(4):
+        nic.lib.nic_port(nic.at, 53, home)
+        for sport in range(4000, 4050):
+            assert nic.owner(datagram(sport, 53)) == home
+            quoted = icmp(3, 3, ipv4(OUR, PEER, 17, udp(53, sport)))
+            assert nic.owner(ethernet(ipv4(PEER, OUR, 1, quoted))) == home
+    nic.lib.nic_port(nic.at, 53, 0xFF)
+    owners = {nic.owner(datagram(sport, 53)) for sport in range(4000, 4200)}
+    assert owners == {0, 1, 2, 3}  # nobody's: by hash, one of them answers port unreachable
+
+
+def test_an_answer_comes_back_before_neatd_has_told_of_the_port(nic: Nic) -> None:
+    assert nic.tx(ethernet(ipv4(OUR, PEER, 17, udp(4000, 53)), to_us=False), 2)
+    assert nic.owner(datagram(53, 4000)) == 2
+    # What neatd said stands, whoever else sends from there.
+    nic.lib.nic_port(nic.at, 4001, 1)
+    assert nic.tx(ethernet(ipv4(OUR, PEER, 17, udp(4001, 53)), to_us=False), 3)
+    assert nic.owner(datagram(53, 4001)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -376,3 +377,77 @@ def test_two_instances_on_a_wire(
     finally:
         for instance in made:
             instance.down()
+
+
+# ---- UDP ----
+
+UDP_SERVER = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 0))
+s.settimeout(60)
+print(s.getsockname()[1], flush=True)
+while True:
+    data, peer = s.recvfrom(65536)
+    if data == b"end": break
+    s.sendto(data[::-1], peer)
+"""
+
+UDP_CLIENT = """
+import os, socket, sys
+server = (sys.argv[1], int(sys.argv[2]))
+def asks(s, send, data):
+    for _ in range(3):  # a datagram may be lost
+        send(data)
+        try:
+            answer, peer = s.recvfrom(65536)
+        except TimeoutError:
+            continue
+        assert (answer, peer) == (data[::-1], server), (len(answer), peer)
+        return
+    raise SystemExit(f"no answer to {len(data)} bytes")
+for i in range(12):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(5)
+        if i % 2: s.connect(server)
+        send = s.send if i % 2 else lambda data: s.sendto(data, server)
+        for size in (0, 1, 100, 1472):
+            asks(s, send, os.urandom(size))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.settimeout(5)
+    s.sendto(b"end", server)
+    s.connect((sys.argv[1], 9))
+    s.send(b"x")
+    try: s.recv(1)
+    except ConnectionRefusedError: print("refused")
+"""
+
+
+@pytest.mark.parametrize("ours", ["server", "server bound to our address", "client"])
+def test_datagrams(net: Net, ours: str) -> None:
+    """Every socket's home gets its answers, whatever the hash says of its port."""
+    bind = {"server": "0.0.0.0", "client": PEER}.get(ours, OURS)
+    here, there = (net.peer, net.neat) if ours == "client" else (net.neat, net.peer)
+    server = here.start(sys.executable, "-c", UDP_SERVER, bind, stdout=subprocess.PIPE)
+    assert server.stdout
+    try:
+        port = server.stdout.readline().strip()
+        address = PEER if ours == "client" else OURS
+        assert there.run(sys.executable, "-c", UDP_CLIENT, address, port).stdout == "refused\n"
+        assert server.wait(10) == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_datagram_larger_than_the_wire(net: Net) -> None:
+    """No fragments of ours (docs/differences.md): the kernel would send them."""
+    code = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "print(s.sendto(bytes(1472), (sys.argv[1], 9)))\n"
+        "try: s.sendto(bytes(1473), (sys.argv[1], 9))\n"
+        "except OSError as err: print(err.errno)\n"
+    )
+    out = net.neat.run(sys.executable, "-c", code, PEER).stdout.split()
+    assert out == ["1472", str(errno.EMSGSIZE)]
