@@ -14,7 +14,7 @@ from neatsock import abi
 
 from .apps import App, Orphan
 from .clients import Connection, Server
-from .datagrams import check_twin, choose_home, owner_of, steer
+from .datagrams import check_twin, choose_home, elsewhere, owner_of, steer
 from .link import REPLICA, key
 from .ports import Claim, check_address, check_privilege, conflict, overlap
 from .registry import Key
@@ -122,6 +122,8 @@ class Bindings:
         known = self._current(claim)
         if known is not None:
             return (0, known.home) if known.claim == claim else (-errno.EINVAL, 0)
+        if elsewhere(twin) and conflict(claim, self._claims()):
+            return -errno.EADDRINUSE, 0
         # What cannot live beside the twin is closed already; only its UNBIND, or our notice of its
         # process's death, is on the way.
         for other in list(self.table.values()):

@@ -19,6 +19,7 @@ from .ports import Claim
 
 LIB = abi.lib
 SEVERAL = 0xFFFFFFFF  # neat_port_entry.owner
+SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>, Linux 5.14
 
 
 def check_twin(twin: int, addr: int, port: int) -> int:
@@ -29,6 +30,13 @@ def check_twin(twin: int, addr: int, port: int) -> int:
         held = sock.getsockname()
     address = int.from_bytes(socket.inet_aton(held[0]), "big")
     return 0 if port and (address, held[1]) == (addr, port) else errno.EACCES
+
+
+def elsewhere(twin: int) -> bool:
+    """The twin is in another network namespace: its kernel did not see our other sockets."""
+    with socket.socket(fileno=os.dup(twin)) as theirs, socket.socket() as ours:
+        cookies = {s.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8) for s in (theirs, ours)}
+    return len(cookies) == 2
 
 
 def choose_home(wanted: int | None, active: int, homes: Iterable[int]) -> int:

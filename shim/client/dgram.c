@@ -262,6 +262,7 @@ static int bind_twin(int fd, const struct sockaddr *sa, socklen_t len, bool ours
 int dgram_bound(uint32_t sock, int fd, int near)
 {
 	struct neat_sock *s = nt_sock(sock);
+	const struct sockaddr none = { .sa_family = AF_UNSPEC };
 	struct sockaddr_in in = { .sin_family = AF_INET };
 	socklen_t len = sizeof(in);
 	int err = 0;
@@ -270,11 +271,18 @@ int dgram_bound(uint32_t sock, int fd, int near)
 		return 0;
 	nt_tid_lock(&s->lock);
 	if (!(a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)) {
+		err = -EADDRINUSE;
 		/* A port that went with a peer leaves the address behind. */
 		nt_real.getsockname(fd, (struct sockaddr *)&in, &len);
-		err = bind_twin(fd, (struct sockaddr *)&in, sizeof(in), in.sin_addr.s_addr != 0);
-		if (!err)
-			err = publish(sock, fd, near);
+		in.sin_port = 0;
+		for (int i = 0; i < 16 && err == -EADDRINUSE; i++) {
+			err = bind_twin(fd, (struct sockaddr *)&in, sizeof(in), in.sin_addr.s_addr != 0);
+			if (!err)
+				err = publish(sock, fd, near);
+			/* Taken by a program in another network namespace: give it up, draw again. */
+			if (err == -EADDRINUSE)
+				nt_real.connect(fd, &none, sizeof(none));
+		}
 	}
 	nt_tid_unlock(&s->lock);
 	return err;

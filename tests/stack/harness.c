@@ -624,7 +624,8 @@ uint32_t host_isn(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr
 
 static int udp_attach(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, bool home)
 {
-	struct udp_open o = { .ref = slot_ref(h, slot), .laddr = addr, .lport = port, .home = home };
+	struct udp_open o = { .ref = slot_ref(h, slot), .laddr = addr, .lport = port, .home = home,
+			      .closed = h->closed[slot] };
 
 	return udp_open(&h->stack, &o, &h->udp[slot]);
 }

@@ -20,10 +20,14 @@ STEPS = "30000"
 @pytest.fixture(scope="module")
 def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fuzz") / "fuzz"
-    sanitize = "-fsanitize=address,undefined"
-    compile_c(out, [ROOT / "tests/stack/fuzz.c", *stack_sources()], "-O1", sanitize,
-              "-fno-sanitize-recover=all")  # fmt: skip
+    build(out, "fuzz.c")
     return out
+
+
+def build(out: Path, source: str) -> None:
+    sanitize = "-fsanitize=address,undefined"
+    compile_c(out, [ROOT / "tests/stack" / source, *stack_sources()], "-O1", sanitize,
+              "-fno-sanitize-recover=all")  # fmt: skip
 
 
 def run(fuzz: Path, seed: int) -> None:
@@ -45,3 +49,15 @@ def test_other_seeds(fuzz: Path) -> None:
     while time.monotonic() < deadline:
         run(fuzz, seed)
         seed += 1
+
+
+def test_datagrams(tmp_path: Path) -> None:
+    """UDP, ICMP errors about it, and applications that write anything into their words."""
+    out = tmp_path / "fuzz_udp"
+    build(out, "fuzz_udp.c")
+    deadline = time.monotonic() + float(os.environ.get("NEAT_FUZZ_SECONDS", "2"))
+    seed = 1
+    while seed < 3 or time.monotonic() < deadline:
+        result = subprocess.run([out, str(seed), "20000"], capture_output=True, text=True)
+        assert result.returncode == 0, f"seed {seed}, 20000 steps:\n{result.stderr[-4000:]}"
+        seed = seed + 1 if seed < 2 else int.from_bytes(os.urandom(6), "big") | 4

@@ -7,6 +7,7 @@ travel through the kernel's TCP, so whatever works, works on the replicas.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -181,6 +182,57 @@ def test_iperf3(world: World, site: Site, scratch: Path) -> None:
     finally:
         process.terminate()
         process.wait()
+
+
+MEMCACHED_UDP = """
+import os, socket, struct, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(10)
+s.connect(("127.0.0.1", int(sys.argv[1])))
+number = 0
+def ask(command):
+    global number
+    number += 1
+    s.send(struct.pack("!HHHH", number, 0, 1, 0) + command)
+    answer, count = {}, 1
+    while len(answer) < count:
+        part = s.recv(65536)
+        who, index, count, _ = struct.unpack("!HHHH", part[:8])
+        assert who == number
+        answer[index] = part[8:]
+    return b"".join(answer[i] for i in range(count))
+value = os.urandom(1000)
+assert ask(b"set key 0 0 1000\\r\\n" + value + b"\\r\\n") == b"STORED\\r\\n"
+want = b"VALUE key 0 1000\\r\\n" + value + b"\\r\\nEND\\r\\n"
+print(sum(ask(b"get key\\r\\n") == want for _ in range(500)))
+"""
+
+
+def test_memcached_over_udp(replicas: World, site: Site, scratch: Path) -> None:
+    port = free_port()
+    command = [*programs.memcached(site, port), "-U", str(port)]
+    with serving(replicas, command, port, scratch / "log"):
+        assert replicas.run(sys.executable, "-c", MEMCACHED_UDP, str(port)).stdout == "500\n"
+
+
+def test_iperf3_over_udp(replicas: World, scratch: Path) -> None:
+    port = free_port()
+    iperf3 = need("iperf3")
+    log = (scratch / "log").open("w")
+    server = replicas.start(
+        iperf3, "-s", "-B", "127.0.0.1", "-p", str(port), stdout=log, stderr=log
+    )
+    try:
+        client = (iperf3, "-u", "-c", "127.0.0.1", "-p", str(port), "-b", "20M", "-n", "2M")
+        programs.wait_until(
+            lambda: replicas.run(*client, check=False).returncode == 0, "a run of iperf3", 30
+        )
+        for way in ((), ("-R",)):
+            out = replicas.run(*client, "-l", "1000", "-J", *way).stdout
+            total = json.loads(out)["end"]["sum"]
+            assert total["packets"] > 1000 and total["lost_percent"] < 50, total
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
