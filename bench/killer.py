@@ -20,6 +20,7 @@ WEIGHTS = {"replica": 6, "nic": 2, "neatd": 1, "standby": 2}
 RECOVERY_S = 0.003  # about how long a successor takes: where a second kill hurts most
 NEATD_S = 0.15
 PATIENCE_S = 15.0
+RECENT = 200  # kills back, for which neatd may not know the successor yet
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ def processes(status: dict[str, Any]) -> list[Process]:
     return found
 
 
+def _child_of(pid: int, parent: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return int(stat.rpartition(")")[2].split()[1]) == parent
+
+
 class Killer:
     """Kills by pid as the control socket tells it, sometimes before the victim has recovered."""
 
@@ -77,13 +86,16 @@ class Killer:
         self.rng = rng
         self.killed = killed
         self.done: list[Kill] = []
+        self.keeper = 0
 
     def look(self) -> list[Process]:
         """Who runs now. Waits for a neatd that is being replaced."""
         end = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return processes(ask(self.control, {"cmd": "status"}, 5))
+                found = ask(self.control, {"cmd": "status"}, 5)
+                self.keeper = int(found["keeper"]["pid"])
+                return processes(found)
             except InstanceError as err:
                 if time.monotonic() > end:
                     raise CaseFailed(f"the instance does not answer: {err}") from err
@@ -119,11 +131,17 @@ class Killer:
             time.sleep(0.001)
 
     def _kill(self, victim: Process, early: bool) -> bool:
+        """False: it had been killed before, and neatd did not know yet."""
+        if victim.pid in (kill.pid for kill in self.done[-RECENT:]):
+            return False
         try:
             fd = os.pidfd_open(victim.pid)
         except ProcessLookupError:
             return False
         try:
+            # The number may be another program's by now.
+            if not _child_of(victim.pid, self.keeper):
+                return False
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         except ProcessLookupError:
             return False

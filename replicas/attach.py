@@ -217,9 +217,9 @@ class Attachments:
             connection.app_id = None
         self.app_gone(app)
         gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_APP_GONE, app_id=app.app_id)
-        for replica in range(len(app.segments)):
-            link.drop(REPLICA, replica, key(LIB.NEAT_MSG_R_SEGMENT, app.app_id))
-            link.send(REPLICA, replica, gone)
+        # Kept, and the segment with it, until the replica has sent what is left and answers.
+        for replica in range(len(self.state.replicas)):
+            link.store(REPLICA, replica, key(LIB.NEAT_MSG_R_APP_GONE, app.app_id), gone)
         link.forget("app", app.app_id)
         del self.state.apps[app.app_id]
         app.close()
@@ -376,7 +376,7 @@ class Attachments:
     def _release_slot(self, app: App, replica: int, slot: int, gen: int) -> None:
         kind = LIB.NEAT_MSG_R_RELEASE
         message = abi.pack("struct neat_msg_r_listen", kind, app_id=app.app_id, slot=slot, gen=gen)
-        self.state.link.send(REPLICA, replica, message)
+        self.state.link.store(REPLICA, replica, key(kind, app.app_id, slot), message)
 
     def connection_gone(self, connection: Connection) -> None:
         """No death in itself: the pidfd tells about that; exec closes the connection too."""

@@ -157,14 +157,20 @@ class Lifetime:
     def hold(self, pid: int) -> None:
         """`neatsock run` announces a program before it becomes it: stay until it is gone."""
         pidfd = os.pidfd_open(pid)
-        self.holders.add(pidfd)
-        self.loop.add_reader(pidfd, self._holder_gone, pidfd)
+        self.state.link.remember("hold", pid, fds=[pidfd])
+        self.recover(pid, pidfd)
         self.check()
 
-    def _holder_gone(self, pidfd: int) -> None:
+    def recover(self, pid: int, pidfd: int) -> None:
+        """Somebody announced himself to a predecessor of ours, or just now."""
+        self.holders.add(pidfd)
+        self.loop.add_reader(pidfd, self._holder_gone, pid, pidfd)
+
+    def _holder_gone(self, pid: int, pidfd: int) -> None:
         self.loop.remove_reader(pidfd)
         self.holders.discard(pidfd)
         os.close(pidfd)
+        self.state.link.forget("hold", pid)
         self.check()
 
     def check(self) -> None:
@@ -358,8 +364,13 @@ class Neatd:
         if rules:
             self.filter.recover(min(rules, key=lambda item: item.index).inner)
         self.state.registry.sweep()
+        known = set(self.state.apps)
         for app in list(self.state.apps.values()):
             self.attachments.recovered(app)
+        # Kept only for a replica that has not finished with the application.
+        for pairs in (found for app_id, found in segments.items() if app_id not in known):
+            for fd in (fd for pair in pairs.values() for fd in pair):
+                os.close(fd)
 
     def _recover_own(
         self,
@@ -383,6 +394,8 @@ class Neatd:
             self.attachments.recover_process(app, index, state["pid"], fds, mine)
         elif kind == "bind":
             self.bindings.recover(state, fds)
+        elif kind == "hold":
+            self.lifetime.recover(app_id, fds[0])
 
     # ---- keeper ----
 

@@ -577,11 +577,14 @@ enum neat_msg {
 	NEAT_MSG_R_CHANNEL = 67,/* neat_msg_r_channel + fd: the process's eventfd */
 	NEAT_MSG_R_LISTEN = 68,	/* neat_msg_r_listen; answered by R_LISTENING */
 	NEAT_MSG_R_START = 69,	/* end of the replay: announce yourself */
-	/* not kept */
+	/* not kept: a successor to which they are not replayed finds nothing that they could end */
 	NEAT_MSG_R_UNLISTEN = 70,	/* neat_msg_r_listen */
 	NEAT_MSG_R_CHANNEL_GONE = 71,	/* neat_msg_r_app: a process died, look at neat_channels.open */
-	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would */
-	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more */
+	/* kept until the answer, replayed behind R_START; done twice they do no harm */
+	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would;
+					 * answered by R_APP_DONE, with which R_SEGMENT goes from the store, too */
+	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more;
+					 * answered by R_RELEASED */
 	NEAT_MSG_R_DRAIN = 74,	/* neat_msg_result, value 1: end when nothing is left (kept and replayed);
 				 * 0: go on, answered by R_READY */
 	NEAT_MSG_R_NUDGE = 75,	/* header: raise `overflow` and wake everybody, registry.scaled has changed */
@@ -607,6 +610,7 @@ enum neat_msg {
 	NEAT_MSG_R_PARKED = 99,		/* neat_msg_result, value = neat_abi_fingerprint(): running, waits for
 					 * R_CONFIG; for the keeper only */
 	NEAT_MSG_R_DRAINED = 100,	/* neat_msg_r_config: nothing is left, this process ends; it is not replaced */
+	NEAT_MSG_R_RELEASED = 105,	/* the R_RELEASE that was carried out */
 	NEAT_MSG_R_FILTERED = 104,	/* header, seq of R_FILTER: these rules are in force */
 	/* nic -> keeper -> neatd */
 	NEAT_MSG_N_READY = 112,		/* neat_msg_n_queue; replica ~0 = answer to N_CONFIG */

@@ -115,6 +115,9 @@ static void queue_store(struct keeper *k, struct child *c)
 	m = msg_new(&start, sizeof(start), NULL, 0);
 	queue_add(&c->out, NULL, m);
 	msg_put(m);
+	/* Behind R_START: then the successor has the connections that they change. */
+	for (struct entry *e = c->orders; e; e = e->next)
+		queue_add(&c->out, NULL, e->m);
 }
 
 static void child_fork(struct keeper *k, struct child *c)

@@ -99,6 +99,7 @@ struct child {
 	uint64_t beat_cpu_us;		/* ... at this time of its CPU clock */
 	uint64_t stopped_at;		/* ms; 0 = it is not */
 	struct entry *stored;
+	struct entry *orders, **orders_tail;	/* not carried out yet; a successor gets them behind R_START */
 	struct entry *listen_hint;	/* where the next R_LISTENING probably belongs */
 	struct queue out;
 };
@@ -142,6 +143,11 @@ void store_put(struct child *c, uint64_t key, struct msg *m);
 void store_drop(struct child *c, uint64_t key);
 /* Slot and generation that a replica chose go into the stored R_LISTEN: a successor reuses them. */
 void store_listening(struct child *c, const struct neat_msg_r_listen *answer);
+/* R_APP_GONE and R_RELEASE: kept, beside the store, until the replica says that it has carried them out. */
+bool is_order(const struct msg *m);
+void order_put(struct child *c, struct msg *m);
+void order_done(struct child *c, const struct msg *answer);
+void orders_moot(struct child *c);	/* the replica has drained */
 struct neat_msg_keeper keeper_message(uint16_t type, const struct child *c, const struct msg *inner);
 
 /* msg.c */

@@ -36,7 +36,9 @@ static struct msg *inner_message(struct received *r)
 
 static void store_and_send(struct child *c, const struct neat_msg_keeper *order, struct msg *m, bool keep)
 {
-	if (keep)
+	if (keep && is_order(m))
+		order_put(c, m);
+	else if (keep)
 		store_put(c, order->key, m);
 	/* neatd's own state is for its successor only; others see what is stored when they start. */
 	if (c->role != NEAT_ROLE_NEATD && c->pid)
@@ -134,6 +136,7 @@ void child_message(struct keeper *k, struct child *c, struct received *r)
 		memcpy(&answer, r->u.bytes, sizeof(answer));
 		store_listening(c, &answer);
 	}
+	order_done(c, m);
 	/* Kept even while neatd is down: its successor gets it after the handback. */
 	from = keeper_message(NEAT_MSG_K_FROM, c, m);
 	queue_add(&k->neatd.out, &from, m);

@@ -152,6 +152,7 @@ void became_ready(struct keeper *k, struct child *c)
 void became_idle(struct child *c)
 {
 	c->wanted = c->adoptable = c->planned = c->quarantined = false;
+	orders_moot(c);
 	c->fate = NEAT_DEATH_OUTSIDE;
 }
 

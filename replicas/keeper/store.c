@@ -141,6 +141,90 @@ void store_listening(struct child *c, const struct neat_msg_r_listen *answer)
 	c->listen_hint = e->next;
 }
 
+bool is_order(const struct msg *m)
+{
+	return m->u.h.type == NEAT_MSG_R_APP_GONE || m->u.h.type == NEAT_MSG_R_RELEASE;
+}
+
+static void drop_segment(struct child *c, const struct msg *m)
+{
+	const struct neat_msg_r_app *app = (const void *)m->u.bytes;
+
+	if (m->len >= sizeof(*app))
+		store_drop(c, (uint64_t)NEAT_MSG_R_SEGMENT << 48 | (uint64_t)app->app_id << 16);
+}
+
+/* A replica that is not wanted has nothing that could be ended. */
+static void order_moot(struct child *c, const struct msg *m)
+{
+	if (m->u.h.type == NEAT_MSG_R_APP_GONE)
+		drop_segment(c, m);
+}
+
+void orders_moot(struct child *c)
+{
+	while (c->orders) {
+		struct entry *e = c->orders;
+
+		c->orders = e->next;
+		order_moot(c, e->m);
+		msg_put(e->m);
+		free(e);
+	}
+}
+
+/* Takes its own reference. */
+void order_put(struct child *c, struct msg *m)
+{
+	struct entry *e;
+
+	if (!c->wanted) {
+		order_moot(c, m);
+		return;
+	}
+	e = calloc(1, sizeof(*e));
+	if (!e)
+		keeper_die("malloc");
+	m->refs++;
+	e->m = m;
+	if (!c->orders)
+		c->orders_tail = &c->orders;
+	*c->orders_tail = e;
+	c->orders_tail = &e->next;
+}
+
+static bool carried_out(const struct msg *order, const struct msg *answer)
+{
+	const struct neat_msg_r_listen *asked = (const void *)order->u.bytes, *released = (const void *)answer->u.bytes;
+	const struct neat_msg_r_app *gone = (const void *)order->u.bytes, *done = (const void *)answer->u.bytes;
+
+	if (order->u.h.type == NEAT_MSG_R_RELEASE && answer->u.h.type == NEAT_MSG_R_RELEASED)
+		return order->len >= sizeof(*asked) && answer->len >= sizeof(*released) &&
+		       asked->app_id == released->app_id && asked->slot == released->slot &&
+		       asked->gen == released->gen;
+	return order->u.h.type == NEAT_MSG_R_APP_GONE && answer->u.h.type == NEAT_MSG_R_APP_DONE &&
+	       order->len >= sizeof(*gone) && answer->len >= sizeof(*done) && gone->app_id == done->app_id;
+}
+
+/* Answers come in the order of the orders, but for those of applications, which are few: a short walk. */
+void order_done(struct child *c, const struct msg *answer)
+{
+	if (answer->u.h.type == NEAT_MSG_R_APP_DONE)
+		drop_segment(c, answer);
+	for (struct entry **at = &c->orders; *at; at = &(*at)->next) {
+		struct entry *e = *at;
+
+		if (!carried_out(e->m, answer))
+			continue;
+		*at = e->next;
+		if (!e->next)
+			c->orders_tail = at;
+		msg_put(e->m);
+		free(e);
+		return;
+	}
+}
+
 struct neat_msg_keeper keeper_message(uint16_t type, const struct child *c, const struct msg *inner)
 {
 	uint32_t len = (uint32_t)sizeof(struct neat_msg_keeper) + (inner ? inner->len : 0);

@@ -201,12 +201,27 @@ static void on_listen(struct replica *r, struct neat_msg_r_listen *m)
 	message_send(NEAT_MSG_R_LISTENING, m, sizeof(*m), seq);
 }
 
+/* Twice if it died with its predecessor's answer: then there is nothing left to do but to answer. */
 static void on_app_gone(struct replica *r, uint32_t app_id)
 {
 	struct app *app = api_app_find(&r->api, app_id);
+	struct neat_msg_r_app done = { .app_id = app_id };
+
+	if (!app) {
+		message_send(NEAT_MSG_R_APP_DONE, &done, sizeof(done), 0);
+		return;
+	}
+	api_app_gone(&r->api, app);
+}
+
+static void on_release(struct replica *r, struct neat_msg_r_listen *m)
+{
+	struct app *app = api_app_find(&r->api, m->app_id);
 
 	if (app)
-		api_app_gone(&r->api, app);
+		api_release(&r->api, app, m->slot, m->gen);
+	if (m->h.type == NEAT_MSG_R_RELEASE)
+		message_send(NEAT_MSG_R_RELEASED, m, sizeof(*m), m->h.seq);
 }
 
 void control_reap(struct replica *r)
@@ -287,9 +302,7 @@ static void dispatch_late(struct replica *r, struct message *msg)
 	switch (msg->u.h.type) {
 	case NEAT_MSG_R_UNLISTEN:
 	case NEAT_MSG_R_RELEASE:
-		app = api_app_find(&r->api, l->app_id);
-		if (app)
-			api_release(&r->api, app, l->slot, l->gen);
+		on_release(r, l);
 		break;
 	case NEAT_MSG_R_CHANNEL_GONE:
 		app = api_app_find(&r->api, a->app_id);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -179,6 +180,28 @@ def test_automatic_instance_waits_for_a_program_that_did_not_attach_yet(fresh: I
     assert alive(keeper)
     process.communicate(timeout=60)
     wait_for(lambda: not alive(keeper), "the instance has ended")
+
+
+def test_a_new_neatd_waits_for_that_program_too(fresh: Instance) -> None:
+    command = [sys.executable, "-m", "neatsock", "run", "--name", "t", "cat"]
+    process = subprocess.Popen(command, env=fresh.env, stdin=subprocess.PIPE)
+    wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "run became cat")
+    status = fresh.quick_status()
+    os.kill(status["neatd"]["pid"], signal.SIGKILL)
+    wait_for(
+        lambda: (s := fresh.quick_status()) and s["neatd"]["pid"] != status["neatd"]["pid"],
+        "another neatd",
+    )
+    code = (
+        "import os; from pathlib import Path; from tests.control.client import *\n"
+        "Client(Path(os.environ['NEATSOCK_SOCKET']))\n"
+    )
+    command = [sys.executable, "-m", "neatsock", "run", "--name", "t", sys.executable, "-c", code]
+    subprocess.run(command, env=fresh.env, cwd=ROOT, check=True, timeout=60)
+    time.sleep(1.5)  # longer than the linger time: the point is that nothing happens
+    assert alive(status["keeper"]["pid"])
+    process.communicate(timeout=60)
+    wait_for(lambda: not alive(status["keeper"]["pid"]), "the instance has ended")
 
 
 def test_run_uses_the_instance_that_is_up_and_leaves_it(fresh: Instance) -> None:
