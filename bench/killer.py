@@ -19,7 +19,7 @@ VICTIMS = ("replica", "nic", "neatd", "standby")
 WEIGHTS = {"replica": 6, "nic": 2, "neatd": 1, "standby": 2}
 RECOVERY_S = 0.003  # about how long a successor takes: where a second kill hurts most
 NEATD_S = 0.15
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 RECENT = 200  # kills back, for which neatd may not know the successor yet
 
 
