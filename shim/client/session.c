@@ -19,7 +19,10 @@
 
 struct nt_process nt = { .control_fd = -1 };
 
-enum { FDS_ABOVE = 40 };	/* room that is kept for our descriptors below RLIMIT_NOFILE */
+enum {
+	FDS_ABOVE = 40,		/* room that is kept for our descriptors below RLIMIT_NOFILE */
+	ATTACH_TRIES = 100,	/* neatds that die of nothing but our request */
+};
 
 struct received {
 	union {
@@ -343,27 +346,72 @@ static int attach_with(int sock, struct neat_msg_attach *m)
 	return 0;
 }
 
+/* Of an attachment that was not completed: the next one has other objects. */
+static void forget_maps(void)
+{
+	if (nt.registry)
+		munmap((void *)(uintptr_t)nt.registry, sizeof(*nt.registry));
+	if (nt.app)
+		munmap(nt.app, NEAT_APP_SIZE);
+	nt.registry = NULL;
+	nt.app = NULL;
+	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
+		struct nt_replica *r = &nt.rep[i];
+
+		if (r->pub)
+			munmap((void *)(uintptr_t)r->pub, sizeof(*r->pub));
+		if (r->app)
+			munmap(r->app, NEAT_SEG_APP_SIZE);
+		if (r->status)
+			munmap((void *)(uintptr_t)r->status, sizeof(*r->status));
+		if (r->ch)
+			munmap(r->ch, sizeof(*r->ch));
+		r->pub = NULL;
+		r->app = NULL;
+		r->status = NULL;
+		r->ch = NULL;
+	}
+}
+
+/*
+ * A neatd that dies with our request lets go of the connection; its successor listens on the same
+ * socket, which has gone if the whole instance has.
+ */
+static int attach_once(const char *path, struct neat_msg_attach *m, int *sock)
+{
+	int err;
+
+	*sock = connect_daemon(path);
+	if (*sock < 0)
+		return *sock;
+	err = attach_with(*sock, m);
+	if (!err)
+		return 0;
+	nt.row = NULL;
+	nt_real.close(*sock);
+	forget_maps();
+	return err;
+}
+
 static int attach_locked(struct neat_msg_attach *m)
 {
 	const char *path = nt.socket_path;
-	int sock, err;
+	int sock, err, tries = 0;
 
 	if (!*path) {
 		nt_say("no instance is named (NEATSOCK_SOCKET is not set); start programs with 'neatsock run'");
 		return -ENOENT;
 	}
-	sock = connect_daemon(path);
+	do
+		err = attach_once(path, m, &sock);
+	while ((err == -ECONNRESET || err == -EPIPE) && ++tries < ATTACH_TRIES);
 	if (sock < 0) {
 		nt_say("no daemon answers at %s (%s); sockets of this program stay with the kernel. Start it with 'neatsock up'",
 		       path, strerror(-sock));
 		return sock;
 	}
-	err = attach_with(sock, m);
-	if (err) {
+	if (err)
 		nt_say("cannot attach to %s: %s; sockets of this program stay with the kernel", path, strerror(-err));
-		nt.row = NULL;
-		nt_real.close(sock);
-	}
 	return err;
 }
 

@@ -163,9 +163,9 @@ class App:
     def wake(self) -> None:
         """The futex side of the protocol is the library's; a byte on fd 3 wakes the replica too."""
         if self.app.at.replica_asleep.v and self.replica.process.poll() is None:
-            message = ffi.new("struct neat_msg_r_app *")
+            message = ffi.new("struct neat_msg_r_listen *")
             message.app_id = 2**32 - 1
-            self.replica.send(ABI.NEAT_MSG_R_APP_GONE, message)
+            self.replica.send(ABI.NEAT_MSG_R_UNLISTEN, message)
 
     def connect(self, addr: int, port: int) -> Connection:
         slot = self.next_slot

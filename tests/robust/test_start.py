@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from neatsock.abi import VERSION
 from neatsock.instance import native
 
 from ..worlds import ROOT, World
-from .rig import Bystander, Rig
+from .rig import Bystander, Rig, wait_until
 
 # A conversation with itself: works in both worlds.
 TALK = """
@@ -209,3 +210,25 @@ def test_exec_into_an_ended_instance(scratch: Path) -> None:
         other.down()
     assert "belong to an instance that has ended" in done.stderr, done.stderr
     assert done.returncode in (0, 1)
+
+
+def test_daemon_that_dies_with_the_request(rig1: Rig, scratch: Path) -> None:
+    """neatd accepts, reads, and is killed: its successor listens on the same socket."""
+    path = scratch / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dying:
+        dying.bind(str(path))
+        dying.listen()
+        program = preloaded(path).start(
+            sys.executable, "-c", TALK, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        connection, _ = dying.accept()
+        assert connection.recv(4096)
+        path.unlink()
+        path.symlink_to(rig1.path)
+        accepted = sum(r["accepted"] for r in rig1.status()["replicas"])
+        connection.close()
+        out, err = program.communicate(timeout=30)
+    assert (out, err) == ("through\n", "")
+    wait_until(
+        lambda: sum(r["accepted"] for r in rig1.status()["replicas"]) > accepted, "it was ours"
+    )
