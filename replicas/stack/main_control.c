@@ -132,6 +132,9 @@ static void need_stack(struct replica *r)
 		fprintf(stderr, "neat-replica %u: the arena of the predecessor cannot be used; its connections end\n",
 			r->cfg.index);
 		r->api.adopting = false;
+		/* What the attempt left in it is no zeroed memory. */
+		munmap(memory, stack_memory(&r->cfg));
+		memory = map_anonymous(stack_memory(&r->cfg));
 	}
 	if (!r->api.adopting && stack_init(&r->stack, &r->cfg, &ops, memory, r->arena, true, r->stack.now_us))
 		replica_die("stack_init");
