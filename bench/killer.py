@@ -16,7 +16,7 @@ from neatsock.instance import InstanceError, ask
 
 VICTIMS = ("replica", "nic", "neatd", "standby")
 # Python takes 0.2 s to start: killed as often as the others neatd would never be up.
-WEIGHTS = {"replica": 6, "nic": 2, "neatd": 1, "standby": 2}
+WEIGHTS = {"replica": 12, "nic": 4, "neatd": 1, "standby": 3}
 RECOVERY_S = 0.003  # about how long a successor takes: where a second kill hurts most
 NEATD_S = 0.15
 PATIENCE_S = 60.0

@@ -50,6 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--peer", choices=("local", "tap", "both"), default="local")
     p.add_argument("--early", type=float, default=0.1, help="share of double kills, default 0.1")
     p.add_argument("--phase", type=float, default=10, metavar="S", help="seconds with kills")
+    p.add_argument("--seconds", type=float, default=1e9, metavar="S", help="no more than this")
     p.add_argument("--mode", choices=("stateful", "stateless"), default="stateful")
     p.add_argument("--seed", type=int, help="default: random, printed")
     p.add_argument(
@@ -99,7 +100,8 @@ class Run:
         """Phases without and with kills in turn. Blocks until all kills are done."""
         args = self.args
         self._open()
-        while len(self.killer.done) < args.kills:
+        end = time.monotonic() + args.seconds
+        while len(self.killer.done) < args.kills and time.monotonic() < end:
             time.sleep(args.phase / 3)
             self._end_phase(False, 0)
             before = len(self.killer.done)
