@@ -364,12 +364,15 @@ static void forget_maps(void)
 			munmap(r->app, NEAT_SEG_APP_SIZE);
 		if (r->status)
 			munmap((void *)(uintptr_t)r->status, sizeof(*r->status));
-		if (r->ch)
-			munmap(r->ch, sizeof(*r->ch));
+		if (r->channels)
+			munmap(r->channels, sizeof(*r->channels));
+		if (r->sock_of)
+			munmap(r->sock_of, NEAT_SLOTS * sizeof(uint32_t));
 		r->pub = NULL;
 		r->app = NULL;
 		r->status = NULL;
-		r->ch = NULL;
+		r->channels = NULL;
+		r->sock_of = NULL;
 	}
 }
 
