@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from .rig import Rig, wait_until
 
@@ -118,6 +119,12 @@ def test_unsent_bytes_of_a_dead_application_are_not_lost(rig1: Rig) -> None:
             process.kill()
             process.communicate()
     wait_until(lambda: not maps_segments(rig1), "the replica has let go of both applications")
+    wait_until(lambda: not holds_segments(rig1), "the keeper too, and for replicas that never ran")
+
+
+def holds_segments(rig: Rig) -> bool:
+    fds = Path(f"/proc/{rig.pids()['keeper']}/fd")
+    return any("memfd:neat_seg" in os.readlink(fd) for fd in fds.iterdir())
 
 
 def maps_segments(rig: Rig) -> bool:
