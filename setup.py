@@ -40,12 +40,35 @@ QUARANTINE = [
     "-D_FORTIFY_SOURCE=3",
 ]
 
-# Output, folders of sources, extra include folders, flags.
+# What only a replica that is one process has: its components have queues in these places.
+ONE_PROCESS = ("ip", "ip_hop", "link", "lo", "main_queue", "nicq")
+
+
+def component(own: str, *rooms: str) -> tuple[list[str], list[str], list[str]]:
+    """One component of a replica: the same sources as in the whole one, joined by queues."""
+    sources = [f"replicas/stack/{name}.c" for name in (*rooms, "csum", "ip_addr", "process")]
+    sources += [f"replicas/components/{name}.c" for name in ("component", "frameq", own)]
+    return sources, ["replicas/stack", "replicas/components"], HARDENED
+
+
+def tcp_component(*flags: str) -> tuple[list[str], list[str], list[str]]:
+    stack = sorted(p.stem for p in (ROOT / "replicas/stack").glob("*.c"))
+    sources = [f"replicas/stack/{name}.c" for name in stack if name not in ONE_PROCESS]
+    sources += [f"replicas/components/{name}.c" for name in ("frameq", "tcp_hop", "tcp_queue")]
+    return sources, ["replicas/stack", "replicas/components"], [*HARDENED, *flags]
+
+
+# Output, folders of sources or single sources, extra include folders, flags.
 TARGETS = {
     "neat-replica": (["replicas/stack"], [], HARDENED),
     "neat-replica-quarantine": (["replicas/stack"], [], [*HARDENED, *QUARANTINE]),
     "neat-keeper": (["replicas/keeper"], [], HARDENED),
     "neat-nic": (["replicas/nic"], [], HARDENED),
+    "neat-tcp": tcp_component(),
+    "neat-tcp-quarantine": tcp_component(*QUARANTINE),
+    "neat-ip": component("ip", "ip", "ip_deliver", "icmp", "icmp_error", "link"),
+    "neat-udp": component("udp"),
+    "neat-filter": component("filter", "filter", "icmp_error"),
     # initfirst: see shim/shim_process.c. Bsymbolic: inside, a name means our own function.
     "libneatsock.so": (
         ["shim", "shim/client"],
@@ -69,10 +92,17 @@ TARGETS = {
 
 def compile_target(name: str, out: Path, extra: list[str]) -> None:
     folders, includes, flags = TARGETS[name]
-    sources = [str(p.relative_to(ROOT)) for f in folders for p in sorted((ROOT / f).glob("*.c"))]
+    sources = []
+    for at in folders:
+        found = (
+            [at]
+            if at.endswith(".c")
+            else sorted(p.relative_to(ROOT) for p in (ROOT / at).glob("*.c"))
+        )
+        sources += map(str, found)
     if not sources:
         raise SystemExit(f"setup.py: no sources for {name} in {folders}: incomplete tree")
-    paths = ["replicas/abi", *folders, *includes]
+    paths = ["replicas/abi", *(f for f in folders if not f.endswith(".c")), *includes]
     compiler = os.environ.get("CC", "gcc").split()
     if shutil.which(compiler[0]) is None:
         raise SystemExit(

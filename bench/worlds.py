@@ -109,9 +109,12 @@ class Neat(World):
                 time.sleep(0.01)
 
 
+REPLICA_PROGRAMS = ("neat-replica", "neat-tcp", "neat-ip", "neat-udp", "neat-filter")
+
+
 def _is_replica(pid: int) -> bool:
     try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("neat-replica")
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith(REPLICA_PROGRAMS)
     except OSError:
         return False
 

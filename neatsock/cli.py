@@ -201,6 +201,11 @@ def _start_arguments(parser: argparse.ArgumentParser) -> None:
         "--spin-us", type=int, metavar="US", help="how long to spin before sleeping"
     )
     parser.add_argument("--time-wait-ms", type=int, metavar="MS", help="TIME_WAIT, default 60000")
+    parser.add_argument(
+        "--components",
+        choices=("single", "multi"),
+        help="a replica is one process (default), or four: tcp, udp, filter, ip",
+    )
 
 
 def _limit(text: str) -> int:
@@ -453,6 +458,8 @@ def _check_same(name: str, options: StartOptions, found: dict[str, Any]) -> None
         up_with = f"{count} replicas"
     elif options.mode is not None and options.mode != found["mode"]:
         up_with = f"--mode {found['mode']}"
+    elif options.components is not None and options.components != found["components"]:
+        up_with = f"--components {found['components']}"
     elif options.uplink and (options.uplink, options.address) != (
         nic.get("uplink"),
         nic.get("address"),
@@ -524,6 +531,11 @@ def describe(found: dict[str, Any]) -> str:
             f"{r['accepted']:>10} {r['segments_in']:>12} {r['segments_out']:>13} "
             f"{r['cpu_s']:>8.2f} {r['cpu']:>4}"
         )
+        lines += [
+            f"{part['name']:>7} {part['pid'] or '-':>8} {part['state']:>9} "
+            f"{part['packets']} packets, {part['drops']} dropped"
+            for part in r["components"]
+        ]
     lines += [f"replica {r['index']}: {_deaths(r)}" for r in found["replicas"] if r["last_death"]]
     for app in found["apps"]:
         ports = ", ".join(f"{p['address']}:{p['port']}" for p in app["ports"] if p["listening"])

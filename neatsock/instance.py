@@ -62,6 +62,7 @@ class StartOptions:
     gateway: str | None = None
     impair: str | None = None  # FIELD=NUMBER,... of struct neat_wire
     mode: str | None = None  # stateful or stateless
+    components: str | None = None  # single or multi
     faults: int | None = None
     fault_window_ms: int | None = None
     hang_ms: int | None = None
@@ -234,6 +235,14 @@ def clean_environment() -> dict[str, str]:
     return env
 
 
+def programs(options: StartOptions) -> list[str]:
+    """Options of neat-keeper: what a replica is started from."""
+    if options.components != "multi":
+        return ["--replica-bin", str(native("neat-replica"))]
+    prefix = native("neat-ip").with_name("neat-")
+    return ["--replica-bin", str(native("neat-tcp")), "--component-bin", str(prefix)]
+
+
 def start(name: str, options: StartOptions) -> dict[str, Any]:
     """Start an instance and wait until all its replicas are ready: its status.
 
@@ -246,7 +255,7 @@ def start(name: str, options: StartOptions) -> dict[str, Any]:
     command = [
         str(native("neat-keeper")),
         *("--dir", str(path.parent), "--name", name),
-        *("--replica-bin", str(native("neat-replica"))),
+        *programs(options),
         *("--nic-bin", str(native_dir() / "neat-nic")),
         *("--python", sys.executable),
         *options.arguments(),

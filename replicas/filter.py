@@ -16,7 +16,7 @@ from neatsock import abi
 from neatsock.filter import LAYOUT, RULES_MAX, Rule, RuleError, parse, unpack
 
 from .clients import Connection, Refused
-from .link import REPLICA, key
+from .link import key
 from .state import State
 
 LIB = abi.lib
@@ -92,7 +92,8 @@ class Filter:
         at = abi.ffi.offsetof("struct neat_msg_r_filter", "rule")
         rules = b"".join(rule.pack() for rule in self.rules)
         inner = inner[:at] + rules + inner[at + len(rules) :]
-        self.state.link.store(REPLICA, replica, key(LIB.NEAT_MSG_R_FILTER), inner)
+        role = self.state.replicas[replica].filter_role
+        self.state.link.store(role, replica, key(LIB.NEAT_MSG_R_FILTER), inner)
 
     def in_force(self, replica: int, generation: int) -> None:
         """R_FILTERED: this replica filters by that list, so by all older ones too."""
@@ -138,7 +139,7 @@ class Filter:
 
     def _count(self, rule: int) -> dict[str, int]:
         """What all replicas together last published of a rule."""
-        at = [replica.status.at.filter[rule] for replica in self.state.replicas]
+        at = [replica.filter_status.at.filter[rule] for replica in self.state.replicas]
         return {
             "packets": sum(int(a.packets.v) for a in at),
             "bytes": sum(int(a.bytes.v) for a in at),

@@ -29,6 +29,10 @@ from .attach import Attachments
 from .bindings import Bindings
 from .capture import Captures
 from .clients import Connection, Refused, Request, Server
+from .components import IP
+from .components import NAMES as COMPONENTS
+from .components import recover as recover_components
+from .components import start as start_components
 from .filter import Filter
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .policy import Policy
@@ -66,6 +70,7 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--spin-us", type=int, default=50)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--components", choices=("single", "multi"), default="single")
     parser.add_argument("--time-wait-ms", type=int, default=60000)
     parser.add_argument("--mode", choices=MODES, default="stateful")
     parser.add_argument("--replicas-max", type=int, default=0)
@@ -84,6 +89,8 @@ def parse(argv: list[str]) -> Options:
     if not 1 <= args.replicas <= LIB.NEAT_REPLICAS_MAX:
         parser.error(f"--replicas must be 1 to {LIB.NEAT_REPLICAS_MAX}")
     most = args.replicas_max or max(args.replicas, REPLICAS_ROOM)
+    if args.components == "multi":
+        most = args.replicas  # replicas of several processes do not come and go
     if not args.replicas <= most <= LIB.NEAT_REPLICAS_MAX:
         parser.error(f"--replicas-max must be {args.replicas} to {LIB.NEAT_REPLICAS_MAX}")
     return Options(
@@ -99,6 +106,7 @@ def parse(argv: list[str]) -> Options:
         most,
         policy_of(args, most) if args.scale == "auto" else None,
         args.pin,
+        args.components,
     )
 
 
@@ -311,6 +319,7 @@ class Neatd:
         """All replicas, those that a predecessor did not get to included."""
         known: dict[int, Replica] = {}
         queued: set[int] = set()
+        peers: dict[int, int] = {}
         for item in store:
             if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_CONFIG:
                 fd = item.fds[1]
@@ -318,9 +327,17 @@ class Neatd:
                 item.fds = [other for other in item.fds if other != fd]
                 known[item.index] = replica_of(item.index, status)
                 item.close()
-            elif item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_QUEUE:
+            elif item.role in (REPLICA, IP) and item.key >> 48 == LIB.NEAT_MSG_R_QUEUE:
                 queued.add(item.index)
                 item.close()
+            elif item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_PEER:
+                peers[item.index] = peers.get(item.index, 0) + 1
+                item.close()
+        for index, parts in recover_components(store).items():
+            if index in known:
+                known[index].parts = parts
+            if peers.get(index) != 2:
+                known.pop(index, None)  # its messages are not all there yet
         queues, news = self._queues(store, own, registry)
         # Room for all is made at once, so that programs need not be told when one comes.
         found = []
@@ -329,14 +346,16 @@ class Neatd:
         for i in range(self.options.replicas_max):
             replica = known.get(i) or start_replica(self.link, self.options, self.boot, registry, i)
             if queues and i not in queued:
-                store_queue(self.link, i, queues[i])
+                store_queue(self.link, self.options, i, queues[i])
             replica.wanted = bool((scale or initial)["wanted"] >> i & 1)
             replica.draining = bool((scale or initial)["draining"] >> i & 1)
             replica.announced = replica.wanted and scale is None
-            # Who drains is the keeper's; who ended and is wanted back is started when we hear it.
-            if replica.serving and i not in over:
-                self.link.spawn(REPLICA, i)
             found.append(replica)
+        news += start_components(self.link, [replica.parts for replica in found])
+        for replica in found:
+            # Who drains is the keeper's; who ended and is wanted back is started when we hear it.
+            if replica.serving and replica.index not in over:
+                self.link.spawn(REPLICA, replica.index)
         for queue in queues:
             queue.close()
         return found, news
@@ -419,6 +438,8 @@ class Neatd:
                 self.state.standby_pid = pid
         if item.kind == LIB.NEAT_MSG_K_UPGRADED:
             self.upgrades.on_news(item)
+        if item.role in COMPONENTS and item.index < len(self.state.replicas):
+            self._from_component(self.state.replicas[item.index], item)
         if item.role != REPLICA or item.index >= len(self.state.replicas):
             item.close()
             return
@@ -439,6 +460,13 @@ class Neatd:
         elif item.kind == LIB.NEAT_MSG_K_FROM:
             self._from_replica(replica, item)
         item.close()
+
+    def _from_component(self, replica: Replica, item: News) -> None:
+        replica.parts.on_news(item)
+        if item.kind == LIB.NEAT_MSG_K_FROM:
+            head = abi.header(item.inner)
+            if head.type == LIB.NEAT_MSG_R_FILTERED:
+                self.filter.in_force(replica.index, int(head.seq))
 
     def _from_replica(self, replica: Replica, item: News) -> None:
         kind = int(abi.header(item.inner).type)
@@ -511,6 +539,9 @@ class Neatd:
         if name == "status":
             answer |= self.status()
         elif name == "scale":
+            if self.options.components == "multi":
+                text = "replicas of several processes (--components multi) do not come and go"
+                raise Refused(errno.EOPNOTSUPP, text)
             self._scale(command.get("replicas"))
             answer |= self.status()
         elif name == "hold":
@@ -567,6 +598,7 @@ class Neatd:
             "name": self.options.name,
             "auto": self.options.auto,
             "spin_us": self.options.spin_us,
+            "components": self.options.components,
             "uptime_s": round(time.monotonic() - self.boot["since"], 3),
             "placement": {
                 "cpus": len(os.sched_getaffinity(0)),
@@ -591,6 +623,7 @@ class Neatd:
             "cpu_s": round(replica.cpu_s(), 6),
             "epoch": replica.epoch,
             "cpu": int(at.cpu.v),
+            "components": [part.report() for part in replica.parts.components.values()],
             **replica.health.status(time.monotonic()),
         }
 

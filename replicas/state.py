@@ -12,6 +12,7 @@ from neatsock import abi
 
 from .apps import App
 from .clients import Connection
+from .components import FILTER, IP, NAMES, Parts, cpu_s, create
 from .link import REPLICA, KeeperLink, key
 from .policy import Policy
 from .registry import Registry
@@ -40,6 +41,7 @@ class Options:
     replicas_max: int = 0  # room for so many; 0 = as many as there are
     policy: Policy | None = None  # None: scaled by hand only
     pin: bool = False
+    components: str = "single"
 
     @property
     def socket_path(self) -> Path:
@@ -110,6 +112,7 @@ class Replica:
     epoch: int = 0
     ready: bool = False
     health: Health = Health()
+    parts: Parts = field(default_factory=Parts)
     wanted: bool = False  # runs, or is on its way
     draining: bool = False  # takes nothing new, ends with its last connection
     announced: bool = False  # was ready since it is wanted: the NIC gives it connections
@@ -120,7 +123,7 @@ class Replica:
             return "gone"
         if self.draining:
             return "draining"
-        if self.ready:
+        if self.ready and self.parts.ready:
             return "ready"
         return "starting" if self.pid else "dead"
 
@@ -139,12 +142,18 @@ class Replica:
         return int(self.status.at.work_ns.v) / 1e9
 
     def cpu_s(self) -> float:
-        """CPU seconds of the process so far; 0 when it is not running."""
-        try:
-            run_ns = Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[0]
-        except (OSError, IndexError):
-            return 0.0
-        return int(run_ns) / 1e9
+        """CPU seconds of its processes so far; 0 when none is running."""
+        parts = self.parts.components.values()
+        return cpu_s(self.pid) + sum(cpu_s(component.pid) for component in parts)
+
+    @property
+    def filter_role(self) -> int:
+        """Which of its processes has the rules of the packet filter."""
+        return FILTER if self.parts.components else REPLICA
+
+    @property
+    def filter_status(self) -> abi.Object:
+        return self.parts.components[FILTER].status if self.parts.components else self.status
 
 
 @dataclass
@@ -182,6 +191,13 @@ def new_arena() -> int:
     return abi.sealed_memory("arena", 1 << 30)
 
 
+def replica_spin_us(options: Options) -> int:
+    """Components that spin would take each other the core, unless there is one for each."""
+    processes = options.replicas * (1 + len(NAMES))
+    few = options.components == "multi" and len(os.sched_getaffinity(0)) <= processes
+    return 0 if few else options.spin_us
+
+
 def start_replica(
     link: KeeperLink, options: Options, boot: dict[str, Any], registry: Registry, index: int
 ) -> Replica:
@@ -191,7 +207,7 @@ def start_replica(
         "struct neat_msg_r_config",
         LIB.NEAT_MSG_R_CONFIG,
         index=index,
-        spin_us=options.spin_us,
+        spin_us=replica_spin_us(options),
         batch=options.batch,
         time_wait_ms=options.time_wait_ms,
         mode=MODES[options.mode],
@@ -199,13 +215,18 @@ def start_replica(
         secret=bytes.fromhex(boot["secret"]),
     )
     fds = [arena, status.fd, registry.page.fd]
-    link.store(REPLICA, index, key(LIB.NEAT_MSG_R_CONFIG), inner, fds)
+    replica = replica_of(index, status)
+    if options.components == "multi":
+        replica.parts = create(link, index, boot["instance"], inner, fds)
+    else:
+        link.store(REPLICA, index, key(LIB.NEAT_MSG_R_CONFIG), inner, fds)
     os.close(arena)
-    return replica_of(index, status)
+    return replica
 
 
-def store_queue(link: KeeperLink, index: int, queue: Queue) -> None:
+def store_queue(link: KeeperLink, options: Options, index: int, queue: Queue) -> None:
     """Store R_QUEUE: before any segment, because the stack is made with the address in it."""
+    role = IP if options.components == "multi" else REPLICA
     inner = abi.pack("struct neat_msg_header", LIB.NEAT_MSG_R_QUEUE)
     fds = [queue.memory, queue.doorbell]
-    link.store(REPLICA, index, key(LIB.NEAT_MSG_R_QUEUE), inner, fds)
+    link.store(role, index, key(LIB.NEAT_MSG_R_QUEUE), inner, fds)

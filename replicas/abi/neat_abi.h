@@ -65,8 +65,9 @@ enum neat_object {
 	NEAT_OBJ_CHANNELS = 5,	/* struct neat_channels: (application, replica), a channel for each process */
 	NEAT_OBJ_STATUS = 6,	/* struct neat_replica_status: replica writes */
 	NEAT_OBJ_ARENA = 7,	/* replica's control blocks; no application maps it */
-	NEAT_OBJ_QUEUE_PAIR = 8,/* struct neat_queue_pair: (replica, nic) */
+	NEAT_OBJ_QUEUE_PAIR = 8,/* struct neat_queue_pair: (replica, nic), or two components of a replica */
 	NEAT_OBJ_FLOWS = 9,	/* struct neat_flow_table: the nic's, for its successor */
+	NEAT_OBJ_SNAPSHOT = 10,	/* struct neat_snapshot: what ip tells the other components of a replica */
 };
 
 struct neat_header {
@@ -485,6 +486,8 @@ enum neat_frame_flags {
 	NEAT_FRAME_CSUM_OK = 1,		/* rx: checksums verified (or the frame never left memory) */
 	NEAT_FRAME_CSUM_PARTIAL = 2,	/* tx: TCP/UDP checksum holds the pseudo-header sum only */
 	NEAT_FRAME_GSO_TCP4 = 4,	/* gso_size valid: cut (tx) or merged (rx) TCP/IPv4 segments */
+	NEAT_FRAME_LOCAL = 8,		/* between components: from this replica's own lo */
+	NEAT_FRAME_IN = 16,		/* between components: on its way to a transport; otherwise, to the wire */
 };
 struct neat_frame_desc {
 	uint32_t len;		/* bytes in the buffer */
@@ -511,13 +514,28 @@ struct neat_queue_pair {
 	uint32_t addr, prefix, gateway;	/* nic, once; host order; addr 0 = no uplink */
 	uint8_t rss_key[40];	/* nic, once: the replica picks ports that hash back to it */
 	uint8_t reta[128];	/* nic: replica of each RSS bucket */
-	uint32_t pad[7];
+	/* between components: epoch of the end that is nearer to the wire (`announced`: of the other). Frames of
+	 * another epoch are of an incarnation that has ended, and dropped (W11) */
+	neat_a32 announced_lower;
+	uint32_t pad[6];
 	struct neat_frame_ring rx;	/* nic -> replica */
 	struct neat_frame_ring tx;	/* replica -> nic */
 	/* followed at NEAT_QP_BUFS by the rx buffers, then the tx buffers */
 };
 #define NEAT_QP_BUFS 32768
 #define NEAT_QP_SIZE 71335936ull		/* 32 KiB + 2 * 512 * NEAT_QP_BUF, sparse */
+
+/* What the components of a replica know of IP (contract P6). */
+struct neat_snapshot {		/* ip writes; the others map it read-only */
+	struct neat_header h;
+	neat_a32 version;	/* odd = being written, 0 = never written */
+	uint32_t mtu;		/* of the uplink, 0 = none */
+	uint32_t addr, prefix, gateway;	/* host order; addr 0 = no uplink */
+	uint8_t mac[8];
+	uint8_t rss_key[40];
+	uint8_t reta[128];
+	uint32_t pad;
+};
 
 /* ------------------------------------------------------------------ tracked connections ---- */
 
@@ -571,7 +589,7 @@ enum neat_msg {
 	NEAT_MSG_CLI_REPLY = 36,
 	NEAT_MSG_ERROR = 37,	/* neat_msg_error */
 	/* neatd -> keeper -> replica; kept by the keeper and replayed to a successor (P1) */
-	NEAT_MSG_R_CONFIG = 64,	/* neat_msg_r_config + fds {arena, status, registry}: always the first */
+	NEAT_MSG_R_CONFIG = 64,	/* neat_msg_r_config + fds {arena, status, registry[, snapshot]}: always the first */
 	NEAT_MSG_R_QUEUE = 65,	/* fd: queue pair */
 	NEAT_MSG_R_SEGMENT = 66,/* neat_msg_r_app + fds {seg_pub, seg_app, channels} */
 	NEAT_MSG_R_CHANNEL = 67,/* neat_msg_r_channel + fd: the process's eventfd */
@@ -589,6 +607,7 @@ enum neat_msg {
 				 * 0: go on, answered by R_READY */
 	NEAT_MSG_R_NUDGE = 75,	/* header: raise `overflow` and wake everybody, registry.scaled has changed */
 	NEAT_MSG_R_FILTER = 76,	/* neat_msg_r_filter, kept: all rules; answered by R_FILTERED */
+	NEAT_MSG_R_PEER = 77,	/* neat_msg_r_peer + fd: queue pair of two components; kept */
 	/* neatd -> keeper -> nic; CONFIG, QUEUE (with the replica's current epoch) and ACTIVE are kept and
 	 * replayed; taken in order, so an answer to N_STATS says that all before it is in force */
 	NEAT_MSG_N_CONFIG = 80,	/* neat_msg_n_config [+ fds: TAP queues, or one SEQPACKET end of a wire]: always
@@ -759,6 +778,11 @@ struct neat_msg_r_listen {
 	uint32_t sock;		/* neatd's own handle, echoed */
 	struct neat_opts opts;
 };
+struct neat_msg_r_peer {
+	struct neat_msg_header h;
+	uint32_t role;		/* enum neat_role of the other end */
+	uint32_t upper;		/* 1: the receiver of this message is the end further from the wire */
+};
 /*
  * Packet filter: the first rule that matches decides, none lets the packet pass. Stateless: replies
  * of a connection are packets like any other.
@@ -851,7 +875,15 @@ struct neat_msg_n_stats {
 	struct neat_msg_header h;
 	uint64_t count[NEAT_NIC_STATS];
 };
-enum neat_role { NEAT_ROLE_NEATD = 0, NEAT_ROLE_NIC = 1, NEAT_ROLE_REPLICA = 2, NEAT_ROLE_STANDBY = 3 };
+enum neat_role {
+	NEAT_ROLE_NEATD = 0,
+	NEAT_ROLE_NIC = 1,
+	NEAT_ROLE_REPLICA = 2,	/* all of it, or of a replica with components the one that has the sockets: tcp */
+	NEAT_ROLE_STANDBY = 3,
+	NEAT_ROLE_IP = 4,	/* index: of the replica that it is a component of */
+	NEAT_ROLE_UDP = 5,
+	NEAT_ROLE_FILTER = 6,
+};
 struct neat_msg_keeper {
 	struct neat_msg_header h;
 	uint32_t role;		/* enum neat_role */

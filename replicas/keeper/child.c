@@ -22,6 +22,8 @@ struct child *keeper_child(struct keeper *k, uint32_t role, uint32_t index)
 		return &k->nic;
 	if (role == NEAT_ROLE_REPLICA && index < NEAT_REPLICAS_MAX)
 		return &k->replica[index];
+	if (role_is_component(role) && index < NEAT_REPLICAS_MAX)
+		return &k->component[role - NEAT_ROLE_IP][index];
 	return NULL;
 }
 
@@ -33,6 +35,8 @@ uint32_t keeper_children(struct keeper *k, struct child **all)
 	all[n++] = &k->nic;
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
 		all[n++] = &k->replica[i];
+	for (uint32_t i = 0; i < COMPONENTS * NEAT_REPLICAS_MAX; i++)
+		all[n++] = &k->component[i / NEAT_REPLICAS_MAX][i % NEAT_REPLICAS_MAX];
 	all[n++] = &k->standby;
 	return n;
 }
@@ -47,6 +51,8 @@ const char *child_name(const struct child *c, char *text, size_t size)
 {
 	if (c->role == NEAT_ROLE_REPLICA)
 		snprintf(text, size, "replica %u", c->index);
+	else if (role_is_component(c->role))
+		snprintf(text, size, "%s of replica %u", component_name(c->role), c->index);
 	else
 		snprintf(text, size, "%s", c->role == NEAT_ROLE_NIC ? "nic" :
 			 c->role == NEAT_ROLE_STANDBY ? "standby" : "neatd");
@@ -72,6 +78,8 @@ static _Noreturn void child_exec(struct keeper *k, const struct child *c, int so
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
+	if (role_is_component(c->role))
+		component_exec(k, c);
 	if (c->role == NEAT_ROLE_REPLICA || c->role == NEAT_ROLE_STANDBY)
 		program_exec(p);
 	else
@@ -86,7 +94,7 @@ static void fence_at_nic(struct keeper *k, const struct child *c)
 	struct neat_msg_n_queue fence = { .replica = c->index, .epoch = c->epoch };
 	struct msg *m;
 
-	if (c->role != NEAT_ROLE_REPLICA || !k->nic.pid)
+	if (!k->nic.pid || c->role == NEAT_ROLE_NIC || c != queue_holder(k, c->index))
 		return;
 	fence.h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, NEAT_MSG_N_FENCE, sizeof(fence), 0 };
 	m = msg_new(&fence, sizeof(fence), NULL, 0);
@@ -109,7 +117,7 @@ static void queue_store(struct keeper *k, struct child *c)
 			configure(k, c, config);
 		if (queue->h.type == NEAT_MSG_N_QUEUE && e->m->len >= sizeof(*queue) &&
 		    queue->replica < NEAT_REPLICAS_MAX)
-			queue->epoch = k->replica[queue->replica].wanted ? k->replica[queue->replica].epoch : 0;
+			queue->epoch = k->replica[queue->replica].wanted ? queue_holder(k, queue->replica)->epoch : 0;
 		queue_add(&c->out, NULL, e->m);
 	}
 	m = msg_new(&start, sizeof(start), NULL, 0);
@@ -160,15 +168,15 @@ void child_start(struct keeper *k, struct child *c)
 		neatd_handback(k);
 		return;
 	}
-	if (c->role == NEAT_ROLE_REPLICA || c->role == NEAT_ROLE_NIC) {
+	if (c->role != NEAT_ROLE_STANDBY) {
 		fence_at_nic(k, c);
 		queue_store(k, c);
 	}
 	tell_neatd(k, NEAT_MSG_K_STARTED, c, NULL);
-	if (c->role != NEAT_ROLE_REPLICA)
-		return;
-	tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
-	watch_start(k, c);
+	if (c->role == NEAT_ROLE_REPLICA)
+		tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
+	if (c->role == NEAT_ROLE_REPLICA || role_is_component(c->role))
+		watch_start(k, c);
 }
 
 void child_end(struct child *c, enum neat_death fate)

@@ -19,7 +19,8 @@ enum {
 	FAULT_DELAY_MS = 1000,
 	UNREADY_MAX = 5,		/* faults in a row of a child that never worked: the instance ends */
 	ARGS_MAX = 64,
-	CHILDREN = NEAT_REPLICAS_MAX + 3,
+	COMPONENTS = 3,			/* processes of a replica beside the one with role REPLICA */
+	CHILDREN = NEAT_REPLICAS_MAX * (1 + COMPONENTS) + 3,
 };
 
 /* One control message and its descriptors; shared by the store and the queues, so counted. */
@@ -107,6 +108,7 @@ struct child {
 struct keeper_options {
 	const char *dir, *name;
 	const char *replica_bin, *nic_bin, *python;
+	const char *component_bin;	/* path up to the name of a component, NULL = replicas are one process */
 	char *neatd_args[ARGS_MAX];	/* after the interpreter's own; NULL-terminated */
 	uint32_t faults_max;		/* faults within the window: the next start is stateless */
 	uint32_t fault_window_ms;
@@ -119,6 +121,7 @@ struct keeper_options {
 struct keeper {
 	struct keeper_options opt;
 	struct child neatd, nic, replica[NEAT_REPLICAS_MAX];
+	struct child component[COMPONENTS][NEAT_REPLICAS_MAX];	/* by role, from NEAT_ROLE_IP on */
 	struct child standby;		/* runs whenever all wanted replicas are ready */
 	struct program program, quarantine;
 	struct program before;		/* while upgrading: the one to go back to */
@@ -177,6 +180,13 @@ void child_end(struct child *c, enum neat_death fate);	/* SIGKILL; its pidfd tel
 void child_kill(struct child *c);	/* SIGKILL, wait: when it returns the process is gone */
 const char *child_name(const struct child *c, char *text, size_t size);
 
+/* component.c: replicas of several processes */
+bool role_is_component(uint32_t role);
+const char *component_name(uint32_t role);
+/* The process of replica `index` that has the queue pair with the nic. */
+const struct child *queue_holder(const struct keeper *k, uint32_t index);
+_Noreturn void component_exec(const struct keeper *k, const struct child *c);
+
 /* recovery.c: what a death means, and how the successor starts */
 enum neat_death death_of(const struct child *c, int status);
 void count_fault(struct keeper *k, struct child *c);
@@ -203,7 +213,7 @@ int plan_step(struct keeper *k);	/* ms until it has something to do, -1 = unknow
 /* watch.c */
 void watch_start(struct keeper *k, struct child *c);
 void watch_end(struct child *c);
-void watch_look(struct keeper *k, uint32_t index);
+void watch_look(struct keeper *k, uint32_t who);
 void watch_stops(struct keeper *k);
 int watch_stopped(struct keeper *k);
 

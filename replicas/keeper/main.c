@@ -139,6 +139,9 @@ static void setup(struct keeper *k)
 	child_init(&k->nic, NEAT_ROLE_NIC, 0);
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
 		child_init(&k->replica[i], NEAT_ROLE_REPLICA, i);
+	for (uint32_t i = 0; i < COMPONENTS * NEAT_REPLICAS_MAX; i++)
+		child_init(&k->component[i / NEAT_REPLICAS_MAX][i % NEAT_REPLICAS_MAX],
+			   NEAT_ROLE_IP + i / NEAT_REPLICAS_MAX, i % NEAT_REPLICAS_MAX);
 	child_init(&k->standby, NEAT_ROLE_STANDBY, 0);
 	k->neatd.wanted = true;
 	program_open(&k->program, k->opt.replica_bin);

@@ -21,6 +21,8 @@ static const char **text_option(struct keeper_options *o, const char *arg)
 		return &o->name;
 	if (!strcmp(arg, "--replica-bin"))
 		return &o->replica_bin;
+	if (!strcmp(arg, "--component-bin"))
+		return &o->component_bin;
 	if (!strcmp(arg, "--nic-bin"))
 		return &o->nic_bin;
 	if (!strcmp(arg, "--python"))

@@ -45,16 +45,17 @@ static uint64_t cpu_us(const struct child *c)
 void watch_start(struct keeper *k, struct child *c)
 {
 	struct sigevent tell = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN,
-				 .sigev_value.sival_int = (int)c->index };
+				 .sigev_value.sival_int = (int)(c->role << 8 | c->index) };
 	uint64_t ns = (uint64_t)k->opt.hang_ms * 1000000 / LOOKS;
 	struct timespec every = { (time_t)(ns / 1000000000), (long)(ns % 1000000000) };
 	struct itimerspec timer = { every, every };
+	char name[32];
 
 	map_status(c);
 	if (!ns || !c->status_page)
 		return;
 	if (clock_getcpuclockid(c->pid, &c->cpu_clock) || timer_create(c->cpu_clock, &tell, &c->cpu_timer)) {
-		keeper_log("replica %u is not watched for hangs: %s", c->index, strerror(errno));
+		keeper_log("%s is not watched for hangs: %s", child_name(c, name, sizeof(name)), strerror(errno));
 		return;
 	}
 	c->watched = true;
@@ -72,9 +73,10 @@ void watch_end(struct child *c)
 }
 
 /* The signal of a timer; it may be one of a predecessor. */
-void watch_look(struct keeper *k, uint32_t index)
+void watch_look(struct keeper *k, uint32_t who)
 {
-	struct child *c = keeper_child(k, NEAT_ROLE_REPLICA, index);
+	struct child *c = keeper_child(k, who >> 8, who & 0xff);
+	char name[32];
 	uint64_t cpu;
 	uint32_t beat;
 
@@ -89,8 +91,8 @@ void watch_look(struct keeper *k, uint32_t index)
 	}
 	if (cpu < c->beat_cpu_us + (uint64_t)k->opt.hang_ms * 1000)
 		return;
-	keeper_log("replica %u (pid %d) hangs: no heartbeat during %u ms of its CPU time", c->index, c->pid,
-		   (uint32_t)((cpu - c->beat_cpu_us) / 1000));
+	keeper_log("%s (pid %d) hangs: no heartbeat during %u ms of its CPU time",
+		   child_name(c, name, sizeof(name)), c->pid, (uint32_t)((cpu - c->beat_cpu_us) / 1000));
 	child_end(c, NEAT_DEATH_HANG);
 }
 
@@ -104,7 +106,8 @@ void watch_stops(struct keeper *k)
 		struct child *c = all[i];
 		siginfo_t si = { 0 };
 
-		if (!c->pid || (c->role != NEAT_ROLE_REPLICA && c->role != NEAT_ROLE_STANDBY))
+		if (!c->pid || (c->role != NEAT_ROLE_REPLICA && c->role != NEAT_ROLE_STANDBY &&
+				!role_is_component(c->role)))
 			continue;
 		while (!waitid(P_PIDFD, (id_t)c->pidfd, &si, WSTOPPED | WCONTINUED | WNOHANG) && si.si_pid) {
 			c->stopped_at = si.si_code == CLD_STOPPED ? clock_ms() : 0;

@@ -6,14 +6,6 @@
  */
 #include "ip.h"
 
-size_t ip_memory(void) { return sizeof(struct ip_state); }
-void ip_init(struct stack *s, void *memory)
-{
-	s->ip = memory;
-	s->ip->id = (uint16_t)s->ops.random(s->ops.world);
-	s->ip->icmp_tokens = 50;
-}
-
 /* RFC 1122 3.2.1.3: never a source or destination of a host's packet. */
 static bool martian(const struct stack *s, uint32_t saddr, uint32_t daddr, bool local)
 {

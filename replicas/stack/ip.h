@@ -61,6 +61,8 @@ void ip_deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_
 /* p->data at a header that ip_push_header() made. False = no room. */
 bool ip_send(struct stack *s, struct pkt *p);
 
+/* p->data at an ICMP header: checksum, then out. */
+void icmp_send(struct stack *s, struct pkt *p, uint32_t saddr, uint32_t daddr);
 void icmp_input(struct stack *s, struct pkt *p, const struct ip_meta *m);
 /* ihl: bytes of IP header in front of p->data. */
 void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl);

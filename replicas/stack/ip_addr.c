@@ -4,6 +4,14 @@
  */
 #include "ip.h"
 
+size_t ip_memory(void) { return sizeof(struct ip_state); }
+void ip_init(struct stack *s, void *memory)
+{
+	s->ip = memory;
+	s->ip->id = (uint16_t)s->ops.random(s->ops.world);
+	s->ip->icmp_tokens = 50;
+}
+
 bool ip_on_link(const struct stack *s, uint32_t addr)
 {
 	return s->cfg.addr && ((addr ^ s->cfg.addr) & ip_netmask(s->cfg.prefix)) == 0;

@@ -46,12 +46,6 @@ void forget_process(void *world, struct channel *c)
 		close(c->eventfd);
 }
 
-static void wake_nic(struct replica *r)
-{
-	r->nic_touched = false;
-	wake_sleeper(&r->queue->tx.asleep, r->nic_eventfd);
-}
-
 /* ---- hints ---- */
 
 static void count_awake(const struct app *app, uint8_t *runnable)
@@ -122,8 +116,7 @@ static void arm(struct replica *r, uint32_t asleep)
 {
 	for (uint32_t i = 0; i < r->api.napps; i++)
 		a32_store(&r->api.apps[i]->mem.app->replica_asleep, asleep);
-	if (r->queue)
-		a32_store(&r->queue->rx.asleep, asleep ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE);
+	nicq_arm(r, asleep ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE);
 }
 
 /* Words of all applications, the nic and the control socket. */
@@ -132,8 +125,7 @@ static void sleep_on_words(struct replica *r, uint32_t asleep, uint64_t until_us
 	struct sleep_set set = { .n = 0 };
 
 	sleep_add(&set, r->control_word, 0);
-	if (r->queue)
-		sleep_add(&set, &r->queue->rx.asleep, NEAT_ASLEEP_FUTEX);
+	nicq_sleep_on(r, &set);
 	for (uint32_t i = 0; i < r->api.napps; i++)
 		sleep_add(&set, &r->api.apps[i]->mem.app->replica_asleep, asleep);
 	sleep_wait(&set, until_us);
@@ -203,8 +195,7 @@ static unsigned replica_work(struct replica *r)
 		stack_timers(&r->stack, r->api.batch);
 	stack_units_done(&r->stack);
 	api_flush(&r->api);
-	if (r->nic_touched)
-		wake_nic(r);
+	nicq_wake(r);
 	return done;
 }
 

@@ -27,6 +27,10 @@ struct replica {
 	struct neat_replica_status *status;
 	const struct neat_registry *registry;	/* NULL: none came */
 	struct neat_queue_pair *queue;
+	/* Of a component: its queues, and what ip says (replicas/components/tcp_queue.c). */
+	struct frameq *queues;
+	const struct neat_snapshot *snapshot;
+	uint32_t snapshot_version;
 	int nic_eventfd;
 	uint64_t nic_rx_head;
 	uint64_t counted_us;		/* up to here time was attributed; 0 = slept since */
@@ -47,7 +51,12 @@ void control_reap(struct replica *r);
 /* To be called when there is nothing to do: a replica that drains and has nothing left ends here. */
 void control_drain(struct replica *r);
 
-/* nicq.c: the replica's end of its queue pair. */
+/* main_queue.c, nicq.c: the replica's end of its queue pair; a component has components/tcp_queue.c instead. */
+void nicq_attach(struct replica *r, struct message *msg);	/* R_QUEUE, R_PEER */
+void nicq_announce(struct replica *r);		/* from now on the nic may pass frames */
+void nicq_arm(struct replica *r, uint32_t asleep);
+void nicq_sleep_on(struct replica *r, struct sleep_set *set);
+void nicq_wake(struct replica *r);		/* after a batch, if it owes one */
 unsigned nicq_receive(struct replica *r, unsigned budget);
 bool nicq_pending(const struct replica *r);
 bool nicq_transmit(void *world, const struct pkt *p);

@@ -51,34 +51,10 @@ static void on_config(struct replica *r, const struct neat_msg_r_config *m, stru
 	if (msg->nfds > 2)
 		r->api.registry = r->registry = map_read_only(msg->fds[2], NEAT_OBJ_REGISTRY, sizeof(*r->registry));
 	r->api.status = r->status;
+	if (msg->nfds > 3)
+		r->snapshot = map_read_only(msg->fds[3], NEAT_OBJ_SNAPSHOT, sizeof(*r->snapshot));
 	a32_release(&r->status->epoch, m->epoch);
 	r->phase = REPLICA_REPLAY;
-}
-
-static void on_queue(struct replica *r, struct message *msg)
-{
-	struct neat_queue_pair *q;
-
-	if (msg->nfds < 1)
-		replica_die("R_QUEUE without a queue pair");
-	q = map_object(msg->fds[0], NEAT_OBJ_QUEUE_PAIR, NEAT_QP_SIZE);
-	r->queue = q;
-	r->nic_rx_head = a64_relaxed(&q->rx.head);
-	if (msg->nfds > 1) {
-		r->nic_eventfd = msg->fds[1];
-		msg->fds[1] = -1;
-	}
-	r->cfg.mtu = (uint16_t)q->mtu;
-	r->cfg.addr = q->addr;
-	r->cfg.prefix = q->prefix;
-	r->cfg.gateway = q->gateway;
-	memcpy(r->cfg.mac, q->mac, sizeof(r->cfg.mac));
-	memcpy(r->cfg.rss_key, q->rss_key, sizeof(r->cfg.rss_key));
-	r->cfg.reta = q->reta;
-	if (r->have_stack)
-		r->stack.cfg = r->cfg;
-	if (r->phase == REPLICA_LIVE)
-		a32_release(&q->announced, r->cfg.epoch);
 }
 
 static uint64_t replica_random(void *world) { return random_next(((struct replica *)world)->random); }
@@ -265,8 +241,7 @@ static void on_start(struct replica *r, struct neat_msg_header *h)
 			a.drop_command ? "; a connect() failed" : "");
 	r->phase = REPLICA_LIVE;
 	/* Last of all: listeners are there again before the nic passes a frame (checklist row 42). */
-	if (r->queue)
-		a32_release(&r->queue->announced, r->cfg.epoch);
+	nicq_announce(r);
 	message_send(NEAT_MSG_R_READY, &ready, sizeof(ready), h->seq);
 }
 
@@ -344,6 +319,8 @@ static size_t message_size(uint16_t type)
 		return sizeof(struct neat_msg_r_filter);
 	case NEAT_MSG_R_DRAIN:
 		return sizeof(struct neat_msg_result);
+	case NEAT_MSG_R_PEER:
+		return sizeof(struct neat_msg_r_peer);
 	case NEAT_MSG_R_QUEUE:
 	case NEAT_MSG_R_START:
 	case NEAT_MSG_R_NUDGE:
@@ -360,8 +337,8 @@ static void dispatch(struct replica *r, struct message *msg)
 		on_config(r, (void *)msg->u.bytes, msg);
 		return;
 	}
-	if (type == NEAT_MSG_R_QUEUE) {
-		on_queue(r, msg);
+	if (type == NEAT_MSG_R_QUEUE || type == NEAT_MSG_R_PEER) {
+		nicq_attach(r, msg);
 		return;
 	}
 	if (type == NEAT_MSG_R_FILTER) {

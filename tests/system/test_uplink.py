@@ -71,9 +71,15 @@ def uplinked(directory: Path, replicas: int, *more: str) -> Iterator[Net]:
         ip("netns", "del", name)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=lambda n: f"{n}-replicas")
+@pytest.fixture(
+    scope="module",
+    params=[(1, "single"), (2, "single"), (1, "multi")],
+    ids=["1-replicas", "2-replicas", "components"],
+)
 def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
-    with uplinked(tmp_path_factory.mktemp("uplink"), request.param) as made:
+    replicas, layout = request.param
+    directory = tmp_path_factory.mktemp("uplink")
+    with uplinked(directory, replicas, "--components", layout) as made:
         yield made
 
 
@@ -229,34 +235,46 @@ def test_many_connections_reach_every_replica(
     assert all(b > a for a, b in zip(before, after, strict=True)), (before, after)
 
 
+def goes_on_without(
+    net: Net, url: str, site: Site, out: Path, victim: Callable[[], int | None]
+) -> None:
+    """A download by a kernel peer during which `victim`'s process is killed three times."""
+    options = ("--max-time", "60", "--limit-rate", "8M", "-o", str(out))
+    fetch = net.peer.start(need("curl"), "-sS", *options, f"{url}/large.bin")
+    for _ in range(3):
+        pid = victim()
+        assert pid
+        before = out.stat().st_size if out.exists() else 0
+
+        def more(since: int = before) -> bool:
+            assert fetch.poll() is None, "the transfer ended before the kill"
+            return out.exists() and out.stat().st_size > since
+
+        wait_until(more, "more bytes", 30)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda old=pid: victim() not in (old, None), "a successor")  # type: ignore[misc]
+    assert fetch.wait(60) == 0
+    assert digest(out) == hashlib.sha256(site.large).hexdigest()
+
+
 def test_the_nic_dies_and_the_transfer_goes_on(
     net: Net, url: str, site: Site, scratch: Path
 ) -> None:
-    out = scratch / "out"
-    fetch = net.peer.start(
-        need("curl"),
-        "-sS",
-        "--max-time",
-        "60",
-        "--limit-rate",
-        "8M",
-        "-o",
-        str(out),
-        f"{url}/large.bin",
-    )
-    for _ in range(3):
-        nic = int(status(net)["nic"]["pid"])  # type: ignore[index]
-        before = out.stat().st_size if out.exists() else 0
+    goes_on_without(net, url, site, scratch / "out", lambda: status(net)["nic"]["pid"])  # type: ignore[index]
 
-        def goes_on(since: int = before) -> bool:
-            assert fetch.poll() is None, "the transfer ended before the nic was killed"
-            return out.exists() and out.stat().st_size > since
 
-        wait_until(goes_on, "more bytes", 30)
-        os.kill(nic, signal.SIGKILL)
-        wait_until(lambda old=nic: status(net)["nic"]["pid"] not in (old, None), "a new nic")  # type: ignore[misc,index]
-    assert fetch.wait(60) == 0
-    assert digest(out) == hashlib.sha256(site.large).hexdigest()
+@pytest.mark.parametrize("name", ["ip", "filter"])
+def test_a_component_dies_and_the_transfer_goes_on(
+    net: Net, url: str, site: Site, scratch: Path, name: str
+) -> None:
+    def victim() -> int | None:
+        (replica,) = status(net)["replicas"]  # type: ignore[misc,attr-defined]
+        (part,) = [c for c in replica["components"] if c["name"] == name]
+        return part["pid"] if part["state"] == "ready" else None
+
+    if status(net)["components"] != "multi":
+        pytest.skip("a replica that is one process has no components")
+    goes_on_without(net, url, site, scratch / "out", victim)
 
 
 def test_a_replica_dies_and_no_new_client_is_refused(net: Net, url: str, site: Site) -> None:
