@@ -125,7 +125,11 @@ class Filter:
         self.generation += 1
         for replica in self.state.replicas:
             self.store(replica.index)
-        waiting = {replica.index for replica in self.state.running()}
+        # One that does not run has the rules before it announces itself.
+        waiting = {replica.index for replica in self.state.replicas if replica.pid}
+        if not waiting:
+            self._answer(connection, seq)
+            return True
         self.changes[self.generation] = Change(connection, seq, waiting)
         return False
 

@@ -65,8 +65,10 @@ static void on_filter(struct component *c, const struct neat_msg_r_filter *m)
 	struct neat_msg_header answer;
 
 	c->rules = *m;
-	if (c->live)
+	if (c->live) {
 		role_rules(c);
+		role_publish(c);
+	}
 	message_send(NEAT_MSG_R_FILTERED, &answer, sizeof(answer), m->h.seq);
 }
 

@@ -126,7 +126,13 @@ static void on_filter(struct replica *r, const struct neat_msg_r_filter *m)
 {
 	struct neat_msg_header answer;
 
+	if (r->phase == REPLICA_CONFIG)
+		replica_die("R_FILTER came before R_CONFIG");
 	r->filter = *m;
+	for (uint32_t i = 0; i < NEAT_FILTER_MAX; i++) {
+		a64_store(&r->status->filter[i].packets, 0);
+		a64_store(&r->status->filter[i].bytes, 0);
+	}
 	if (r->have_stack && filter_set(r->stack.filter, m->rule, m->count))
 		replica_die("filter rules that make no sense (version skew?)");
 	message_send(NEAT_MSG_R_FILTERED, &answer, sizeof(answer), m->h.seq);
