@@ -540,8 +540,8 @@ class Neatd:
             answer |= self.status()
         elif name == "scale":
             if self.options.components == "multi":
-                text = "replicas of several processes (--components multi) do not come and go"
-                raise Refused(errno.EOPNOTSUPP, text)
+                why = "replicas of several processes (--components multi) do not come and go"
+                raise Refused(errno.EOPNOTSUPP, why)
             self._scale(command.get("replicas"))
             answer |= self.status()
         elif name == "hold":
