@@ -274,9 +274,14 @@ def execute(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     return run
 
 
+def _stop(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt  # what was started is ended, the namespace removed
+
+
 def main(argv: list[str]) -> int:
     """Entry point. 0: nobody noticed anything."""
     args = parse(argv)
+    signal.signal(signal.SIGTERM, _stop)
     print(f"again: {again(args)}", flush=True)
     with contextlib.ExitStack() as stack:
         try:
