@@ -1,0 +1,41 @@
+"""A program that writes into all it maps and to the control socket disturbs nobody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .rig import Bystander, Rig
+
+SECONDS = float(os.environ.get("NEATSOCK_HOSTILE_S", "8"))
+HOSTILE = Path(__file__).with_name("hostile.py")
+LIFE_S = 3.0  # of one hostile program, if it does not kill itself earlier
+
+
+def test_other_applications_see_no_error(rig: Rig, bystander: Bystander) -> None:
+    """`bystander` also checks that no daemon and no replica was restarted."""
+    end, seed, ends = time.monotonic() + SECONDS / 2, 0, []
+    while time.monotonic() < end or seed < 2:
+        seed += 1
+        hostile = rig.world.start(
+            sys.executable,
+            str(HOSTILE),
+            str(seed),
+            str(LIFE_S),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _, err = hostile.communicate(timeout=LIFE_S + 2)
+        except subprocess.TimeoutExpired:  # it ruined the words it waits for: its own affair
+            hostile.kill()
+            _, err = hostile.communicate()
+        ends.append(hostile.returncode)
+        assert "no shared memory" not in (err or ""), err
+        bystander.lively()
+    again = Bystander(rig.world)  # a new program is served as ever
+    again.close()
+    assert ends
