@@ -307,7 +307,7 @@ static void on_queue(struct nic *n, struct message *msg)
 
 static void on_fence(struct nic *n, const struct neat_msg_n_queue *m)
 {
-	n->queues[m->replica].epoch = m->epoch;
+	queue_fence(&n->queues[m->replica], m->epoch);
 	forget_ended(n, m);
 }
 

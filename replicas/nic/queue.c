@@ -14,6 +14,13 @@ void queue_attach(struct queue *u, struct neat_queue_pair *q, uint32_t epoch)
 	*u = (struct queue){ .q = q, .epoch = epoch, .wake = true };
 	u->rx_tail = u->rx_shown = a64_relaxed(&q->rx.tail);
 	u->tx_head = a64_relaxed(&q->tx.head);
+	queue_fence(u, epoch);
+}
+
+void queue_fence(struct queue *u, uint32_t epoch)
+{
+	u->epoch = epoch;
+	u->fenced_at = u->tx_head + queue_pending(u);
 }
 
 bool queue_ready(const struct queue *u)

@@ -13,11 +13,12 @@ enum { QUEUE_HOLD_US = 2000000 };	/* a frame older than that was sent again alre
 
 struct queue {
 	struct neat_queue_pair *q;	/* NULL: no such queue */
-	uint32_t epoch;			/* current incarnation; older frames are dropped */
+	uint32_t epoch;			/* current incarnation */
 	bool wake;			/* frames were published since the last look at rx.asleep */
 	uint64_t rx_tail;		/* filled by us */
 	uint64_t rx_shown;		/* of these, published; the rest is held for a replica to come */
 	uint64_t tx_head;
+	uint64_t fenced_at;		/* tx index when this epoch began */
 	uint64_t held_since_us;
 };
 
@@ -31,6 +32,8 @@ struct frame_meta {
 
 /* Continues where the words in `q` stand: a restarted nic loses only what it held. */
 void queue_attach(struct queue *u, struct neat_queue_pair *q, uint32_t epoch);
+/* The replica was replaced: hold frames until `epoch` announces itself, hear no zombie any more. */
+void queue_fence(struct queue *u, uint32_t epoch);
 bool queue_ready(const struct queue *u);	/* the replica of this epoch announced itself */
 /* Copies a frame in and publishes it, or holds it until the replica is ready. False: no room. */
 NEAT_CHECKED bool queue_put(struct queue *u, const uint8_t *bytes, const struct frame_meta *m, uint64_t now_us);
@@ -44,6 +47,13 @@ uint32_t queue_pending(const struct queue *u);	/* frames the replica wants sent 
 /* The frame at tx_head: bytes stay in shared memory until queue_done(). NULL: descriptor is nonsense. */
 const uint8_t *queue_peek(const struct queue *u, struct frame_meta *m, uint32_t *epoch);
 void queue_done(struct queue *u);
-static inline bool queue_fenced(const struct queue *u, uint32_t epoch) { return (int32_t)(epoch - u->epoch) < 0; }
+/*
+ * The frame at tx_head comes from a zombie (W11). What a replica published before it was fenced is whole and
+ * stands in its control blocks: it goes out, above all a reset, which nobody would send again.
+ */
+static inline bool queue_fenced(const struct queue *u, uint32_t epoch)
+{
+	return (int32_t)(epoch - u->epoch) < 0 && (int64_t)(u->tx_head - u->fenced_at) >= 0;
+}
 
 #endif

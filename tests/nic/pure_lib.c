@@ -293,7 +293,7 @@ uint32_t pair_shown(void *u)
 }
 
 void pair_announce(void *u, uint32_t epoch) { a32_store(&((struct queue *)u)->q->announced, epoch); }
-void pair_fence(void *u, uint32_t epoch) { ((struct queue *)u)->epoch = epoch; }
+void pair_fence(void *u, uint32_t epoch) { queue_fence(u, epoch); }
 
 static neat_a64 *word_of(struct queue *u, const char *word)
 {

@@ -105,6 +105,15 @@ def test_a_zombie_is_fenced(pair: Pair) -> None:
     assert [pair.consume()[3] for _ in range(4)] == [True, False, False, True]
 
 
+def test_frames_from_before_the_fence_go_out(pair: Pair) -> None:
+    """They are whole, and nobody would send a reset again."""
+    pair.send(60, 3)
+    pair.fence(4)
+    pair.send(60, 3)
+    pair.send(60, 4)
+    assert [pair.consume()[3] for _ in range(3)] == [False, True, False]
+
+
 def test_our_indices_are_not_read_back(pair: Pair) -> None:
     pair.announce(3)
     pair.deliver()
