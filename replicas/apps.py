@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-import sys
 from dataclasses import dataclass, field
 
 from neatsock import abi
@@ -69,24 +68,6 @@ def live_entries(app: App) -> dict[int, tuple[int, int]]:
     return found
 
 
-def free_entry(app: App, index: int) -> None:
-    """The process is gone and its table is empty: the entry may be claimed again."""
-    entry = app.shared.at.procs[index]
-    entry.pid.v = entry.parent.v = entry.fd_high.v = 0
-    entry.state.v = abi.lib.NEAT_PROC_FREE
-
-
-OPEN_WORDS: int = abi.ffi.offsetof("struct neat_channels", "open")
-
-
-def close_channels(app: App, index: int) -> None:
-    """The process is gone: its generation becomes even. The replicas must be told to look."""
-    at = OPEN_WORDS + index * 4
-    for *_, channels in app.segments:
-        gen = int.from_bytes(os.pread(channels, 4, at), sys.byteorder)
-        os.pwrite(channels, (gen + (gen & 1) & 0xFFFFFFFF).to_bytes(4, sys.byteorder), at)
-
-
 def has_descriptors(app: App, index: int) -> bool:
     """The process's table names a socket."""
     start = abi.lib.NEAT_APP_FDS + index * ROW_BYTES
@@ -119,16 +100,30 @@ class Orphan:
 ORPHAN = struct.Struct("=6I")  # struct orphan of keeper/sweep.c
 
 
-def sweep(app: App, index: int, cloexec: bool = False) -> list[Orphan]:
-    """Take a dead process's descriptors out of its table (`cloexec`: those that exec closed).
+def sweep(app: App, index: int, pid: int) -> list[Orphan]:
+    """Free the entry of a dead process: its descriptors and channels are closed.
 
-    Blocks for about two milliseconds: a helper does it, because the reference counts must be
-    lowered atomically. OSError or SubprocessError when it cannot.
+    Nothing happens when somebody else was faster, and the entry is no longer that of `pid`. Blocks
+    for about two milliseconds: a helper does it, because the application's own processes change
+    the same words atomically. OSError or SubprocessError when it cannot.
     """
-    keeper = f"/proc/{os.getppid()}/exe"
-    command = [keeper, "--sweep", str(index), *(["--cloexec"] if cloexec else [])]
+    channels = [segment[2] for segment in app.segments]
+    return _helper(app, ["--sweep", str(index), str(pid), *map(str, channels)], channels)
+
+
+def sweep_cloexec(app: App, index: int) -> list[Orphan]:
+    """A living process left its image by exec: what was close-on-exec is closed."""
+    return _helper(app, ["--cloexec", str(index)], [])
+
+
+def _helper(app: App, args: list[str], fds: list[int]) -> list[Orphan]:
     done = subprocess.run(
-        command, stdin=app.shared.fd, stdout=subprocess.PIPE, check=True, timeout=10
+        [f"/proc/{os.getppid()}/exe", *args],
+        stdin=app.shared.fd,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=10,
+        pass_fds=fds,
     )
     return [Orphan(*fields) for fields in ORPHAN.iter_unpack(done.stdout)]
 

@@ -271,13 +271,6 @@ class Attachments:
         for replica in range(len(app.segments)):
             self.state.link.drop(REPLICA, replica, at)
 
-    def _close_channels(self, app: App, index: int) -> None:
-        """Its process is gone. Before the entry is free: its next holder opens them anew."""
-        apps.close_channels(app, index)
-        gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_CHANNEL_GONE, app_id=app.app_id)
-        for replica in range(len(app.segments)):
-            self.state.link.send(REPLICA, replica, gone)
-
     def _answer(self, app: App, index: int, connection: Connection, seq: int) -> None:
         state = self.state
         attached = abi.pack(
@@ -316,15 +309,26 @@ class Attachments:
 
     def look_for_children(self, app: App) -> None:
         """Processes that were forked and hold sockets, but have not said a word yet."""
-        for index, (pid, state) in apps.live_entries(app).items():
-            if index in app.processes or state != LIB.NEAT_PROC_LIVE or pid == 0:
+        entries = apps.live_entries(app)
+        for index, (pid, state) in entries.items():
+            if index in app.processes or pid == 0:
+                continue
+            if state == LIB.NEAT_PROC_CLAIMED and not self._told(entries, app, index):
+                continue
+            if state == LIB.NEAT_PROC_SWEPT and alive(pid):
                 continue
             try:
                 process = self._watch(app, index, pid)
             except (OSError, OverflowError):  # dead already, or no pid at all
-                self._free(app, index)
+                self._free(app, index, pid)
             else:
                 self._remember_process(app, process)
+
+    @staticmethod
+    def _told(entries: dict[int, tuple[int, int]], app: App, index: int) -> bool:
+        """The pid in a claimed entry is the child's: its living parent has said so."""
+        parent, state = entries.get(int(app.shared.at.procs[index].parent.v), (0, 0))
+        return state == LIB.NEAT_PROC_LIVE and parent != entries[index][0]
 
     def _died(self, app: App, process: Process) -> None:
         """Its connection stays until nobody has its other end: a child may be about to speak."""
@@ -338,44 +342,53 @@ class Attachments:
         process.close()
         del app.processes[process.index]
         if app.processes or app.connections:
-            self._free(app, process.index)
+            self._free(app, process.index, process.pid)
+            self.look_for_children(app)  # the entry may have a new holder already
         self._drop_if_gone(app)
-
-    def _free(self, app: App, index: int) -> None:
-        """The entry of a dead process: its descriptors are closed, others may have it."""
-        self._close_channels(app, index)
-        self._sweep(app, index)
-        apps.free_entry(app, index)
 
     def _drop_if_gone(self, app: App) -> None:
         if app.app_id in self.state.apps and not app.processes and not app.connections:
             self._drop_app(app)
 
-    def _sweep(self, app: App, index: int, cloexec: bool = False) -> None:
-        """Forget a dead process's descriptors; release what nobody holds any more."""
+    def _free(self, app: App, index: int, pid: int) -> None:
+        """The entry of a dead process: its descriptors are closed, others may have it."""
+        self._swept(app, lambda: apps.sweep(app, index, pid))
+        gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_CHANNEL_GONE, app_id=app.app_id)
+        for replica in range(len(app.segments)):
+            self.state.link.send(REPLICA, replica, gone)
+
+    def _swept(self, app: App, sweep: Callable[[], list[Orphan]]) -> None:
+        """Release what nobody holds any more."""
         try:
-            orphans = apps.sweep(app, index, cloexec)
+            orphans = sweep()
         except (OSError, subprocess.SubprocessError) as err:
             # Its sockets stay open until the application ends; nothing else depends on it.
-            print(f"neatd: process entry {index} was not swept: {err}", file=sys.stderr, flush=True)
+            print(f"neatd: a process entry was not swept: {err}", file=sys.stderr, flush=True)
             return
         for orphan in orphans:
             self._release_orphan(app, orphan)
 
     def _release_orphan(self, app: App, orphan: Orphan) -> None:
         if orphan.state == LIB.NEAT_SOCK_CONNECT and orphan.replica < len(app.segments):
-            self._release_slot(app, orphan.replica, orphan.slot, orphan.slot_gen)
+            self._release_slot(app, orphan, orphan.replica, orphan.slot, orphan.slot_gen)
         elif orphan.state == LIB.NEAT_SOCK_DGRAM:
             for replica in range(len(app.segments)):
                 sub = app.shared.at.socks[orphan.sock].sub[replica]
                 if sub.slot:
-                    self._release_slot(app, replica, int(sub.slot), int(sub.gen))
+                    self._release_slot(app, orphan, replica, int(sub.slot), int(sub.gen))
         self.release(app, orphan)
         app.shared.at.socks[orphan.sock].state.v = LIB.NEAT_SOCK_FREE
 
-    def _release_slot(self, app: App, replica: int, slot: int, gen: int) -> None:
+    def _release_slot(self, app: App, orphan: Orphan, replica: int, slot: int, gen: int) -> None:
         kind = LIB.NEAT_MSG_R_RELEASE
-        message = abi.pack("struct neat_msg_r_listen", kind, app_id=app.app_id, slot=slot, gen=gen)
+        message = abi.pack(
+            "struct neat_msg_r_listen",
+            kind,
+            app_id=app.app_id,
+            slot=slot,
+            gen=gen,
+            sock=(orphan.gen & 0xFFFF) << 16 | orphan.sock,
+        )
         self.state.link.store(REPLICA, replica, key(kind, app.app_id, slot), message)
 
     def connection_gone(self, connection: Connection) -> None:
@@ -400,13 +413,14 @@ class Attachments:
     def _exec_closed(self, app: App, process: Process) -> None:
         """The process left its image (exec): what was close-on-exec is closed."""
         if apps.maps_object(process.pid, app.shared.fd) is False:
-            self._sweep(app, process.index, cloexec=True)
+            self._swept(app, lambda: apps.sweep_cloexec(app, process.index))
 
     def _free_unborn(self, app: App, parent: int) -> None:
         """Entries that a dead process claimed for children that never lived to say so."""
         for index, (pid, state) in apps.live_entries(app).items():
-            if state == LIB.NEAT_PROC_CLAIMED and pid == parent and index not in app.processes:
-                self._free(app, index)
+            unborn = state == LIB.NEAT_PROC_CLAIMED and (pid == parent or not alive(pid))
+            if unborn and index not in app.processes:
+                self._free(app, index, pid)
 
     # ---- recovery ----
 

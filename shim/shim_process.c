@@ -25,8 +25,6 @@ bool shim_preloaded(void)
 	return global && dlsym(global, "recvmmsg") == (void *)(uintptr_t)&recvmmsg;
 }
 
-static void parent(void) { nt_fork_parent(0); }
-
 /*
  * Linked with -z initfirst: constructors of other libraries may already call what we interpose. libc's
  * own has not run yet, so the environment comes from the argument (glibc passes it).
@@ -45,7 +43,7 @@ __attribute__((constructor)) static void load(int argc, char **argv, char **envp
 	/* Preloaded, the dynamic linker finds our functions first; loaded by patch(), it does not. */
 	nt_default(shim_preloaded());
 	nt_init(join);
-	pthread_atfork(nt_fork_prepare, parent, nt_fork_child);
+	pthread_atfork(nt_fork_prepare, nt_fork_parent, nt_fork_child);
 }
 
 __attribute__((destructor)) static void unload(void) { nt_exit(); }
@@ -63,8 +61,12 @@ SHIM pid_t fork(void)
 		memcpy(&real, &p, sizeof(p));
 	}
 	pid = real();
-	if (pid < 0)
-		nt_fork_parent(-1);
+	if (pid != 0) {
+		int err = errno;
+
+		nt_fork_born(pid);
+		errno = err;
+	}
 	return pid;
 }
 

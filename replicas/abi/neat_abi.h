@@ -123,12 +123,16 @@ struct neat_registry {		/* neatd writes; everyone else maps it read-only */
  * maps it.
  */
 
-/* Life of a process entry: FREE -> (CAS) CLAIMED -> LIVE, set once pid is stored -> FREE by neatd after the death. */
-enum neat_proc_state { NEAT_PROC_FREE = 0, NEAT_PROC_CLAIMED = 1, NEAT_PROC_LIVE = 2 };
+/*
+ * Life of a process entry: FREE -> (CAS) CLAIMED -> LIVE, set once pid is stored -> after the death (CAS)
+ * SWEPT -> (CAS) FREE. Who makes it SWEPT, neatd or a process that needs an entry, is the only one that
+ * closes what the dead process had open.
+ */
+enum neat_proc_state { NEAT_PROC_FREE = 0, NEAT_PROC_CLAIMED = 1, NEAT_PROC_LIVE = 2, NEAT_PROC_SWEPT = 3 };
 
 struct neat_proc {		/* app writes; neatd frees */
 	neat_a32 state;		/* enum neat_proc_state */
-	neat_a32 pid;		/* in neatd's pid namespace */
+	neat_a32 pid;		/* in neatd's pid namespace; CLAIMED: the parent's; SWEPT: who does that */
 	neat_a32 parent;	/* index of the process that forked it */
 	neat_a32 fd_high;	/* fds with an entry end below this */
 };
@@ -357,7 +361,8 @@ struct neat_slot_app {
 	/* second line */
 	neat_a32 tx_lock;	/* app: tid of the writer, 0 = free; recovered when the holder is dead */
 	neat_a32 rx_lock;	/* app: tid of the reader */
-	neat_a32 accepted;	/* app: socket record that owns this accepted slot, 0 = not taken yet */
+	neat_a32 accepted;	/* app, by CAS: neat_sock_handle() of the record that owns this slot; 0 = not taken
+				 * yet. Two queue entries may name a slot: who sets it has the connection */
 	uint32_t laddr, raddr;	/* app, before NEAT_CMD_CONNECT: host order; laddr 0 = choose. DATAGRAM: bound */
 	uint16_t lport, rport;	/* lport 0 = choose. DATAGRAM: rport 0 = not connected; neat_slot_pub's follow */
 	struct neat_opts opts;
@@ -601,8 +606,8 @@ enum neat_msg {
 	/* kept until the answer, replayed behind R_START; done twice they do no harm */
 	NEAT_MSG_R_APP_GONE = 72,	/* neat_msg_r_app: close every connection of it as a last close would;
 					 * answered by R_APP_DONE, with which R_SEGMENT goes from the store, too */
-	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more;
-					 * answered by R_RELEASED */
+	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more, if it
+					 * is `sock` (neat_sock_handle) that accepted it; answered by R_RELEASED */
 	NEAT_MSG_R_DRAIN = 74,	/* neat_msg_result, value 1: end when nothing is left (kept and replayed);
 				 * 0: go on, answered by R_READY */
 	NEAT_MSG_R_NUDGE = 75,	/* header: raise `overflow` and wake everybody, registry.scaled has changed */

@@ -23,6 +23,7 @@ static inline void a32_release(neat_a32 *a, uint32_t v) { __atomic_store_n(&a->v
 static inline void a64_release(neat_a64 *a, uint64_t v) { __atomic_store_n(&a->v, v, __ATOMIC_RELEASE); }
 /* Exchange and fetch_* order everything before them before everything after (x86: a locked insn). */
 static inline uint32_t a32_xchg(neat_a32 *a, uint32_t v) { return __atomic_exchange_n(&a->v, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t a64_xchg(neat_a64 *a, uint64_t v) { return __atomic_exchange_n(&a->v, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t a32_add(neat_a32 *a, uint32_t v) { return __atomic_fetch_add(&a->v, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t a32_or(neat_a32 *a, uint32_t v) { return __atomic_fetch_or(&a->v, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t a32_and(neat_a32 *a, uint32_t v) { return __atomic_fetch_and(&a->v, v, __ATOMIC_SEQ_CST); }
@@ -78,6 +79,9 @@ static inline uint64_t neat_channel_bit(uint32_t number)
 /* neat_channels.door: [round 24][enum neat_door 8]. */
 static inline uint32_t neat_door_state(uint32_t door) { return door & 0xff; }
 static inline uint32_t neat_door_round(uint32_t door) { return door >> 8; }
+
+/* One life of a socket record; never 0. */
+static inline uint32_t neat_sock_handle(uint32_t sock, uint32_t gen) { return (gen & 0xffff) << 16 | (sock & 0xffff); }
 
 /* neat_channels.open: the next generation in use, the next one out of use. */
 static inline uint32_t neat_channel_opened(uint32_t gen) { return (gen + 1) | 1; }

@@ -1,6 +1,8 @@
 /*
- * sweep.c - `neat-keeper --sweep PROCESS [--cloexec]`: takes a dead process's descriptors out of its
- * application's shared tables. Run by neatd as a short-lived process, application object on fd 0.
+ * sweep.c - `neat-keeper --sweep PROCESS PID CHANNELS_FD...`: takes a dead process's descriptors out of
+ * its application's shared tables, closes its channels and frees its entry, unless somebody else did.
+ * `neat-keeper --cloexec PROCESS`: what exec closed, of a living one. Run by neatd as a short-lived
+ * process, application object on fd 0.
  *
  * It is C because living processes change the same reference counts: who takes a count to zero
  * releases the socket (neat_abi.h), so each must be lowered by an atomic operation. Sockets that
@@ -12,6 +14,7 @@
 #include "keeper.h"
 #include "ring.h"
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,7 +90,7 @@ static void sweep_words(struct neat_app *app, neat_a64 *word, neat_a64 *end, boo
 
 		if (!w || (cloexec && !(w >> 48 & (NEAT_FD_CLOEXEC | NEAT_FD_INTERNAL))))
 			continue;
-		a64_release(word, 0);
+		w = a64_xchg(word, 0);
 		drop_word(app, w);
 	}
 }
@@ -106,11 +109,38 @@ static void sweep_row(struct neat_app *app, uint32_t process, bool cloexec)
 	}
 }
 
+/* True: nobody else sweeps this entry. Abandoned half-way by somebody who died: again. */
+static bool take_entry(struct neat_proc *p, uint32_t pid)
+{
+	uint32_t state = a32_relaxed(&p->state);
+
+	if (state == NEAT_PROC_FREE || a32_relaxed(&p->pid) != pid || !a32_cas(&p->state, state, NEAT_PROC_SWEPT))
+		return false;
+	if (a32_relaxed(&p->pid) == pid) {
+		a32_store(&p->pid, (uint32_t)getpid());
+		return true;
+	}
+	a32_cas(&p->state, NEAT_PROC_SWEPT, state);	/* it was freed and claimed between the two looks */
+	return false;
+}
+
+static void close_channel(int fd, uint32_t process)
+{
+	size_t head = offsetof(struct neat_channels, ch);
+	struct neat_channels *c = mmap(NULL, head, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (c == MAP_FAILED)
+		exit(2);
+	a32_release(&c->open[process], neat_channel_closed(a32_relaxed(&c->open[process])));
+	a64_add(&c->change, 1);
+}
+
 int sweep_main(int argc, char **argv)
 {
 	unsigned long process = argc > 2 ? strtoul(argv[2], NULL, 10) : NEAT_PROCS_MAX;
-	bool cloexec = argc > 3 && !strcmp(argv[3], "--cloexec");
+	bool cloexec = !strcmp(argv[1], "--cloexec");
 	struct neat_app *app;
+	struct neat_proc *p;
 	struct stat st;
 
 	if (process >= NEAT_PROCS_MAX || fstat(STDIN_FILENO, &st) || st.st_size != NEAT_APP_SIZE)
@@ -118,6 +148,17 @@ int sweep_main(int argc, char **argv)
 	app = mmap(NULL, NEAT_APP_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, STDIN_FILENO, 0);
 	if (app == MAP_FAILED)
 		return 2;
-	sweep_row(app, (uint32_t)process, cloexec);
+	if (cloexec) {
+		sweep_row(app, (uint32_t)process, true);
+		return fflush(stdout) ? 1 : 0;
+	}
+	p = &app->procs[process];
+	if (argc < 4 || !take_entry(p, (uint32_t)strtoul(argv[3], NULL, 10)))
+		return 0;
+	for (int i = 4; i < argc; i++)
+		close_channel(atoi(argv[i]), (uint32_t)process);
+	sweep_row(app, (uint32_t)process, false);
+	a32_store(&p->fd_high, 0);
+	a32_cas(&p->state, NEAT_PROC_SWEPT, NEAT_PROC_FREE);
 	return fflush(stdout) ? 1 : 0;
 }

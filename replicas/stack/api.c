@@ -350,6 +350,11 @@ void slot_close(struct api *a, struct app *app, uint32_t slot)
 		slot_free(app, slot);
 }
 
+uint32_t api_owner(const struct app *app, uint32_t slot)
+{
+	return slot < NEAT_SLOTS ? a32_acquire(&app->mem.app->slots[slot].accepted) : 0;
+}
+
 void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
 {
 	if (slot == 0 || slot >= NEAT_SLOTS || app->slots[slot].kind == SLOT_FREE ||

@@ -100,6 +100,7 @@ void api_start(struct api *a, uint32_t death, struct stack_adopted *out);
 void api_repush(struct api *a, struct app *app);
 NEAT_CHECKED int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m);
 void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen);
+uint32_t api_owner(const struct app *app, uint32_t slot);	/* neat_slot_app.accepted */
 
 /* ---- api_drain.c ---- */
 void api_door_open(struct app *app);

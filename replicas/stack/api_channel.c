@@ -73,6 +73,9 @@ static void channel_turn(struct api *a, struct channel *c, uint32_t gen)
 	c->eventfd = -1;
 	if (!neat_channel_open(gen))
 		channel_end(a, c);
+	/* It may have taken a connection out of a queue and not made it its own. */
+	if (a->started && !c->app->gone)
+		api_repush(a, c->app);
 }
 
 void api_channels_look(struct api *a, struct app *app)

@@ -203,7 +203,8 @@ static void on_release(struct replica *r, struct neat_msg_r_listen *m)
 {
 	struct app *app = api_app_find(&r->api, m->app_id);
 
-	if (app)
+	/* A connection that the dead process had not accepted, or that a sibling has accepted since, stays. */
+	if (app && (m->h.type == NEAT_MSG_R_UNLISTEN || api_owner(app, m->slot) == m->sock))
 		api_release(&r->api, app, m->slot, m->gen);
 	if (m->h.type == NEAT_MSG_R_RELEASE)
 		message_send(NEAT_MSG_R_RELEASED, m, sizeof(*m), m->h.seq);

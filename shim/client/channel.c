@@ -65,6 +65,16 @@ void nt_channels_open(void)
 		nt_channel_open((uint32_t)__builtin_ctz(live));
 }
 
+void nt_channels_close(uint32_t proc)
+{
+	for (uint32_t i = 0; i < nt.nreplicas; i++) {
+		neat_a32 *open = &nt.rep[i].channels->open[proc];
+
+		a32_release(open, neat_channel_closed(a32_relaxed(open)));
+		a64_add(&nt.rep[i].channels->change, 1);
+	}
+}
+
 static void ring_bell(struct nt_replica *r)
 {
 	neat_a32 *word = &r->app->replica_asleep;

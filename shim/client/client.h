@@ -54,7 +54,8 @@ int nt_next_internal_fd(int from);		/* lowest one >= from, -1 none; for close_ra
 
 /* Around fork: prepare copies the table for the child (L2) and takes every lock in order. */
 void nt_fork_prepare(void);
-void nt_fork_parent(pid_t child);		/* child < 0: undo */
+void nt_fork_parent(void);
+void nt_fork_born(pid_t child);		/* after fork() returned it in the parent; < 0: undo */
 void nt_fork_child(void);
 /* Before exec: variables to put into the new environment, "" if nothing of ours is inherited. */
 int nt_exec_env(char *out, size_t size);

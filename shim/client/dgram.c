@@ -98,7 +98,7 @@ static void fill_words(struct neat_slot_app *w, const struct neat_sock *s, uint3
 	w->opts = s->opts;
 	if (home.slot)
 		a64_store(&w->sub, a64_relaxed(&home.app->sub));
-	a32_store(&w->accepted, sock);
+	a32_store(&w->accepted, nt_handle(sock));
 }
 
 static int open_slot(uint32_t sock, uint32_t r)

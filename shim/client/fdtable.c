@@ -213,6 +213,9 @@ void nt_drop_slot(struct neat_sock *s)
 {
 	uint32_t r = s->replica & (NEAT_REPLICAS_MAX - 1), slot = s->slot & (NEAT_SLOTS - 1);
 
+	/* A record whose process died in accept() may name a connection that it had not got. */
+	if (a32_relaxed(&nt.rep[r].app->slots[slot].accepted) != nt_handle((uint32_t)(s - nt.app->socks)))
+		return;
 	nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->slot_gen, slot);
 	if (slot >= NEAT_SLOT_APP_FIRST) {
 		uint32_t bit = slot - NEAT_SLOT_APP_FIRST;

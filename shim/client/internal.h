@@ -123,12 +123,15 @@ static inline struct neat_sock *nt_sock(uint32_t i)
 	return (struct neat_sock *)((uintptr_t)nt.app + offsetof(struct neat_app, socks)) + (i & (NEAT_SOCKS_MAX - 1));
 }
 
+static inline uint32_t nt_handle(uint32_t sock) { return neat_sock_handle(sock, a32_relaxed(&nt_sock(sock)->gen)); }
+
 /* One fd-table word: [flags 16][gen 16][sock 32]. */
 static inline uint64_t nt_fdword(uint32_t flags, uint32_t gen, uint32_t sock)
 {
 	return (uint64_t)(flags & 0xffff) << 48 | (uint64_t)(gen & 0xffff) << 32 | sock;
 }
 static inline uint32_t nt_fdword_flags(uint64_t w) { return (uint32_t)(w >> 48); }
+static inline uint32_t nt_fdword_gen(uint64_t w) { return (uint32_t)(w >> 32) & 0xffff; }
 static inline uint32_t nt_fdword_sock(uint64_t w) { return (uint32_t)w & (NEAT_SOCKS_MAX - 1); }
 
 /* The connection behind a record in state CONNECT. */
@@ -237,6 +240,7 @@ void nt_kick(const struct nt_conn *c);
 void nt_bells(void);			/* doorbells that were put off */
 void nt_batch(bool on);			/* this thread works through a batch: same-core bells may wait */
 void nt_channels_open(void);		/* for the process that nt.proc names */
+void nt_channels_close(uint32_t proc);	/* of a dead process */
 unsigned nt_drain(void);		/* takes events, marks and wakes; number taken */
 bool nt_events_pending(void);
 

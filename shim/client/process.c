@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include <linux/futex.h>
+#include <poll.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -62,13 +63,63 @@ uint32_t nt_random32(void)
 
 enum { NO_PROC = NEAT_PROCS_MAX };
 static uint32_t fork_proc = NO_PROC;	/* entry made for the child; guarded by table_lock */
+static __thread uint32_t born_proc __attribute__((tls_model("initial-exec"))) = NO_PROC;	/* in the parent, after fork */
 
 static neat_a64 *row_of(uint32_t proc)
 {
 	return (neat_a64 *)((uint8_t *)nt.app + NEAT_APP_FDS) + (size_t)proc * NEAT_FDS_MAX;
 }
 
-static uint32_t proc_claim(void)
+static bool dead(uint32_t pid)
+{
+	int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	bool gone;
+
+	if (fd < 0)
+		return errno == ESRCH;
+	gone = nt_real.poll(&p, 1, 0) == 1;	/* a zombie's, too */
+	nt_real.close(fd);
+	return gone;
+}
+
+static void close_row(uint32_t proc)
+{
+	neat_a64 *row = row_of(proc);
+
+	for (uint32_t fd = 0; fd < a32_relaxed(&nt.app->procs[proc].fd_high) && fd < NEAT_FDS_MAX; fd++) {
+		uint64_t w = a64_relaxed(&row[fd]) ? a64_xchg(&row[fd], 0) : 0;
+		const struct neat_sock *s = nt_sock(nt_fdword_sock(w));
+
+		if (nt_fdword_sock(w) && nt_fdword_gen(w) == (a32_relaxed(&s->gen) & 0xffff) &&
+		    a32_relaxed(&s->state) != NEAT_SOCK_FREE)
+			nt_sock_unref(nt_fdword_sock(w));
+	}
+}
+
+/* neatd, which does this otherwise, does not run: entries of dead processes become free. */
+static void reap(void)
+{
+	for (uint32_t i = 0; i < NEAT_PROCS_MAX; i++) {
+		struct neat_proc *p = &nt.app->procs[i];
+		uint32_t pid = a32_acquire(&p->pid);
+
+		if (a32_relaxed(&p->state) != NEAT_PROC_LIVE || !dead(pid) ||
+		    !a32_cas(&p->state, NEAT_PROC_LIVE, NEAT_PROC_SWEPT))
+			continue;
+		if (a32_relaxed(&p->pid) != pid) {	/* swept by somebody and in use again since our look */
+			a32_cas(&p->state, NEAT_PROC_SWEPT, NEAT_PROC_LIVE);
+			continue;
+		}
+		a32_store(&p->pid, nt.pid);
+		nt_channels_close(i);
+		close_row(i);
+		a32_store(&p->fd_high, 0);
+		a32_cas(&p->state, NEAT_PROC_SWEPT, NEAT_PROC_FREE);
+	}
+}
+
+static uint32_t find_free(void)
 {
 	for (uint32_t i = 0; i < NEAT_PROCS_MAX; i++) {
 		struct neat_proc *p = &nt.app->procs[i];
@@ -81,6 +132,16 @@ static uint32_t proc_claim(void)
 		}
 	}
 	return NO_PROC;
+}
+
+static uint32_t proc_claim(void)
+{
+	uint32_t proc = find_free();
+
+	if (proc != NO_PROC)
+		return proc;
+	reap();
+	return find_free();
 }
 
 static void copy_row(uint32_t to)
@@ -116,10 +177,13 @@ static void locks(void (*act)(struct nt_lock *))
 
 void nt_fork_prepare(void)
 {
+	uint32_t proc;
+
 	if (!nt_attached())
 		return;
+	proc = proc_claim();
 	locks(nt_lock);
-	fork_proc = proc_claim();
+	fork_proc = proc;
 	if (fork_proc == NO_PROC)
 		nt_say("more than %d processes share sockets; the new child's sockets stop working", NEAT_PROCS_MAX);
 	else
@@ -140,17 +204,35 @@ static void undo_row(uint32_t proc)
 	a32_release(&nt.app->procs[proc].state, NEAT_PROC_FREE);
 }
 
-void nt_fork_parent(pid_t child)
+void nt_fork_parent(void)
 {
-	uint32_t proc;
-
 	if (!nt_attached())
 		return;
-	proc = fork_proc;
+	born_proc = fork_proc;
 	fork_proc = NO_PROC;
 	locks(nt_unlock);
-	if (child < 0 && proc != NO_PROC)
+}
+
+/*
+ * The child may die before it enters itself: neatd must know whom to look for. Forks inside libc do not
+ * come here; their entry is the parent's until the child speaks.
+ */
+void nt_fork_born(pid_t child)
+{
+	uint32_t proc = born_proc;
+	struct neat_proc *p;
+
+	born_proc = NO_PROC;
+	if (!nt_attached() || proc >= NO_PROC)
+		return;
+	p = &nt.app->procs[proc];
+	if (child < 0) {
 		undo_row(proc);
+		return;
+	}
+	if (a32_relaxed(&p->state) == NEAT_PROC_CLAIMED)
+		a32_cas(&p->pid, nt.pid, (uint32_t)child);
+	nt_session_forked();
 }
 
 static void child_own_state(void)

@@ -229,7 +229,7 @@ int nt_listen(int fd, int backlog)
 
 /* ---- accept ---- */
 
-/* One entry of one subsocket, by one CAS: safe at any kill. False: none there. */
+/* One entry of one subsocket, by one CAS. False: none there. */
 static bool take_entry(struct neat_sock *s, uint32_t replica, uint32_t *slot, uint32_t *gen)
 {
 	struct nt_conn l = nt_conn_at(replica, s->sub[replica].slot, s->sub[replica].gen);
@@ -274,7 +274,12 @@ static bool accept_ready(void *arg)
 	return a32_acquire(&s->state) != NEAT_SOCK_LISTEN || a32_relaxed(&s->gen) != w->gen || acceptable(s);
 }
 
-static void adopt(uint32_t sock, const struct neat_sock *listener, uint32_t replica, uint32_t slot, uint32_t gen, int flags)
+/*
+ * The connection becomes the record's by the CAS of `accepted`. Killed before it, the replica puts the
+ * connection into the queue again; after it, the record is complete and whoever sweeps it closes the
+ * connection. False: the entry was a second one of a connection that somebody has.
+ */
+static bool adopt(uint32_t sock, const struct neat_sock *listener, uint32_t replica, uint32_t slot, uint32_t gen, int flags)
 {
 	struct neat_sock *s = nt_sock(sock);
 	struct nt_conn c = nt_conn_at(replica, slot, gen);
@@ -288,12 +293,16 @@ static void adopt(uint32_t sock, const struct neat_sock *listener, uint32_t repl
 	s->rcvlowat = listener->rcvlowat;
 	a32_store(&s->flags, NEAT_SOCKF_CONNECT_SEEN | (flags & SOCK_NONBLOCK ? NEAT_SOCKF_NONBLOCK : 0) |
 			     (a32_relaxed(&listener->flags) & NEAT_SOCKF_REUSEADDR));
-	nt.rep[replica].sock_of[slot] = sock;
 	a32_release(&s->state, NEAT_SOCK_CONNECT);
-	a32_release(&c.app->accepted, sock);
+	if (!a32_cas(&c.app->accepted, 0, nt_handle(sock))) {
+		a32_release(&s->state, NEAT_SOCK_NEW);
+		return false;
+	}
+	nt.rep[replica].sock_of[slot] = sock;
 	/* Options changed after listen() are not in the replica's listener. */
 	if (a32_relaxed(&listener->flags) & NEAT_SOCKF_OPTS_LATE)
 		nt_opts_publish(sock);
+	return true;
 }
 
 /* fd with record `sock` behind it if a connection could be taken, -EAGAIN if not. */
@@ -304,10 +313,9 @@ static int accept_one(struct neat_sock *listener, int fd, uint32_t sock, int fla
 	for (uint32_t i = 0; i < nt.nreplicas; i++) {
 		uint32_t r = (home + i) % nt.nreplicas;
 
-		if (live >> r & 1 && listener->sub[r].slot && take_entry(listener, r, &slot, &gen)) {
-			adopt(sock, listener, r, slot, gen, flags);
-			return fd;
-		}
+		while (live >> r & 1 && listener->sub[r].slot && take_entry(listener, r, &slot, &gen))
+			if (adopt(sock, listener, r, slot, gen, flags))
+				return fd;
 	}
 	return -EAGAIN;
 }
@@ -461,7 +469,7 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	w->raddr = addr;
 	w->rport = port;
 	w->opts = s->opts;
-	a32_store(&w->accepted, sock);
+	a32_store(&w->accepted, nt_handle(sock));
 	s->replica = (uint32_t)r;
 	s->slot = slot;
 	s->slot_gen = gen;

@@ -548,11 +548,26 @@ def test_sweep_lowers_counts_against_living_processes(native: Path) -> None:
     for i, word in enumerate(words):
         at = row + i * 8 * 3000
         shared.memory[at : at + 8] = word.to_bytes(8, "little")
-    command = [str(native / "neat-keeper"), "--sweep", "5"]
-    done = subprocess.run(command, stdin=shared.fd, stdout=subprocess.PIPE, check=True)
+    entry = shared.at.procs[5]
+    entry.pid.v, entry.state.v = 4242, LIB.NEAT_PROC_LIVE
+    channels = abi.Object.create("struct neat_channels", LIB.NEAT_OBJ_CHANNELS, 0, 1)
+    channels.at.open[5].v = 9
+    command = [str(native / "neat-keeper"), "--sweep", "5", "4242", str(channels.fd)]
+
+    def run(*args: str) -> bytes:
+        fds = [channels.fd]
+        return subprocess.run(
+            args, stdin=shared.fd, stdout=subprocess.PIPE, check=True, pass_fds=fds
+        ).stdout
+
+    # Another process has the entry by now: nothing happens.
+    assert run(*command[:3], "4243", command[4]) == b""
+    assert (entry.state.v, channels.at.open[5].v) == (LIB.NEAT_PROC_LIVE, 9)
+    swept = run(*command)
     # Record 1 lost one of two references, record 2 both, 65535 none (another generation).
     assert [int(shared.at.socks[s].refs.v) for s in (1, 2, 65535)] == [1, 0, 2]
-    assert done.stdout == struct.pack("=6I", 2, 0x12345, LIB.NEAT_SOCK_NEW, 0, 0, 0)
+    assert swept == struct.pack("=6I", 2, 0x12345, LIB.NEAT_SOCK_NEW, 0, 0, 0)
+    assert (entry.state.v, channels.at.open[5].v) == (LIB.NEAT_PROC_FREE, 10)
     assert not any(os.pread(shared.fd, LIB.NEAT_FDS_MAX * 8, row))
     for bad in ("256", "-1", ""):
         code = subprocess.run([*command[:2], bad], stdin=shared.fd, check=False).returncode

@@ -78,8 +78,10 @@ bool tcp_idle(const struct stack *s) { return !((const struct world *)s->ops.wor
 uint16_t tcp_optgen(const struct tcb *t) { (void)t; return 0; }
 struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash)
 {
-	(void)s, (void)addr, (void)port, (void)hash;
-	return NULL;
+	struct world *w = s->ops.world;
+	(void)addr, (void)port, (void)hash;
+
+	return w->nlisteners ? &w->listeners[0] : NULL;
 }
 void tcp_relisten(struct stack *s, struct listener *l, uint32_t backlog) { (void)s; l->backlog = backlog; }
 void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
@@ -294,7 +296,8 @@ uint32_t accept_one(struct world *w, uint32_t listener, uint32_t sock)
 	e = a64_relaxed(&w->app.mem.pub->accept[pub->accept_ring].entry[head & (NEAT_ACCEPT_ENTRIES - 1)]);
 	if (!a64_cas(&app->accept_head, head, head + 1))
 		return 0;
-	a32_store(&w->app.mem.app->slots[(uint32_t)e].accepted, sock);
+	if (sock)	/* 0: killed before it made the connection its own */
+		a32_cas(&w->app.mem.app->slots[(uint32_t)e].accepted, 0, sock);
 	return (uint32_t)e;
 }
 

@@ -450,6 +450,18 @@ def test_a_hostile_table_of_channels_is_bounded(replica: Replica) -> None:
     assert replica.nopen() == 0
 
 
+def test_a_connection_whose_taker_died_is_queued_again(replica: Replica) -> None:
+    """Killed between taking the queue's entry and making the connection its own (contract L1)."""
+    listener = replica.listen()
+    lost, kept = (replica.tcb_slot(replica.arrive(0)) for _ in range(2))
+    assert replica.accept_one(listener, 0) == lost
+    assert replica.accept_one(listener, 7) == kept
+    replica.set_open(1, 2)
+    replica.run()
+    assert replica.accept_one(listener, 8) == lost
+    assert replica.accept_one(listener, 9) == 0
+
+
 # ---- draining (contract L8) ----
 
 OPEN, CLOSING, ENDED = 1, 2, 3
