@@ -9,8 +9,10 @@ import pytest
 from .rig import Bystander, Rig
 
 
-def instance(tmp_path_factory: pytest.TempPathFactory, replicas: int) -> Iterator[Rig]:
-    made = Rig(tmp_path_factory.mktemp("rig"), replicas)
+def instance(
+    tmp_path_factory: pytest.TempPathFactory, replicas: int, *options: str
+) -> Iterator[Rig]:
+    made = Rig(tmp_path_factory.mktemp("rig"), replicas, *options)
     yield made
     made.down()
 
@@ -23,6 +25,16 @@ def rig1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.fixture(scope="package")
 def rig2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     yield from instance(tmp_path_factory, 2)
+
+
+@pytest.fixture
+def stateless1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    yield from instance(tmp_path_factory, 1, "--mode", "stateless")
+
+
+@pytest.fixture
+def stateless2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    yield from instance(tmp_path_factory, 2, "--mode", "stateless")
 
 
 @pytest.fixture(params=[1, 2], ids=["1-replica", "2-replicas"])

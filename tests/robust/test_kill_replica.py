@@ -76,9 +76,9 @@ def more_than(lines: list[str], n: int) -> bool:
     return len(lines) > n
 
 
-def test_connections_of_a_killed_replica_are_reset(rig1: Rig) -> None:
+def test_connections_of_a_killed_replica_are_reset(stateless1: Rig) -> None:
     """Every blocked or busy call of both ends ends with ECONNRESET (or EPIPE after it)."""
-    load = rig1.world.start(sys.executable, "-c", LOAD, stdout=subprocess.PIPE)
+    load = stateless1.world.start(sys.executable, "-c", LOAD, stdout=subprocess.PIPE)
     assert load.stdout
     lines: list[str] = []
 
@@ -91,12 +91,12 @@ def test_connections_of_a_killed_replica_are_reset(rig1: Rig) -> None:
     try:
         for _ in range(3):
             wait_until(lambda: "loaded" in lines, "the load runs")
-            epoch = rig1.epochs()[0]
+            epoch = stateless1.epochs()[0]
             before = len(lines)
-            os.kill(rig1.pids()["replica0"], signal.SIGKILL)
-            rig1.ready(0, epoch + 1)
+            os.kill(stateless1.pids()["replica0"], signal.SIGKILL)
+            stateless1.ready(0, epoch + 1)
             wait_until(partial(more_than, lines, before + 7), f"8 ends are reset: {lines}")
-            witness = Bystander(rig1.world)
+            witness = Bystander(stateless1.world)
             witness.lively()
             witness.close()
     finally:
@@ -174,9 +174,9 @@ for line in sys.stdin:
 """
 
 
-def test_the_other_replica_notices_nothing(rig2: Rig) -> None:
+def test_the_other_replica_notices_nothing(stateless2: Rig) -> None:
     """One of two is killed 10 times: connections of the other one are never reset."""
-    program = rig2.world.start(
+    program = stateless2.world.start(
         sys.executable, "-c", BOTH, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
 
@@ -188,20 +188,20 @@ def test_the_other_replica_notices_nothing(rig2: Rig) -> None:
 
     try:
         assert rounds() == "." * 16
-        other = rig2.pids()["replica1"]
+        other = stateless2.pids()["replica1"]
         alive = ""
         for _ in range(10):
-            epoch = rig2.epochs()[0]
-            os.kill(rig2.pids()["replica0"], signal.SIGKILL)
+            epoch = stateless2.epochs()[0]
+            os.kill(stateless2.pids()["replica0"], signal.SIGKILL)
             while_down = rounds()
-            rig2.ready(0, epoch + 1)
+            stateless2.ready(0, epoch + 1)
             result = rounds()
             assert "T" not in while_down + result
             now = result.replace("P", "R")
             assert not alive or alive == now
             alive = now
         assert 0 < alive.count(".") < 16, "each replica had some"
-        assert rig2.pids()["replica1"] == other
+        assert stateless2.pids()["replica1"] == other
     finally:
         program.kill()
         program.communicate()
