@@ -102,8 +102,32 @@ SHIM int sendmmsg(int fd, struct mmsghdr *v, unsigned n, int flags)
 	return (int)n;
 }
 
+enum { YEARS_S = 1000000000 };	/* as good as for ever, and no overflow */
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* recvmmsg(2): looked at after each datagram only; what is left of it is reported. True: over. */
+static bool time_is_over(struct timespec *timeout, int64_t end_ns)
+{
+	int64_t left = end_ns - now_ns();
+
+	if (!timeout)
+		return false;
+	if (left < 0)
+		left = 0;
+	*timeout = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
+	return left == 0;
+}
+
 SHIM int recvmmsg(int fd, struct mmsghdr *v, unsigned n, int flags, struct timespec *timeout)
 {
+	int64_t end_ns = 0;
 	static int (*real)(int, struct mmsghdr *, unsigned, int, struct timespec *);
 	void *p;
 
@@ -114,12 +138,21 @@ SHIM int recvmmsg(int fd, struct mmsghdr *v, unsigned n, int flags, struct times
 		}
 		return real(fd, v, n, flags, timeout);
 	}
+	if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec > 999999999)) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (timeout)
+		end_ns = now_ns() + (timeout->tv_sec < YEARS_S ? timeout->tv_sec : YEARS_S) * 1000000000ll +
+			 timeout->tv_nsec;
 	for (unsigned i = 0; i < n; i++) {
 		ssize_t got = recvmsg(fd, &v[i].msg_hdr, flags & ~MSG_WAITFORONE);
 
 		if (got < 0)
 			return i ? (int)i : -1;
 		v[i].msg_len = (unsigned)got;
+		if (time_is_over(timeout, end_ns))
+			return (int)i + 1;
 		if (flags & MSG_WAITFORONE)
 			flags |= MSG_DONTWAIT;
 	}

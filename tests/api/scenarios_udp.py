@@ -406,9 +406,28 @@ def udp_multicast_is_the_kernels() -> None:
 
 
 @scenario
+def udp_recvmmsg_time() -> None:
+    """recvmmsg(2) looks at its time after each datagram: with none at all it takes one of two."""
+    s, client = udp(), udp(False)
+    for word in (b"one", b"two"):
+        client.sendto(word, s.getsockname())
+    select.select([s], [], [], 5)
+    buffers = [ctypes.create_string_buffer(16) for _ in range(2)]
+    vectors = [(ctypes.c_void_p * 2)(ctypes.addressof(b), 16) for b in buffers]
+    headers = (ctypes.c_uint64 * 16)()  # two struct mmsghdr: iov at 2, iovlen at 3, msg_len at 7
+    for i, vector in enumerate(vectors):
+        headers[8 * i + 2], headers[8 * i + 3] = ctypes.addressof(vector), 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    for seconds in (0, 60, -1):
+        time_left = (ctypes.c_int64 * 2)(seconds, 0)
+        got = libc.recvmmsg(s.fileno(), headers, 2 if seconds <= 0 else 1, 0, time_left)
+        print(seconds, got, [b.value for b in buffers], headers[7], ctypes.get_errno())
+
+
+@scenario
 def udp_pktinfo() -> None:
     s, client = udp(False), udp(False)
-    s.setsockopt(socket.IPPROTO_IP, socket.IP_PKTINFO, 1)
+    s.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO of <linux/in.h>
     s.bind(("0.0.0.0", 0))
     client.sendto(b"x", ("127.0.0.1", s.getsockname()[1]))
     data, control, flags, _ = s.recvmsg(10, 100)
