@@ -10,6 +10,9 @@
  *   --depth 2      kill the successor too, at every point of its start; --inner N: at every N-th
  *   --race         applications move before the store instead of a kill; --race-kill: then the kill
  *   --fenced       frames that the NIC had not taken at the death are lost
+ *   --delay X --until Y   the stores of field X (machine_name) become visible only after the next one of
+ *                  field Y: what the compiler could do without the rule that orders the two
+ *   --retire-first a frame or command is retired before its effects
  *   --sample N --seed S    about N points, chosen by S
  *   --jobs N       children at a time
  *
@@ -40,6 +43,8 @@ struct options {
 	bool stateless, race, race_kill, fenced;
 	uint32_t depth, jobs;
 	uint64_t sample, inner, seed;
+	const char *delay, *until;
+	bool retire_first;
 };
 
 /* What all processes of a campaign see. */
@@ -223,6 +228,70 @@ static bool chosen(void)
 	return stride <= 1 || mix(run.n * 0x9e3779b97f4a7c15ull ^ run.o->seed ^ run.depth) % stride == 0;
 }
 
+/*
+ * A removed ordering rule. Memory shows X where program order put it; only a kill between X and the store
+ * behind Y finds the old value, as if X had come later. Nothing reads X back in between but the replica
+ * itself, which on a real machine would have it in a register.
+ */
+enum { LATE_MAX = 32, LATE_SIZE = 4096, LATE_POINTS = 64 };	/* how far a compiler might move a store */
+static struct {
+	struct { uintptr_t addr; size_t size; uint8_t old[LATE_SIZE]; } store[LATE_MAX];
+	uint32_t n, points;
+	bool until_seen;
+} late;
+
+static bool names(const char *field, const struct point *p)
+{
+	char name[80];
+	size_t len = strlen(field);
+
+	machine_name(run.m, p->addr, name, sizeof(name));
+	return !strncmp(name, field, len) && name[len] == '[';
+}
+
+/* After the decision about a kill at this point. */
+static void late_note(const struct point *p)
+{
+	if (!run.o->delay || p->kind != POINT_STORE)
+		return;
+	if (late.until_seen || (late.n && ++late.points > LATE_POINTS)) {
+		late.until_seen = false;
+		late.points = 0;
+		late.n = 0;
+	}
+	if (late.n && names(run.o->until, p))
+		late.until_seen = true;
+	if (names(run.o->delay, p) && late.n < LATE_MAX && p->size <= LATE_SIZE) {
+		late.store[late.n].addr = p->addr;
+		late.store[late.n].size = p->size;
+		memcpy(late.store[late.n++].old, (const void *)p->addr, p->size);
+	}
+}
+
+static void late_undo(void)
+{
+	while (late.n) {
+		late.n--;
+		memcpy((void *)late.store[late.n].addr, late.store[late.n].old, late.store[late.n].size);
+	}
+}
+
+static void retire(struct machine *m)
+{
+	enum arena_unit unit = journal_unit(a64_relaxed(&((struct arena_header *)m->arena)->journal));
+	struct neat_frame_ring *rx = &m->qp->rx;
+
+	if (unit == UNIT_FRAME && a64_relaxed(&rx->head) == m->r->nic_rx_head &&
+	    a64_relaxed(&rx->tail) != m->r->nic_rx_head)
+		a64_store(&rx->head, m->r->nic_rx_head + 1);
+	for (uint32_t i = 0; unit == UNIT_COMMAND && i < m->nprocs; i++) {
+		struct neat_channel *ch = m->proc[i].ch;
+
+		if (neat_ring_ready(NEAT_CMD_ENTRIES, &ch->cmd_tail, a64_relaxed(&ch->cmd_head)))
+			a64_store(&ch->cmd_head, a64_relaxed(&ch->cmd_head) + 1);
+	}
+}
+
 static void die(const struct point *p)
 {
 	run.at[run.depth] = run.n;
@@ -235,14 +304,16 @@ static void die(const struct point *p)
 	if (run.o->race)
 		return;
 	stores_undo(p);
+	late_undo();
+	if (run.o->retire_first)
+		retire(run.m);
 	run.n = 0;
 	machine_kill(run.m);
 }
 
-static void at_point(void *ctx, const struct point *p)
+static void decide(const struct point *p)
 {
 	pid_t pid;
-	(void)ctx;
 
 	run.n++;
 	if (!run.m->ready)
@@ -269,6 +340,13 @@ static void at_point(void *ctx, const struct point *p)
 		perror("fork");
 		_exit(2);
 	}
+}
+
+static void at_point(void *ctx, const struct point *p)
+{
+	(void)ctx;
+	decide(p);
+	late_note(p);
 }
 
 /* ---- campaigns ---- */
@@ -395,11 +473,19 @@ static int parse(int argc, char **argv, struct options *o)
 			o->sample = strtoul(argv[++i], NULL, 10);
 		else if (!strcmp(argv[i], "--inner") && i + 1 < argc)
 			o->inner = strtoul(argv[++i], NULL, 10);
+		else if (!strcmp(argv[i], "--retire-first"))
+			o->retire_first = true;
+		else if (!strcmp(argv[i], "--delay") && i + 1 < argc)
+			o->delay = argv[++i];
+		else if (!strcmp(argv[i], "--until") && i + 1 < argc)
+			o->until = argv[++i];
 		else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
 			o->seed = strtoul(argv[++i], NULL, 10);
 		else
 			return -1;
 	}
+	if (!o->delay != !o->until)
+		return -1;
 	if (o->depth < 1 || o->depth > DEPTH_MAX || o->jobs < 1 || o->jobs > 64)
 		return -1;
 	return i;

@@ -556,6 +556,10 @@ void machine_unlisten(struct machine *m, struct listening *l)
 struct field { uint32_t at; const char *name; };
 #define F(type, member) { offsetof(struct type, member), #type "." #member }
 
+static const struct field header_fields[] = {
+	F(arena_header, magic), F(arena_header, journal), F(arena_header, high_tcb), F(arena_header, high_request),
+	F(arena_header, high_time_wait), F(arena_header, high_holes), F(arena_header, strikes), { 64, NULL },
+};
 static const struct field tcb_fields[] = {
 	F(tcb, e.snd_una), F(tcb, e.snd_max), F(tcb, e.rcv_nxt), F(tcb, e.tx_tail), F(tcb, e.rx_tail),
 	F(tcb, e.fin_rx_seq), F(tcb, e.wnd), F(tcb, e.state), F(tcb, snd_nxt), F(tcb, rcv_adv), F(tcb, rx_ring),
@@ -605,7 +609,7 @@ static const char *arena_name(const struct machine *m, uint64_t at, uint64_t *in
 	uint64_t holes = tws + 1024 * sizeof(struct tcp_time_wait);
 
 	if (at < tcbs)
-		return "arena.header";
+		return field(header_fields, at);
 	*index = (at - tcbs) / sizeof(struct tcb);
 	if (at < requests)
 		return field(tcb_fields, (at - tcbs) % sizeof(struct tcb));

@@ -37,7 +37,7 @@ static void chatter(struct actor *a)
 			a->u[1] = (uint64_t)end_send(e, 70 + a->u[0]);
 	}
 	actor_log(a, "sent %lu received %lu", e->tx, e->rx);
-	WAIT(a, active || end_recv(e, FOREVER) == -END_OF_FILE);
+	WAIT(a, active || end_recv(e, FOREVER) < 0);
 	end_close(e);
 	END(a);
 }
