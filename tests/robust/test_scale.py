@@ -239,7 +239,9 @@ def test_idle_replicas_cost_nothing_and_leave_nothing(scaled: Rig) -> None:
     scale(scaled, 1)
     gone(scaled, 1)
     left = {r["pid"] for r in scaled.status()["replicas"]} | {scaled.status()["standby"]["pid"]}
-    assert all(not Path(f"/proc/{pid}").exists() for pid in pids - left)
+    wait_until(
+        lambda: all(not Path(f"/proc/{pid}").exists() for pid in pids - left), "their processes end"
+    )
     assert [r["last_death"] for r in scaled.status()["replicas"]] == [None]
 
 
