@@ -204,6 +204,7 @@ class Server:
                 text = f"this instance belongs to user {os.geteuid()}; start your own: neatsock up"
                 raise Refused(errno.EPERM, text)
             if self.handle(connection, request):
+                request.close()  # a socket among them holds its port until all copies are closed
                 connection.consume()
             else:
                 connection.busy = True

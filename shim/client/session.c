@@ -7,9 +7,11 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -22,6 +24,7 @@ struct nt_process nt = { .control_fd = -1 };
 enum {
 	FDS_ABOVE = 40,		/* room that is kept for our descriptors below RLIMIT_NOFILE */
 	ATTACH_TRIES = 100,	/* neatds that die of nothing but our request */
+	TAKEN_NS = 200000000,	/* longest wait for a request to leave neatd's queue */
 };
 
 struct received {
@@ -179,6 +182,20 @@ static int introduce(int flags)
 	return err;
 }
 
+/*
+ * neatd takes a request off its queue after the answer: one that dies between the two finds it again. Until
+ * then a descriptor that came along is open there too, and close(2) of ours would not free its port. A
+ * neatd that was stopped just then is not waited for. Under control_lock.
+ */
+static void wait_taken(void)
+{
+	int64_t end_ns = nt_now_ns() + TAKEN_NS;
+	int unread;
+
+	while (!nt_real.ioctl(nt.control_fd, SIOCOUTQ, &unread) && unread > 0 && nt_now_ns() < end_ns)
+		syscall(SYS_sched_yield);
+}
+
 int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uint16_t want)
 {
 	struct neat_msg_header *h = msg;
@@ -201,6 +218,8 @@ int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uin
 	if (!err) {
 		memcpy(reply, m.u.bytes, reply_len);
 		close_fds(&m);
+		if (fd >= 0)
+			wait_taken();
 	}
 	nt_unlock(&nt.control_lock);
 	return err;

@@ -229,6 +229,18 @@ def udp_dissolve() -> None:
 
 
 @scenario
+def udp_port_again() -> None:
+    """A port is free as soon as its socket is closed."""
+    for _ in range(300):
+        first, second = udp(), udp(False)
+        name = first.getsockname()
+        first.close()
+        second.bind(name)
+        second.close()
+    print("done")
+
+
+@scenario
 def udp_refused() -> None:
     server, client = pair()
     server.close()
