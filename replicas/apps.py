@@ -139,3 +139,19 @@ def maps_object(pid: int, fd: int) -> bool | None:
             )
     except OSError:
         return None
+
+
+def started(pid: int) -> int:
+    """Clock ticks after boot (proc_pid_stat(5), field 22). OSError: there is no such process."""
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        return int(stat.read().rpartition(b")")[2].split()[19])
+
+
+def stranger(app: App, pid: int) -> bool:
+    """A pid in an application's table that cannot be a process of it: its number or its garbage."""
+    mapped = maps_object(pid, app.shared.fd)
+    try:
+        # Hidden from us: at least nobody's child is older than the instance.
+        return started(pid) < started(os.getppid()) if mapped is None else not mapped
+    except OSError:
+        return True

@@ -9,7 +9,7 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from neatsock import abi
@@ -24,15 +24,21 @@ LIB = abi.lib
 NO_PROCESS = 0xFFFFFFFF
 
 
+def readable(files: Iterable[int | socket.socket]) -> bool:
+    """Any of them, now."""
+    poller = select.poll()
+    for file in files:
+        poller.register(file, select.POLLIN)
+    return bool(poller.poll(0))
+
+
 def alive(pid: int) -> bool:
     """Not dead, reaped or not."""
     try:
         pidfd = os.pidfd_open(pid)
     except (OSError, OverflowError):
         return False
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    dead = poller.poll(0)
+    dead = readable([pidfd])
     os.close(pidfd)
     return not dead
 
@@ -316,6 +322,11 @@ class Attachments:
             if state == LIB.NEAT_PROC_CLAIMED and not self._told(entries, app, index):
                 continue
             if state == LIB.NEAT_PROC_SWEPT and alive(pid):
+                continue
+            if apps.stranger(app, pid):
+                # A child that went on to exec has said so over a connection; else a stranger's pid.
+                if not readable(connection.sock for connection in app.connections):
+                    self._free(app, index, pid)
                 continue
             try:
                 process = self._watch(app, index, pid)

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from .rig import Bystander, Rig
+from .rig import Bystander, Rig, wait_until
 
 SECONDS = float(os.environ.get("NEATSOCK_HOSTILE_S", "8"))
 HOSTILE = Path(__file__).with_name("hostile.py")
@@ -39,3 +39,4 @@ def test_other_applications_see_no_error(rig: Rig, bystander: Bystander) -> None
     again = Bystander(rig.world)  # a new program is served as ever
     again.close()
     assert ends
+    wait_until(lambda: len(rig.status()["apps"]) == 1, "only the bystander is left")
