@@ -426,6 +426,7 @@ static void kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 {
 	enum tcp_state state = tcp_state(t);
 	uint64_t una = tx_una(t);
+	uint32_t sndbuf = t->sndbuf;
 
 	if (u->tx_tail > tx_tail(t) && !tcp_fin_queued(t))
 		e_tx_tail(&t->e, u->tx_tail);
@@ -434,6 +435,8 @@ static void kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 	tcp_rcvbuf_tune(s, t);
 	if (u->opts_changed) {
 		tcb_options(s, t, &t->ref.app->opts);
+		if (t->sndbuf > sndbuf)		/* socket(7), SO_SNDBUF: a writer may have waited for this */
+			sock_notify(s, &t->ref, SOCK_WRITABLE);
 		t->optgen = u->optgen;
 		tcp_keepalive_restart(s, t);
 	}

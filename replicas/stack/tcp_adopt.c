@@ -355,12 +355,9 @@ static enum tcp_state settled_state(const struct tcb *t)
 }
 
 /* Published copies follow class E (L4). */
-static void publish(struct stack *s, struct tcb *t)
+static void publish_words(struct stack *s, struct tcb *t)
 {
 	struct neat_slot_pub *pub = t->ref.pub;
-	bool eof = fin_rx_seq(t) && rcv_nxt(t) > fin_rx_seq(t), shut = tcp_fin_queued(t);
-	uint32_t set = NEAT_SLOT_CONNECTED | (eof ? NEAT_SLOT_RX_EOF : 0) | (shut ? NEAT_SLOT_TX_SHUT : 0) |
-		       (eof && shut ? NEAT_SLOT_HUP : 0);
 
 	if (!t->ref.mem)
 		return;
@@ -369,8 +366,17 @@ static void publish(struct stack *s, struct tcb *t)
 	a64_release(&pub->tx_una, tx_una(t));
 	a32_release(&pub->tx_limit, t->sndbuf);
 	tcp_publish_info(s, t);
+}
+
+static void publish_status(struct stack *s, struct tcb *t)
+{
+	bool eof = fin_rx_seq(t) && rcv_nxt(t) > fin_rx_seq(t), shut = tcp_fin_queued(t);
+	uint32_t set = NEAT_SLOT_CONNECTED | (eof ? NEAT_SLOT_RX_EOF : 0) | (shut ? NEAT_SLOT_TX_SHUT : 0) |
+		       (eof && shut ? NEAT_SLOT_HUP : 0);
+
 	/* A newborn of a listener is published by sock_accept_push(). */
-	if (neat_status_flags(a64_relaxed(&pub->status)) & (NEAT_SLOT_CONNECTED | NEAT_SLOT_CONNECTING))
+	if (t->ref.mem &&
+	    neat_status_flags(a64_relaxed(&t->ref.pub->status)) & (NEAT_SLOT_CONNECTED | NEAT_SLOT_CONNECTING))
 		sock_status(s, &t->ref, set, NEAT_SLOT_CONNECTING, 0);
 }
 
@@ -423,6 +429,7 @@ static void go_on_synchronised(struct stack *s, struct tcb *t)
 	if (!t->cwnd)
 		tcp_cc_init(t);
 	s->count.connections++;
+	publish_words(s, t);
 	if (newborn(t)) {
 		l = flow_listener(s, t->key.laddr, t->key.lport, flow_hash(s, &t->key));
 		if (!l || l->ref.mem != t->ref.mem) {
@@ -431,7 +438,7 @@ static void go_on_synchronised(struct stack *s, struct tcb *t)
 		}
 		sock_accept_push(s, l, &t->ref);
 	}
-	publish(s, t);
+	publish_status(s, t);
 	if (tcp_fin_acked(t) && state == TCP_CLOSING) {
 		tcp_time_wait(s, t);
 		return;
@@ -518,7 +525,8 @@ static void go_on(const struct adoption *a, struct tcb *t)
 		go_on_opening(s, t);
 	} else if (peer_vanished(s, t)) {
 		s->count.connections++;
-		publish(s, t);
+		publish_words(s, t);
+		publish_status(s, t);
 		tcp_done(s, t, ECONNRESET);
 	} else {
 		go_on_synchronised(s, t);

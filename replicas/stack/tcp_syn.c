@@ -291,15 +291,16 @@ static void complete(struct stack *s, struct tcp_request *r, struct listener *l,
 	}
 	unit_names(s, t);
 	tcb_bind(t, &ref);
-	/* W6: whole before it is in the accept queue. The request slot goes last: until then either of the
-	 * two answers for the connection. */
+	/* W6: whole before it is in the accept queue, for whoever takes it may run at once, on another core:
+	 * without a send limit it would wait for room that no event announces. The request slot goes
+	 * last: until then either of the two answers for the connection. */
 	e_state(&t->e, TCP_ESTABLISHED, 0, t->ref.gen, 0);
-	sock_accept_push(s, l, &t->ref);
 	if (sent == 1 && r->deadline_us > s->now_us)
 		tcp_rtt_sample(t, s->now_us - born_us);
+	tcp_established(s, t);
+	sock_accept_push(s, l, &t->ref);
 	request_release(s, r);
 	s->count.accepted++;
-	tcp_established(s, t);
 	tcp_segment(s, t, g);
 }
 

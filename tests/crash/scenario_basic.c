@@ -36,3 +36,13 @@ static void local(struct machine *m)
 	pair(m, machine_proc(m, 0), machine_proc(m, 1), &s, &c);
 }
 SCENARIO(local, .brief = true)
+
+/* The server speaks first, and alone: it needs room in a connection that it has only just been given. */
+static void greeting(struct machine *m)
+{
+	static const struct talk s = { .send = 200, .wait_eof = true };
+	static const struct talk c = { .active = true, .start_us = 100, .addr = LO, .port = 80, .lport = 40000, .recv = 200 };
+
+	pair(m, machine_proc(m, 0), machine_proc(m, 1), &s, &c);
+}
+SCENARIO(greeting, .brief = true)

@@ -83,9 +83,6 @@ def test_rules_outlive_replicas_and_neatd(own: Rig, port: int) -> None:
     assert listed(own) == []
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a connection under two rules hangs in one of three runs: open, issue 3"
-)
 def test_order_numbers_and_counters(own: Rig, port: int) -> None:
     change(own, "add", "reject", "in", "tcp", "to", "port", str(port))
     change(own, "add", "--at", "1", "pass", "in", "tcp")

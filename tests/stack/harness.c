@@ -33,6 +33,8 @@ struct host {
 	uint32_t out_head, out_tail;
 	bool tx_blocked;
 	uint32_t accept_fail;
+	uint32_t pushed_limit;
+	uint8_t pushed_state;
 };
 
 struct host_config {
@@ -46,6 +48,7 @@ struct host_info {
 	uint64_t segments_in, segments_out, retransmits, rto, fast_retransmits, resets_in, resets_out;
 	uint32_t iss, irs, notified, half_open;
 	uint32_t laddr, lport, raddr, rport;
+	uint32_t pushed_limit, pushed_state;	/* what accept() found in the connection that was pushed last */
 };
 
 #define API __attribute__((visibility("default")))
@@ -541,6 +544,7 @@ void host_info(struct host *h, uint32_t slot, struct host_info *o)
 		.segments_in = c->segments_in, .segments_out = c->segments_out, .retransmits = c->retransmits,
 		.rto = c->rto, .fast_retransmits = c->fast_retransmits, .resets_in = c->resets_in,
 		.resets_out = c->resets_out, .notified = h->notified[slot], .half_open = h->stack.tcp->half_open,
+		.pushed_limit = h->pushed_limit, .pushed_state = h->pushed_state,
 	};
 	h->notified[slot] = 0;
 	if (!t)
@@ -783,6 +787,8 @@ void sock_accept_push(struct stack *s, struct listener *l, struct sockref *r)
 	struct neat_accept_ring *ring = &h->mem.pub->accept[lref->pub->accept_ring];
 	uint64_t tail = a64_relaxed(&lref->pub->accept_tail);
 
+	h->pushed_limit = a32_relaxed(&r->pub->tx_limit);
+	h->pushed_state = r->pub->tcp_state;
 	sock_status(s, r, NEAT_SLOT_CONNECTED, 0, 0);
 	a64_store(&ring->entry[tail & (NEAT_ACCEPT_ENTRIES - 1)], r->slot);
 	a64_release(&lref->pub->accept_tail, tail + 1);

@@ -406,6 +406,16 @@ def test_data_on_the_third_segment_is_delivered(host: Host) -> None:
     assert peer.one().ack == 6
 
 
+def test_connection_is_whole_when_it_is_queued(host: Host) -> None:
+    """A program on another core may accept and write before the handshake's unit of work ends."""
+    listener = host.listen(80)
+    peer = Peer(host)
+    slot = peer.open(listener)
+    info = host.info(slot)
+    assert info.pushed_limit == host.room(slot) > 0
+    assert info.pushed_state == ESTABLISHED
+
+
 def test_fin_on_the_third_segment(host: Host) -> None:
     listener = host.listen(80)
     peer = Peer(host)

@@ -20,7 +20,9 @@ from tests.stack.host import (
     OPT_KEEPCNT,
     OPT_KEEPIDLE,
     OPT_KEEPINTVL,
+    OPT_SNDBUF,
     OPT_USER_TIMEOUT,
+    WRITABLE,
     Host,
     Peer,
     S,
@@ -472,3 +474,16 @@ def test_writer_is_told_of_room(host: Host) -> None:
         if info.snd_una - 1 == 65536:
             break
     assert host.room(slot) >= 65536
+
+
+def test_writer_is_told_of_a_larger_buffer(host: Host) -> None:
+    """socket(7), SO_SNDBUF: Linux wakes whoever waits for room (sock_setsockopt)."""
+    _, slot = server(host, {OPT_SNDBUF: 2 * 4096})
+    host.write(slot, bytes(4096))
+    assert host.room(slot) == 0
+    host.info(slot)
+    host.option(slot, OPT_SNDBUF, 2 * 16384)
+    assert host.room(slot) == 12288
+    assert host.info(slot).notified & WRITABLE
+    host.option(slot, OPT_SNDBUF, 2 * 8192)
+    assert not host.info(slot).notified & WRITABLE

@@ -19,12 +19,14 @@ from tests.stack.host import (
     OPT_RCVBUF,
     OPT_TOS,
     OPT_TTL,
+    READABLE,
+    STATE,
     THERE,
+    WRITABLE,
     Host,
 )
 from tests.stack.packet import checksum, ip
 
-READABLE, WRITABLE, STATE = 1, 2, 4
 REUSEPORT = 256
 LARGEST = 65507
 
