@@ -28,3 +28,17 @@ def test_bytes(n: int, to_offset: int, from_offset: int, streams: int) -> None:
         assert ahead == streams - (n >= LARGE)
     elif n < LARGE:
         assert ahead == 0
+
+
+@pytest.mark.parametrize(
+    ("first_ns", "second_ns", "far"),
+    [
+        (4096, 4097, False),  # 32 KiB in 4096 ns are 8 bytes per ns
+        (4097, 4097, True),
+        (1500, 2_000_000, False),  # preempted in the second half, in the first
+        (2_000_000, 1500, False),
+        (2_000_000, 16_000, True),
+    ],
+)
+def test_both_halves_decide(first_ns: int, second_ns: int, far: bool) -> None:
+    assert units().copy_far(first_ns, second_ns, 32768) == far

@@ -43,6 +43,7 @@ uint32_t checksum(const uint8_t *data, uint32_t len);
 uint32_t checksum_split(const uint8_t *data, uint32_t len, uint32_t first, uint32_t second);
 uint32_t checksum_more(const uint8_t *data, uint32_t len, uint32_t cut);
 uint32_t copied(uint8_t *to, const uint8_t *from, size_t n, uint32_t streams);
+bool copy_far(uint64_t first_ns, uint64_t second_ns, size_t n);
 uint32_t pseudo_sum(uint32_t saddr, uint32_t daddr, uint8_t proto, uint32_t len);
 uint32_t trimmed(uint32_t linear, uint32_t first, uint32_t second, uint32_t total, uint32_t *out);
 uint32_t field_offsets(uint32_t *out, uint32_t cap);
@@ -337,3 +338,5 @@ uint32_t copied(uint8_t *to, const uint8_t *from, size_t n, uint32_t streams)
 	neat_copy(&c, to, from, n);
 	return a32_relaxed(&c.streams);
 }
+
+bool copy_far(uint64_t first_ns, uint64_t second_ns, size_t n) { return neat_copy_far(first_ns, second_ns, n); }
