@@ -41,10 +41,18 @@ static uint32_t holes_count(const struct stack_config *cfg)
 
 static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
 
+/* Only connections with something in flight to the wire need one. */
+static uint32_t sent_count(const struct stack_config *cfg) { return u32_min(cfg->connections_max, 16384); }
+
+/* In front of the records of what was sent, which are as they come: zero when never used. */
+static size_t memory_fixed(void)
+{
+	return round64(sizeof(struct tcp)) + round64(TCP_LISTENERS * sizeof(struct listener));
+}
+
 size_t tcp_memory(const struct stack_config *cfg)
 {
-	(void)cfg;
-	return round64(sizeof(struct tcp)) + TCP_LISTENERS * sizeof(struct listener);
+	return memory_fixed() + sent_count(cfg) * sizeof(struct tcp_sent);
 }
 
 size_t tcp_arena(const struct stack_config *cfg)
@@ -120,9 +128,11 @@ int tcp_init(struct stack *s, void *memory, void *arena, bool fresh)
 	struct tcp *tcp = memory;
 	int err;
 
-	memset(memory, 0, tcp_memory(&s->cfg));
+	memset(memory, 0, memory_fixed());
 	s->tcp = tcp;
 	tcp->listeners = (struct listener *)(void *)((uint8_t *)memory + round64(sizeof(*tcp)));
+	tcp->sent = (struct tcp_sent *)(void *)((uint8_t *)memory + memory_fixed());
+	tcp->nsent = sent_count(&s->cfg);
 	err = carve(s, arena, fresh);
 	if (err)
 		return err;
@@ -190,6 +200,7 @@ void tcb_free(struct stack *s, struct tcb *t)
 		resume_unlink(tcp, t, i);
 	timer_del(&s->wheel, &t->timer);
 	tcb_holes_free(s, t);
+	tcp_sent_free(s, t);
 	e_state(&t->e, TCP_FREE, 0, 0, 0);
 	t->next_free = tcp->free_tcb;
 	tcp->free_tcb = i;
@@ -264,13 +275,13 @@ void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *from)
 	uint32_t ttl = o.w[NEAT_OPT_TTL], mss = o.w[NEAT_OPT_MAXSEG];
 
 	t->opt_flags = o.w[NEAT_OPT_FLAGS];
-	t->keepidle_s = u32_min(o.w[NEAT_OPT_KEEPIDLE_S] ? o.w[NEAT_OPT_KEEPIDLE_S] : 7200, 32767);
-	t->keepintvl_s = u32_min(o.w[NEAT_OPT_KEEPINTVL_S] ? o.w[NEAT_OPT_KEEPINTVL_S] : 75, 32767);
+	t->keepidle_s = (uint16_t)u32_min(o.w[NEAT_OPT_KEEPIDLE_S] ? o.w[NEAT_OPT_KEEPIDLE_S] : 7200, 32767);
+	t->keepintvl_s = (uint16_t)u32_min(o.w[NEAT_OPT_KEEPINTVL_S] ? o.w[NEAT_OPT_KEEPINTVL_S] : 75, 32767);
 	t->keepcnt = (uint8_t)u32_min(o.w[NEAT_OPT_KEEPCNT] ? o.w[NEAT_OPT_KEEPCNT] : 9, 127);
 	t->user_timeout_ms = o.w[NEAT_OPT_USER_TIMEOUT_MS];
 	t->syn_retries = (uint8_t)u32_min(o.w[NEAT_OPT_SYNCNT] ? o.w[NEAT_OPT_SYNCNT] : TCP_SYN_RETRIES, 127);
-	t->linger2_ms = o.w[NEAT_OPT_LINGER2_S] ? u32_min(o.w[NEAT_OPT_LINGER2_S] - 1, 60) * 1000 :
-			TCP_FIN_TIMEOUT_MS;
+	t->linger2_ms = (uint16_t)(o.w[NEAT_OPT_LINGER2_S] ? u32_min(o.w[NEAT_OPT_LINGER2_S] - 1, 60) * 1000 :
+							     TCP_FIN_TIMEOUT_MS);
 	t->cc = (uint8_t)u32_min(o.w[NEAT_OPT_CONGESTION], UINT8_MAX);
 	t->tos_ttl = (uint16_t)((o.w[NEAT_OPT_TOS] & 0xff) << 8 | (ttl > 255 ? 0 : ttl));
 	t->linger0 = t->opt_flags & NEAT_OPTF_LINGER && o.w[NEAT_OPT_LINGER_S] == 0;
@@ -548,6 +559,7 @@ static void path_mtu(struct stack *s, struct tcb *t, uint32_t mtu)
 	t->recovery = TCP_LOSS;		/* what is out was too big: send it again, cwnd as it is */
 	t->recover = t->snd_nxt;
 	t->high_rxt = snd_una(t);
+	tcp_sent_lose_all(s, t);
 	t->flags |= TCB_RETRANS_DUE;
 	tcp_output(s, t);
 	tcp_arm(s, t);

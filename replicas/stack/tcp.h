@@ -9,6 +9,7 @@
  *   tcp_ack.c    what an acknowledgement means: RTT, window, recovery
  *   tcp_reass.c  payload into the receive ring, out-of-order intervals
  *   tcp_sack.c   interval sets, the scoreboard (RFC 2018, 2883, 6675)
+ *   tcp_rack.c   when each segment was sent, and what that says about its loss (RFC 8985)
  *   tcp_out.c    what to send now: window, Nagle, SWS, retransmission, ACKs
  *   tcp_opt.c    options (RFC 7323, 2018, 6691)
  *   tcp_timer.c  one handler for each timer
@@ -67,6 +68,10 @@ enum {
 	TCP_CORK_US = 200000,		/* tcp(7) */
 	TCP_QUICK_ACKS = 16,		/* segments acknowledged at once when a connection is young */
 	TCP_DUP_THRESH = 3,		/* RFC 5681 */
+	TCP_PTO_DELACK_US = 200000,	/* RFC 8985 7.2: how long a lone segment's ACK may be delayed */
+	TCP_PTO_SLACK_US = 2000,	/* two ticks of the wheel, as Linux: a round trip may be shorter than one */
+	TCP_REO_PERSIST = 16,		/* RFC 8985 6.2: recoveries without DSACK until the window shrinks again */
+	TCP_MIN_RTT_S = 300,		/* RFC 8985 6.2 step 1: the minimum is one of the last five minutes */
 	TCP_SYN_RETRIES = 6,		/* tcp(7) tcp_syn_retries */
 	TCP_SYNACK_RETRIES = 5,
 	TCP_RETRIES2 = 15,
@@ -96,12 +101,11 @@ enum tcb_flag {		/* class D */
 	TCB_FIN_OOO = 64,	/* fin_ooo is valid: a FIN behind a hole */
 	TCB_RETRANSMITTED = 128,/* [snd_una, snd_nxt) holds retransmitted bytes (Karn) */
 	TCB_DSACK = 256,	/* dsack_start/end go into the next ACK (RFC 2883) */
-	TCB_TLP = 512,		/* a loss probe is out (RFC 8985 7) */
+	TCB_REORDERING = 512,	/* the path was seen to reorder (RFC 8985 6.2 step 3) */
 	TCB_SHUT_RD = 1024,
 	TCB_UNDO = 2048,	/* undo_cwnd/undo_ssthresh are valid (RFC 4015) */
 	TCB_OPEN_PASSIVE = 4096,
 	TCB_PUSH_HELD = 8192,	/* CORK or MSG_MORE holds a partial segment; cork_at is its limit */
-	TCB_DSACK_SEEN = 16384,	/* this ACK reported a duplicate (RFC 2883) */
 	TCB_SNDBUF_FIXED = 32768,
 };
 
@@ -111,10 +115,42 @@ enum { TIMER_TCB = 5, TIMER_TCP_REQUEST = 6, TIMER_TCP_TIME_WAIT = 7 };
 enum tcp_recovery {
 	TCP_OPEN = 0,
 	TCP_FAST_RECOVERY = 1,	/* RFC 6675 5 (6582 without SACK); ends when `recover` is acknowledged */
-	TCP_LOSS = 2,		/* after an RTO: everything un-SACKed below `recover` is presumed lost */
+	TCP_LOSS = 2,		/* after an RTO; without `sent` everything un-SACKed below `recover` is lost */
 };
 
-enum tcp_rtx_kind { TCP_RTX_NONE = 0, TCP_RTX_RTO, TCP_RTX_PERSIST, TCP_RTX_TLP };
+enum tcp_rtx_kind {
+	TCP_RTX_NONE = 0,
+	TCP_RTX_RTO,
+	TCP_RTX_PERSIST,
+	TCP_RTX_PTO,		/* tail loss probe (RFC 8985 7) */
+	TCP_RTX_REO,		/* what is not acknowledged by now was not only reordered (RFC 8985 6.2 step 5) */
+};
+
+/*
+ * RFC 8985: when each segment in flight was sent last. Class D in plain memory: a successor takes all that is in
+ * flight as sent when it began. Only of connections that can lose something and are told what arrived (SACK, not on
+ * lo), and only while something is in flight. A record is what was handed to IP in one piece, or neighbours merged
+ * into one when there are too many; then the later time counts, so a loss is found later rather than wrongly.
+ */
+enum { TCP_SENT_RECORDS = 122 };
+struct tcp_sent_record {
+	uint64_t end;			/* it begins where the one before ends */
+	uint64_t at_us : 62, lost : 1, again : 1;	/* again: retransmitted; then it is not lost any more */
+};
+struct tcp_sent {
+	uint64_t start;			/* of the first record */
+	uint64_t rack_at_us, rack_end;	/* RACK.xmit_ts, RACK.end_seq; 0 = none */
+	uint64_t fack;			/* RACK.fack */
+	uint64_t dsack_round;		/* RACK.dsack_round, 0 = none */
+	uint64_t tlp_end;		/* TLP.end_seq, 0 = no probe is out */
+	uint32_t rack_rtt_us;		/* RACK.rtt */
+	uint32_t prr_delivered, prr_out, prr_flight;	/* RFC 9937; prr_flight: RecoverFS */
+	uint32_t next_free;		/* index + 1 */
+	uint8_t first, n;
+	bool tlp_retrans;		/* TLP.is_retrans */
+	uint8_t pad;
+	struct tcp_sent_record r[TCP_SENT_RECORDS];	/* [first, first + n) */
+};
 
 /*
  * Control block: 512 bytes of the arena. Only the first line and what is marked I matter to a
@@ -166,7 +202,9 @@ struct tcb {
 	uint64_t high_rxt;		/* end of what was retransmitted in this recovery */
 	uint64_t rcv_wup;		/* rcv_nxt at the last ACK sent */
 	uint64_t fin_ooo;
-	uint32_t dupacks;
+	uint16_t dupacks;
+	uint8_t reo_mult;		/* RACK.reo_wnd_mult - 1 */
+	uint8_t reo_persist;		/* RACK.reo_wnd_persist */
 	uint32_t undo_cwnd, undo_ssthresh;
 	uint32_t rtx_ts;		/* our timestamp on the first retransmission (RFC 3522) */
 	uint64_t rtx_first_us;		/* when this RTO episode began: USER_TIMEOUT */
@@ -188,22 +226,27 @@ struct tcb {
 	uint64_t aux_at_us;		/* keepalive, FIN_WAIT_2, drain */
 	uint64_t oow_ack_us;		/* when we last answered something out of window */
 	uint32_t opt_flags;		/* enum neat_opt_flags */
-	uint32_t keepidle_s, keepintvl_s;
+	uint16_t keepidle_s, keepintvl_s;
 	uint32_t user_timeout_ms;
-	uint32_t sndbuf, rcvbuf_fixed;	/* sndbuf: published tx_limit; rcvbuf_fixed 0 = autotune */
+	uint32_t sndbuf;		/* published tx_limit */
 	uint8_t keepcnt, syn_retries;
 	uint8_t linger0;		/* SO_LINGER with zero: close() resets */
-	uint8_t pad6;
-	uint32_t linger2_ms;
+	uint8_t rcvbuf_fixed;		/* 0 = autotune */
+	uint16_t linger2_ms;
+	uint16_t min_rtt_s;		/* when min_rtt_us was seen, low bits */
 	uint32_t seal_e, seal_i;	/* over class E, after each unit; over class I, when it is final */
+	struct tcp_sent *sent;		/* NULL: nothing in flight, or nothing recorded */
 
 	/* line 7: D */
 	struct timer timer;
-	uint32_t resume_next;		/* index + 1 */
-	uint32_t next_free;
+	union {				/* index + 1 */
+		uint32_t resume_next;
+		uint32_t next_free;	/* of a free record */
+	};
 	uint32_t total_retrans;
 	uint16_t tos_ttl;		/* [tos 8][ttl 8]; ttl 0 = default */
 	uint16_t optgen;		/* E: neat_slot_app.optgen whose options are applied, low bits */
+	uint32_t min_rtt_us;		/* RACK.min_RTT, 0 = none yet */
 	uint64_t dsack_start;
 	uint32_t dsack_len;
 	uint16_t pmss;			/* mss before options, bounded by peer, path and user */
@@ -211,6 +254,7 @@ struct tcb {
 } __attribute__((aligned(64)));
 
 static_assert(sizeof(struct tcb) <= TCB_SIZE, "control block");
+static_assert(sizeof(struct tcp_sent) <= 2048, "half a page");
 static_assert(offsetof(struct tcb, snd_nxt) == 64, "hot line");
 static_assert(offsetof(struct tcb, key) == 128, "identity line");
 
@@ -239,10 +283,11 @@ struct tcp {		/* class D: stack->tcp */
 	struct tcp_time_wait *time_waits;
 	struct tcp_holes *holes;
 	struct listener *listeners;
-	uint32_t ntcbs, nrequests, ntime_waits, nholes;
+	struct tcp_sent *sent;
+	uint32_t ntcbs, nrequests, ntime_waits, nholes, nsent;
 	/* Freed records (index + 1); those never used are not touched before they are needed. */
-	uint32_t free_tcb, free_request, free_time_wait, free_holes, free_listener;
-	neat_a32 high_listener;
+	uint32_t free_tcb, free_request, free_time_wait, free_holes, free_listener, free_sent;
+	neat_a32 high_listener, high_sent;
 	uint32_t half_open;
 	uint32_t resume_head, resume_tail;	/* index + 1 */
 	struct tcp_list req_level[TCP_REQ_LEVELS];	/* by deadline: equal back-off, so in order of arrival */
@@ -250,7 +295,6 @@ struct tcp {		/* class D: stack->tcp */
 	struct timer req_timer, tw_timer;
 	uint64_t challenge_window_us;
 	uint32_t challenge_left;
-	uint32_t pad;
 };
 
 /* An arriving segment, parsed; passed down instead of file statics. Numbers are extended. */
@@ -267,6 +311,7 @@ struct tcp_seg {
 	uint16_t mss;			/* SYN only, 0 = none */
 	uint16_t hdr_len;
 	uint32_t ts_val, ts_ecr;
+	uint64_t dsack_end;		/* the ACK reports a duplicate that ends here (RFC 2883), 0 = none */
 	struct { uint32_t start, end; } sack[4];	/* wire numbers */
 	struct pkt *p;			/* data at the TCP header */
 	const struct ip_meta *m;
@@ -492,6 +537,8 @@ bool tcp_ack(struct stack *s, struct tcb *t, struct tcp_seg *g);
 void tcp_rtt_sample(struct tcb *t, uint64_t rtt_us);
 void tcp_advance_una(struct stack *s, struct tcb *t, uint64_t ack);
 void tcp_notify_room(struct stack *s, struct tcb *t, uint64_t una_before);
+/* Losses by time (RFC 8985): recovery begins if some are new; the reordering timer. */
+void tcp_find_losses(struct stack *s, struct tcb *t);
 
 /* ---- tcp_reass.c ---- */
 /* Payload and FIN of an acceptable segment. */
@@ -507,7 +554,10 @@ bool ranges_contain(const struct tcp_ranges *r, uint64_t start, uint64_t end);
 /* First gap at or after `from` and below `limit`: [*start, *end); false if none. */
 bool ranges_gap(const struct tcp_ranges *r, uint64_t from, uint64_t limit, uint64_t *start, uint64_t *end);
 /* Bytes newly SACKed. */
-uint64_t tcp_sack_input(struct stack *s, struct tcb *t, const struct tcp_seg *g);
+uint64_t tcp_sack_input(struct stack *s, struct tcb *t, struct tcp_seg *g);
+/* Enough is SACKed that it cannot be reordering (RFC 6675 2, RFC 8985 6.2): DupThresh segments. */
+bool tcp_dup_thresh(const struct tcb *t);
+uint64_t ranges_bytes(const struct tcp_ranges *r, uint64_t start, uint64_t end);
 bool tcp_is_lost(const struct tcb *t, uint64_t seq);
 uint64_t tcp_pipe(const struct tcb *t);
 /* RFC 6675 NextSeg() rules 1 and 3 (last_resort): a hole worth retransmitting. */
@@ -519,6 +569,38 @@ static inline const struct tcp_ranges *tcp_sacked(const struct tcb *t)
 }
 static inline bool tcp_has_ooo(const struct tcb *t) { return t->holes && t->holes->ooo.n; }
 
+/* ---- tcp_rack.c ---- */
+/* Segments of this connection can be lost, and the peer says which (SACK): RACK-TLP applies. */
+static inline bool tcp_racks(const struct tcb *t)
+{
+	return (t->options & TCP_OPT_SACK) && !(t->flags & TCB_LOCAL);
+}
+static inline bool tcp_sent_any(const struct tcb *t) { return !(t->flags & TCB_LOCAL) && t->sent; }
+/* [start, end) was handed to IP just now. */
+void tcp_sent_note(struct stack *s, struct tcb *t, uint64_t start, uint64_t end);
+/* Everything below `ack` is acknowledged; before snd_una moves. */
+void tcp_sent_acked(struct stack *s, struct tcb *t, const struct tcp_seg *g, uint64_t ack);
+void tcp_sent_free(struct stack *s, struct tcb *t);
+/* [start, end) is SACKed for the first time, where `sacked` does not hold it yet. */
+void tcp_sent_sacked(struct stack *s, struct tcb *t, const struct tcp_seg *g, uint64_t start, uint64_t end);
+/* First byte range marked lost and not SACKed; bytes of all of them. */
+bool tcp_sent_hole(const struct tcb *t, uint64_t *start, uint64_t *end);
+uint64_t tcp_sent_lost(const struct tcb *t);
+/* All that is in flight is presumed lost; without records it is recorded first. */
+void tcp_sent_lose_all(struct stack *s, struct tcb *t);
+void tcp_sent_lose_none(struct tcb *t);
+/* RFC 8985 6.3: the retransmission timer ran out. */
+void tcp_rack_timeout(struct stack *s, struct tcb *t);
+/* RFC 8985 6.2 steps 4 and 5. True: something was found lost. *wait_us: look again then, 0 = no need. */
+bool tcp_rack_detect(struct stack *s, struct tcb *t, uint64_t *wait_us);
+/* Step 4: the reordering window adapts to duplicates, and forgets at the end of a recovery. */
+void tcp_rack_dsack(struct tcb *t);
+void tcp_rack_recovered(struct tcb *t);
+/* RFC 8985 7.4: was the probe the repair of a loss? */
+void tcp_tlp_ack(struct stack *s, struct tcb *t, const struct tcp_seg *g);
+/* Microseconds until a probe is due (7.2), 0 = none now. */
+uint64_t tcp_pto_us(const struct tcb *t);
+
 /* ---- tcp_out.c ---- */
 void tcp_output(struct stack *s, struct tcb *t);
 /* tcp_resume() has this one to deal with. */
@@ -528,6 +610,7 @@ bool tcp_send_syn(struct stack *s, struct tcb *t);
 void tcp_send_rst(struct stack *s, struct tcb *t);
 bool tcp_retransmit(struct stack *s, struct tcb *t, uint64_t start, uint64_t end);
 bool tcp_send_probe(struct stack *s, struct tcb *t);	/* zero bytes below snd_una: asks for an ACK */
+void tcp_send_tlp(struct stack *s, struct tcb *t);	/* RFC 8985 7.3 */
 void tcp_send_override(struct stack *s, struct tcb *t);	/* what the small window allows, whatever SWS avoidance says */
 /* Answer to a segment that belongs to nothing (RFC 9293 3.10.7.1). */
 void tcp_refuse(struct stack *s, const struct tcp_seg *g, const struct flow_key *k);
@@ -562,6 +645,8 @@ void tcp_cc_acked(struct stack *s, struct tcb *t, uint32_t acked);
 void tcp_cc_loss(struct stack *s, struct tcb *t);	/* enter fast recovery */
 void tcp_cc_timeout(struct stack *s, struct tcb *t);
 void tcp_cc_undo(struct stack *s, struct tcb *t);
+/* RFC 9937: how much may be sent in fast recovery for what this ACK says was delivered. */
+void tcp_cc_prr(struct tcb *t, uint32_t delivered, bool safe);
 void tcp_cc_idle(struct stack *s, struct tcb *t);
 uint32_t tcp_initial_window(const struct tcb *t);
 

@@ -1,6 +1,6 @@
 /*
  * tcp_ack.c - what an acknowledgement means: round-trip time (RFC 6298), window, loss recovery
- * (RFC 6675, 6582), the end of our FIN.
+ * (RFC 8985, 6675, 6582), the end of our FIN.
  *
  * Owns snd_una and its published copy, the RTT variables, the recovery state. It decides that
  * something must be sent again; tcp_out.c sends it. First read: tcp_in.c, which calls tcp_ack() as
@@ -82,10 +82,9 @@ void tcp_advance_una(struct stack *s, struct tcb *t, uint64_t ack)
 	if (ack == t->snd_nxt) {
 		t->rtx_at_us = 0;
 		t->rtx_kind = TCP_RTX_NONE;
-		t->flags &= ~(uint32_t)(TCB_RETRANSMITTED | TCB_TLP);
+		t->flags &= ~(uint32_t)TCB_RETRANSMITTED;
 	} else {
-		t->rtx_at_us = s->now_us + t->rto_us;	/* RFC 6298 5.3 */
-		t->rtx_kind = TCP_RTX_RTO;
+		tcp_arm_rtx(s, t);	/* RFC 6298 5.3, RFC 8985 7.2 */
 	}
 	if (now == before || !t->ref.mem)
 		return;
@@ -95,6 +94,8 @@ void tcp_advance_una(struct stack *s, struct tcb *t, uint64_t ack)
 	tcp_notify_room(s, t, before);
 }
 
+static uint64_t sacked_bytes(const struct tcb *t) { return tcp_sacked(t) ? t->holes->sacked.total : 0; }
+
 static void enter_recovery(struct stack *s, struct tcb *t)
 {
 	s->count.fast_retransmits++;
@@ -103,6 +104,10 @@ static void enter_recovery(struct stack *s, struct tcb *t)
 	t->recover = t->snd_nxt;
 	t->high_rxt = snd_una(t);
 	t->flags |= TCB_RETRANS_DUE;	/* RFC 6675 5 step 4.3: the first one whatever pipe says */
+	if (t->sent) {
+		t->sent->prr_delivered = t->sent->prr_out = 0;
+		t->sent->prr_flight = (uint32_t)(t->snd_nxt - snd_una(t) - sacked_bytes(t));
+	}
 }
 
 static void leave_recovery(struct tcb *t)
@@ -112,6 +117,24 @@ static void leave_recovery(struct tcb *t)
 	t->recovery = TCP_OPEN;
 	t->dupacks = 0;
 	t->flags &= ~(uint32_t)(TCB_RETRANS_DUE | TCB_UNDO);
+	tcp_rack_recovered(t);
+}
+
+void tcp_find_losses(struct stack *s, struct tcb *t)
+{
+	uint64_t wait_us, start, end;
+
+	if (!t->sent || !t->sent->n)
+		return;
+	tcp_rack_detect(s, t, &wait_us);
+	if (t->recovery == TCP_OPEN && tcp_sent_hole(t, &start, &end))
+		enter_recovery(s, t);
+	if (wait_us && (t->rtx_kind != TCP_RTX_RTO || s->now_us + wait_us < t->rtx_at_us)) {
+		t->rtx_kind = TCP_RTX_REO;
+		t->rtx_at_us = s->now_us + wait_us;
+	} else if ((!wait_us && t->rtx_kind == TCP_RTX_REO) || (t->rtx_kind == TCP_RTX_PTO && !tcp_pto_us(t))) {
+		tcp_arm_rtx(s, t);
+	}
 }
 
 static void duplicate_ack(struct stack *s, struct tcb *t)
@@ -120,10 +143,10 @@ static void duplicate_ack(struct stack *s, struct tcb *t)
 	bool sack = t->options & TCP_OPT_SACK;
 
 	s->count.dupacks++;
-	if (t->dupacks < UINT32_MAX)
+	if (t->dupacks < UINT16_MAX)
 		t->dupacks++;
-	if (t->recovery != TCP_OPEN)
-		return;
+	if (t->recovery != TCP_OPEN || tcp_sent_any(t))
+		return;		/* time says what is lost, not their number */
 	if (t->dupacks < TCP_DUP_THRESH && !(sack && tcp_is_lost(t, una)))
 		return;
 	/* RFC 6582 3.2 step 2: duplicates of an earlier episode are no new loss. */
@@ -145,6 +168,7 @@ static void new_ack_recovery(struct stack *s, struct tcb *t, uint64_t ack, uint6
 	if (spurious(t, g)) {
 		tcp_cc_undo(s, t);
 		leave_recovery(t);
+		tcp_sent_lose_none(t);
 		t->recover = ack;	/* nothing was sent twice: the next duplicates are about a new loss */
 		t->cwnd = u32_max(t->cwnd, t->undo_cwnd);
 		return;
@@ -160,7 +184,7 @@ static void new_ack_recovery(struct stack *s, struct tcb *t, uint64_t ack, uint6
 		/* RFC 6582 3.2 step 3, partial: what was acknowledged is no duplicate any more. */
 		uint32_t n = (uint32_t)(acked / t->mss);
 
-		t->dupacks = t->dupacks > n ? t->dupacks - n : 0;
+		t->dupacks = (uint16_t)(t->dupacks > n ? t->dupacks - n : 0);
 		t->high_rxt = ack;
 		t->flags |= TCB_RETRANS_DUE;
 	}
@@ -173,6 +197,8 @@ static void new_ack(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 	uint8_t recovery = t->recovery;
 
 	rtt_update(s, t, ack, g);
+	if (tcp_sent_any(t))
+		tcp_sent_acked(s, t, g, ack);
 	tcp_advance_una(s, t, ack);
 	t->probes = 0;
 	if (t->recovery != TCP_OPEN)
@@ -207,9 +233,24 @@ static bool window_update(struct tcb *t, const struct tcp_seg *g)
 	return true;
 }
 
+/* What RFC 8985 and 9937 conclude, once the scoreboard knows all that the ACK says. */
+static void recovery_by_time(struct stack *s, struct tcb *t, const struct tcp_seg *g, uint64_t delivered, bool advanced)
+{
+	uint8_t before = t->recovery;
+
+	if (g->dsack_end)
+		tcp_rack_dsack(t);
+	tcp_find_losses(s, t);
+	if (t->recovery != TCP_FAST_RECOVERY || !t->sent)
+		return;
+	if (before == TCP_OPEN)
+		t->sent->prr_flight += (uint32_t)delivered;	/* it was in flight when the loss happened */
+	tcp_cc_prr(t, (uint32_t)delivered, advanced && !tcp_sent_lost(t));
+}
+
 bool tcp_ack(struct stack *s, struct tcb *t, struct tcp_seg *g)
 {
-	uint64_t una = snd_una(t), newly = 0;
+	uint64_t una = snd_una(t), newly = 0, sacked;
 	bool moved;
 
 	if (seq_lt(snd_max(t), g->ack)) {
@@ -224,14 +265,19 @@ bool tcp_ack(struct stack *s, struct tcb *t, struct tcp_seg *g)
 		return false;
 	}
 	t->probes = 0;
+	sacked = sacked_bytes(t);
 	if (g->nsack && t->options & TCP_OPT_SACK)
 		newly = tcp_sack_input(s, t, g);
 	moved = window_update(t, g);
+	if (tcp_sent_any(t))
+		tcp_tlp_ack(s, t, g);
 	if (seq_lt(una, g->ack))
 		new_ack(s, t, g);
 	else if (g->ack == una && t->snd_nxt != una &&
 		 (newly || (!g->len && !moved && !(g->flags & TCP_FIN) && !(t->options & TCP_OPT_SACK))))
 		duplicate_ack(s, t);
+	if (tcp_racks(t))
+		recovery_by_time(s, t, g, snd_una(t) - una + sacked_bytes(t) - sacked, una != snd_una(t));
 	if (t->holes && !t->holes->sacked.n && !t->holes->ooo.n)
 		tcb_holes_free(s, t);
 	return true;

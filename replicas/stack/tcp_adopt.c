@@ -141,6 +141,7 @@ static void soft_bounds(struct stack *s, struct tcb *t)
 static void soft_reset(struct tcb *t)
 {
 	t->flags &= TCB_PINGPONG | TCB_SHUT_RD | TCB_OPEN_PASSIVE | TCB_SNDBUF_FIXED;
+	t->min_rtt_us = 0;
 	t->flags |= TCB_ACK_NOW;
 	t->holes = NULL;
 	t->ack_at_us = 0;
@@ -154,12 +155,13 @@ static void soft_reset(struct tcb *t)
 static void soft(const struct adoption *a, struct tcb *t)
 {
 	struct stack *s = a->s;
-	const uint32_t stale = TCB_ON_RESUME | TCB_RETRANS_DUE | TCB_RETRANSMITTED | TCB_TLP | TCB_UNDO | TCB_LOCAL;
+	const uint32_t stale = TCB_ON_RESUME | TCB_RETRANS_DUE | TCB_RETRANSMITTED | TCB_UNDO | TCB_LOCAL;
 
 	if (t == a->torn)
 		soft_reset(t);
 	if (t->holes == holes_unclaimed)
 		t->holes = NULL;
+	t->sent = NULL;			/* plain memory of our predecessor */
 	t->timer = (struct timer){ .kind = TIMER_TCB };
 	t->resume_next = 0;
 	t->flags &= ~stale;
@@ -397,6 +399,7 @@ static void send_again(struct stack *s, struct tcb *t)
 			t->cwnd = u32_min(t->cwnd, tcp_initial_window(t));
 		t->recovery = TCP_LOSS;
 		t->recover = t->snd_nxt;
+		tcp_sent_lose_all(s, t);
 		t->flags |= TCB_RETRANS_DUE | TCB_ACK_NOW;
 	} else if (tcp_sends(tcp_state(t)) && tcp_needs_persist(t)) {
 		/* The update that opened the window may be what was lost: ask now. */

@@ -160,6 +160,28 @@ void tcp_cc_loss(struct stack *s, struct tcb *t)
 	t->cwnd_acked = 0;
 }
 
+/*
+ * RFC 9937: in proportion to what is delivered until the flight has come down to ssthresh, then slow start up
+ * to it while every ACK is safe. cwnd is that ACK's permission, on top of what is in flight.
+ */
+void tcp_cc_prr(struct tcb *t, uint32_t delivered, bool safe)
+{
+	struct tcp_sent *b = t->sent;
+	uint64_t pipe = tcp_pipe(t), allowed, out = b->prr_out;
+
+	if (!delivered && b->prr_delivered)
+		return;
+	b->prr_delivered += delivered;
+	if (pipe > t->ssthresh) {
+		allowed = ((uint64_t)b->prr_delivered * t->ssthresh + b->prr_flight - 1) / u32_max(b->prr_flight, 1);
+		allowed = allowed > out ? allowed - out : 0;
+	} else {
+		allowed = u64_max(b->prr_delivered > out ? b->prr_delivered - out : 0, delivered) + (safe ? t->mss : 0);
+		allowed = u64_min(allowed, t->ssthresh - pipe);
+	}
+	t->cwnd = u32_max((uint32_t)u64_min(pipe + allowed, 1u << 30), t->mss);
+}
+
 void tcp_cc_timeout(struct stack *s, struct tcb *t)
 {
 	/* RFC 5681 3.1: only the first timeout of a segment halves. */

@@ -35,6 +35,7 @@ static bool parse_header(struct tcp_seg *g, struct pkt *p, const struct ip_meta 
 	g->mss = 0;
 	g->wscale = 0;
 	g->ts_val = g->ts_ecr = 0;
+	g->dsack_end = 0;
 	k->laddr = m->daddr;
 	k->raddr = m->saddr;
 	k->lport = be16_get(h->dport);
@@ -135,7 +136,7 @@ static bool predicted(struct tcb *t, struct tcp_seg *g)
 
 	if ((uint32_t)a64_relaxed(&t->e.state) != TCP_ESTABLISHED ||
 	    (g->flags & ~TCP_PSH) != TCP_ACK || t->recovery != TCP_OPEN || t->holes ||
-	    t->flags & TCB_FIN_OOO)
+	    t->flags & (TCB_FIN_OOO | TCB_RETRANSMITTED))
 		return false;
 	if (g->wire_seq != t->irs + (uint32_t)next || g->len > t->rcv_adv - next)
 		return false;
@@ -160,6 +161,11 @@ static void fast_ack(struct stack *s, struct tcb *t, struct tcp_seg *g)
 	if (t->rtt_seq && seq_leq(t->rtt_seq, g->ack)) {
 		tcp_rtt_sample(t, s->now_us - t->rtt_start_us);
 		t->rtt_seq = 0;
+	}
+	if (tcp_sent_any(t)) {
+		tcp_tlp_ack(s, t, g);
+		if (t->sent)
+			tcp_sent_acked(s, t, g, g->ack);
 	}
 	tcp_advance_una(s, t, g->ack);
 	t->dupacks = 0;

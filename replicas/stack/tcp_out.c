@@ -181,6 +181,8 @@ static bool send_data(struct stack *s, struct tcb *t, uint64_t seq, uint32_t len
 		return false;
 	}
 	acked_by_output(t);
+	if (tcp_racks(t))
+		tcp_sent_note(s, t, seq, end);
 	s->count.bytes_out += len;
 	return true;
 }
@@ -368,6 +370,8 @@ static void sent_new(struct stack *s, struct tcb *t, uint32_t len, uint64_t end)
 		t->rtx_kind = TCP_RTX_NONE;
 		t->rtx_at_us = 0;
 		t->backoff = 0;
+	} else if (t->rtx_kind == TCP_RTX_PTO) {	/* RFC 8985 7.2: the tail is another one now */
+		tcp_arm_rtx(s, t);
 	}
 }
 
@@ -449,6 +453,38 @@ bool tcp_retransmit(struct stack *s, struct tcb *t, uint64_t start, uint64_t end
 	return true;
 }
 
+/* The last segment's worth of what is in flight: the highest number makes the peer report all holes. */
+static void tlp_retransmit(struct stack *s, struct tcb *t)
+{
+	uint64_t start = snd_una(t), last = tx_tail(t) + 1, end = t->snd_nxt;
+	uint64_t data_end = seq_lt(last, end) ? last : end;
+
+	if (seq_lt(start + t->mss, data_end))
+		start = data_end - t->mss;
+	if (!tcp_retransmit(s, t, start, end) || !t->sent)
+		return;
+	t->sent->tlp_retrans = true;
+	t->sent->tlp_end = end;
+}
+
+void tcp_send_tlp(struct stack *s, struct tcb *t)
+{
+	bool corked = t->opt_flags & (NEAT_OPTF_CORK | NEAT_OPTF_MORE) && !(t->flags & TCB_CORK_DUE);
+
+	s->count.tlp++;
+	if (!corked)
+		t->flags |= TCB_CORK_DUE;	/* Nagle waits for an ACK, which is what the probe is to bring */
+	if (send_one_new(s, t, t->mss) && t->sent) {
+		t->sent->tlp_retrans = false;
+		t->sent->tlp_end = t->snd_nxt;
+	} else {
+		tlp_retransmit(s, t);
+	}
+	if (!corked)
+		t->flags &= ~(uint32_t)TCB_CORK_DUE;
+	tcp_arm_rtx(s, t);		/* one probe at a time: the RTO (7.3) */
+}
+
 /* RFC 6675 5 step C: as long as a segment fits into cwnd - pipe; RETRANS_DUE sends one regardless. */
 static void send_recovery(struct stack *s, struct tcb *t)
 {
@@ -465,7 +501,7 @@ static void send_recovery(struct stack *s, struct tcb *t)
 		if (!tcp_retransmit(s, t, start, end))
 			return;
 		t->flags &= ~(uint32_t)TCB_RETRANS_DUE;
-		if (t->recovery == TCP_FAST_RECOVERY) {
+		if (t->recovery == TCP_FAST_RECOVERY && t->rtx_kind != TCP_RTX_REO) {
 			t->rtx_kind = TCP_RTX_RTO;	/* RFC 6675 5 step 4.3: restart with the first */
 			if (forced)
 				t->rtx_at_us = s->now_us + t->rto_us;

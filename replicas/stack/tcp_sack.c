@@ -94,7 +94,7 @@ bool ranges_gap(const struct tcp_ranges *r, uint64_t from, uint64_t limit, uint6
 }
 
 /* Bytes of the set in [start, end). */
-static uint64_t ranges_bytes(const struct tcp_ranges *r, uint64_t start, uint64_t end)
+uint64_t ranges_bytes(const struct tcp_ranges *r, uint64_t start, uint64_t end)
 {
 	uint64_t sum = 0;
 
@@ -121,36 +121,48 @@ static bool is_dsack(const struct tcp_seg *g, uint64_t start, uint64_t end, uint
 	       !wire_lt(g->sack[1].end, g->sack[0].end);
 }
 
-uint64_t tcp_sack_input(struct stack *s, struct tcb *t, const struct tcp_seg *g)
+static uint64_t sack_block(struct stack *s, struct tcb *t, const struct tcp_seg *g, uint64_t start, uint64_t end)
+{
+	uint64_t added;
+
+	if (!tcb_holes(s, t))
+		return 0;	/* no memory: fewer hints, more retransmission */
+	if (tcp_sent_any(t) && t->holes->sacked.n < TCP_RANGES)
+		tcp_sent_sacked(s, t, g, start, end);
+	return ranges_add(&t->holes->sacked, start, end, &added) ? added : 0;
+}
+
+uint64_t tcp_sack_input(struct stack *s, struct tcb *t, struct tcp_seg *g)
 {
 	uint64_t una = snd_una(t), max = t->snd_nxt, total = 0;
 
 	for (unsigned i = 0; i < g->nsack; i++) {
 		uint64_t start = seq_extend(g->sack[i].start, t->iss, una);
 		uint64_t end = seq_extend(g->sack[i].end, t->iss, una);
-		uint64_t added;
 
 		if (!seq_lt(start, end) || seq_lt(max, end))
 			continue;
 		if (i == 0 && is_dsack(g, start, end, una)) {
-			t->flags |= TCB_DSACK_SEEN;
+			g->dsack_end = end;
 			continue;
 		}
 		/* Stale: below what is acknowledged (RFC 2018 4). */
 		if (!seq_lt(seq_max(una, g->ack), end))
 			continue;
-		if (seq_lt(start, una))
-			start = una;
-		if (!tcb_holes(s, t))
-			return total;	/* no memory: fewer hints, more retransmission */
-		if (ranges_add(&t->holes->sacked, start, end, &added))
-			total += added;
+		total += sack_block(s, t, g, seq_max(start, una), end);
 	}
 	return total;
 }
 
+bool tcp_dup_thresh(const struct tcb *t)
+{
+	const struct tcp_ranges *r = tcp_sacked(t);
+
+	return r && (r->n >= TCP_DUP_THRESH || r->total > (TCP_DUP_THRESH - 1) * (uint64_t)t->mss);
+}
+
 /*
- * Everything un-SACKed below this edge counts as lost. RFC 6675 IsLost(): DupThresh separate SACKed
+ * Without times of sending (tcp_rack.c). Everything un-SACKed below this edge counts as lost. RFC 6675 IsLost(): DupThresh separate SACKed
  * intervals above, or more than (DupThresh - 1) * SMSS SACKed bytes above; both only grow towards
  * lower numbers, so one edge says it all.
  */
@@ -180,12 +192,14 @@ bool tcp_is_lost(const struct tcb *t, uint64_t seq)
 	return seq_lt(seq, lost_edge(t));
 }
 
-/* RFC 6675 SetPipe(). */
+/* RFC 6675 SetPipe(); with times of sending what RFC 8985 says is neither lost nor SACKed. */
 uint64_t tcp_pipe(const struct tcb *t)
 {
 	const struct tcp_ranges *r = tcp_sacked(t);
 	uint64_t una = snd_una(t), out = t->snd_nxt - una, edge, rxt, dup;
 
+	if (tcp_sent_any(t))
+		return out - (r ? r->total : 0) - tcp_sent_lost(t);
 	if (t->recovery == TCP_OPEN) {
 		dup = r ? r->total : t->options & TCP_OPT_SACK ? 0 : (uint64_t)t->dupacks * t->mss;
 		return out > dup ? out - dup : 0;
@@ -206,8 +220,11 @@ uint64_t tcp_pipe(const struct tcb *t)
 bool tcp_next_hole(const struct tcb *t, bool last_resort, uint64_t *start, uint64_t *end)
 {
 	const struct tcp_ranges *r = tcp_sacked(t);
-	uint64_t limit = u64_min(lost_edge(t), t->snd_nxt);
+	uint64_t limit;
 
+	if (tcp_sent_any(t))
+		return !last_resort && tcp_sent_hole(t, start, end);
+	limit = u64_min(lost_edge(t), t->snd_nxt);
 	if (last_resort) {
 		if (!r)
 			return false;

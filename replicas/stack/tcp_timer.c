@@ -19,9 +19,12 @@ static uint64_t rto_backed_off(const struct tcb *t)
 
 void tcp_arm_rtx(struct stack *s, struct tcb *t)
 {
+	uint64_t pto_us;
+
 	if (t->snd_nxt != snd_una(t)) {
-		t->rtx_kind = TCP_RTX_RTO;
-		t->rtx_at_us = s->now_us + rto_backed_off(t);
+		pto_us = tcp_pto_us(t);
+		t->rtx_kind = pto_us ? TCP_RTX_PTO : TCP_RTX_RTO;
+		t->rtx_at_us = s->now_us + (pto_us ? pto_us : rto_backed_off(t));
 	} else if (tcp_needs_persist(t)) {
 		t->rtx_kind = TCP_RTX_PERSIST;
 		t->rtx_at_us = s->now_us + rto_backed_off(t);
@@ -87,7 +90,18 @@ static void rto_expired(struct stack *s, struct tcb *t)
 	/* RFC 2018 8: SACKed bytes right at snd_una that were not acknowledged were reneged on. */
 	if (t->holes && t->holes->sacked.n && seq_leq(t->holes->sacked.r[0].start, snd_una(t)))
 		t->holes->sacked.n = 0, t->holes->sacked.total = 0;
+	tcp_rack_timeout(s, t);
 	t->flags |= TCB_RETRANS_DUE;
+	tcp_output(s, t);
+}
+
+/* RFC 8985 6.2 step 5: what came too late to be only reordered is lost; the RTO runs again. */
+static void reordering_expired(struct stack *s, struct tcb *t)
+{
+	t->rtx_kind = TCP_RTX_NONE;
+	tcp_find_losses(s, t);
+	if (t->recovery == TCP_FAST_RECOVERY && t->sent)
+		tcp_cc_prr(t, 0, false);
 	tcp_output(s, t);
 }
 
@@ -112,6 +126,25 @@ static void persist_expired(struct stack *s, struct tcb *t)
 	t->rtx_at_us = s->now_us + rto_backed_off(t);
 	if (!tcp_send_probe(s, t))
 		t->rtx_at_us = s->now_us + TCP_RTO_MIN_US;
+}
+
+static void rtx_expired(struct stack *s, struct tcb *t)
+{
+	switch ((enum tcp_rtx_kind)t->rtx_kind) {
+	case TCP_RTX_PERSIST:
+		persist_expired(s, t);
+		break;
+	case TCP_RTX_PTO:
+		tcp_send_tlp(s, t);
+		break;
+	case TCP_RTX_REO:
+		reordering_expired(s, t);
+		break;
+	case TCP_RTX_RTO:
+	case TCP_RTX_NONE:
+		rto_expired(s, t);
+		break;
+	}
 }
 
 /* ---- keepalive (RFC 9293 3.8.4), FIN-WAIT-2, drain ---- */
@@ -217,10 +250,7 @@ static void tcb_timer(struct stack *s, struct timer *timer)
 	}
 	if (t->rtx_at_us && t->rtx_at_us <= now) {
 		t->rtx_at_us = 0;
-		if (t->rtx_kind == TCP_RTX_PERSIST)
-			persist_expired(s, t);
-		else
-			rto_expired(s, t);
+		rtx_expired(s, t);
 	}
 	if (alive(t) && t->aux_at_us && t->aux_at_us <= now)
 		aux_expired(s, t);

@@ -205,7 +205,7 @@ struct host_config {
 struct host_info {
 	uint32_t state, flags, err, cwnd, ssthresh, mss, srtt_us, rto_us, recovery, rcvbuf, sndbuf;
 	uint64_t snd_una, snd_nxt, snd_max, rcv_nxt, rcv_adv, tx_una, rx_head;
-	uint64_t segments_in, segments_out, retransmits, rto, fast_retransmits, resets_in, resets_out;
+	uint64_t segments_in, segments_out, retransmits, rto, tlp, fast_retransmits, resets_in, resets_out;
 	uint32_t iss, irs, notified, half_open;
 	uint32_t laddr, lport, raddr, rport;
 };

@@ -54,6 +54,21 @@ static void check_ranges(struct fuzz *f, const struct tcp_ranges *r, uint64_t lo
 	CHECK(r->n == 0 || at <= high);
 }
 
+/* What was sent when: contiguous from snd_una to snd_nxt. */
+static void check_sent(struct fuzz *f, const struct tcb *t)
+{
+	const struct tcp_sent *b = t->sent;
+	uint64_t at = b->start;
+
+	CHECK(b->first + b->n <= TCP_SENT_RECORDS && !(t->flags & TCB_LOCAL));
+	for (uint32_t i = 0; i < b->n; i++) {
+		CHECK(at < b->r[b->first + i].end);
+		at = b->r[b->first + i].end;
+	}
+	CHECK(b->n == 0 || (b->start == snd_una(t) && at == t->snd_nxt));
+	CHECK(tcp_sent_lost(t) + (t->holes ? t->holes->sacked.total : 0) <= t->snd_nxt - snd_una(t));
+}
+
 static void check_tcb(struct fuzz *f, const struct tcb *t)
 {
 	enum tcp_state state = tcp_state(t);
@@ -78,6 +93,8 @@ static void check_tcb(struct fuzz *f, const struct tcb *t)
 		check_ranges(f, &t->holes->ooo, fin_rx_seq(t) ? 0 : rcv_nxt(t) + 1, t->rcv_adv);
 		check_ranges(f, &t->holes->sacked, snd_una(t), t->snd_nxt);
 	}
+	if (t->sent)
+		check_sent(f, t);
 	CHECK(timer_armed(&t->timer) || !(t->rtx_at_us || t->ack_at_us || t->cork_at_us || t->aux_at_us));
 }
 

@@ -45,7 +45,7 @@ struct host_config {
 struct host_info {
 	uint32_t state, flags, err, cwnd, ssthresh, mss, srtt_us, rto_us, recovery, rcvbuf, sndbuf;
 	uint64_t snd_una, snd_nxt, snd_max, rcv_nxt, rcv_adv, tx_una, rx_head;
-	uint64_t segments_in, segments_out, retransmits, rto, fast_retransmits, resets_in, resets_out;
+	uint64_t segments_in, segments_out, retransmits, rto, tlp, fast_retransmits, resets_in, resets_out;
 	uint32_t iss, irs, notified, half_open;
 	uint32_t laddr, lport, raddr, rport;
 	uint32_t pushed_limit, pushed_state;	/* what accept() found in the connection that was pushed last */
@@ -542,7 +542,7 @@ void host_info(struct host *h, uint32_t slot, struct host_info *o)
 		.flags = neat_status_flags(status), .err = neat_status_errno(status), .state = pub->tcp_state,
 		.tx_una = a64_relaxed(&pub->tx_una), .rx_head = a64_relaxed(&pub->rx_head),
 		.segments_in = c->segments_in, .segments_out = c->segments_out, .retransmits = c->retransmits,
-		.rto = c->rto, .fast_retransmits = c->fast_retransmits, .resets_in = c->resets_in,
+		.rto = c->rto, .tlp = c->tlp, .fast_retransmits = c->fast_retransmits, .resets_in = c->resets_in,
 		.resets_out = c->resets_out, .notified = h->notified[slot], .half_open = h->stack.tcp->half_open,
 		.pushed_limit = h->pushed_limit, .pushed_state = h->pushed_state,
 	};
