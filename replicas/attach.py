@@ -324,8 +324,9 @@ class Attachments:
             if state == LIB.NEAT_PROC_SWEPT and alive(pid):
                 continue
             if apps.stranger(app, pid):
-                # A child that went on to exec has said so over a connection; else a stranger's pid.
-                if not readable(connection.sock for connection in app.connections):
+                # A child that went on to exec has said so over a connection, perhaps not read yet.
+                unread = readable(connection.sock for connection in app.connections)
+                if not (unread and alive(pid)):
                     self._free(app, index, pid)
                 continue
             try:

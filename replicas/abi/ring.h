@@ -51,6 +51,23 @@ static inline void neat_pause(void)
 #endif
 }
 
+/* The words of a slot before its next use: by the replica that accepts, by the library that connects. */
+static inline void neat_slot_app_reset(struct neat_slot_app *w)
+{
+	a64_store(&w->tx_tail, 0);
+	a64_store(&w->rx_tail, 0);
+	a64_store(&w->tx_ring, 0);
+	a64_store(&w->accept_head, 0);
+	a64_store(&w->sub, 0);
+	a64_store(&w->ev_pend, 0);
+	a32_store(&w->cmd_pend, 0);
+	a32_store(&w->shut, 0);
+	a32_store(&w->err_taken, 0);
+	a32_store(&w->tx_lock, 0);
+	a32_store(&w->rx_lock, 0);
+	a32_store(&w->optgen, 0);
+}
+
 /* [op 8][arg 8][gen 16][slot 32]: an entry of a command or event ring. */
 static inline uint64_t neat_entry(uint32_t op, uint32_t arg, uint32_t gen, uint32_t slot)
 {

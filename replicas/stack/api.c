@@ -183,19 +183,8 @@ static void slot_words_reset(struct app *app, uint32_t slot)
 	struct neat_slot_app *w = &app->mem.app->slots[slot];
 
 	pub_words_reset(pub);
-	a64_store(&w->tx_tail, 0);
-	a64_store(&w->rx_tail, 0);
-	a64_store(&w->tx_ring, 0);
-	a64_store(&w->accept_head, 0);
-	a64_store(&w->sub, 0);
-	a64_store(&w->ev_pend, 0);
-	a32_store(&w->cmd_pend, 0);
-	a32_store(&w->shut, 0);
-	a32_store(&w->err_taken, 0);
-	a32_store(&w->tx_lock, 0);
-	a32_store(&w->rx_lock, 0);
+	neat_slot_app_reset(w);
 	a32_store(&w->accepted, 0);
-	a32_store(&w->optgen, 0);
 	memset(&w->opts, 0, sizeof(w->opts));
 }
 

@@ -90,7 +90,7 @@ static void fill_words(struct neat_slot_app *w, const struct neat_sock *s, uint3
 {
 	struct nt_conn home = dgram_home(s);
 
-	nt_reset_words(w);
+	neat_slot_app_reset(w);
 	w->laddr = s->laddr;
 	w->lport = s->lport;
 	w->raddr = home.slot ? home.app->raddr : 0;

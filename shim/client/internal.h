@@ -297,7 +297,6 @@ int nt_parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, u
 void nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port);
 bool nt_address_is_ours(uint32_t addr, bool *on_link);
 uint32_t nt_claim_slot(uint32_t r, uint32_t *gen);	/* 0: none */
-void nt_reset_words(struct neat_slot_app *w);
 
 /* ---- dgram.c: datagram sockets (L9); fd is one of ours. NT_KERNEL: the real call, on the same fd ---- */
 int nt_dgram_socket(int type);

@@ -437,22 +437,6 @@ static void unclaim_slot(uint32_t r, uint32_t slot)
 	a64_and(&nt.app->slot_bits[r][bit / 64], ~(1ull << bit % 64));
 }
 
-void nt_reset_words(struct neat_slot_app *w)
-{
-	a64_store(&w->tx_tail, 0);
-	a64_store(&w->rx_tail, 0);
-	a64_store(&w->tx_ring, 0);
-	a64_store(&w->accept_head, 0);
-	a64_store(&w->sub, 0);
-	a64_store(&w->ev_pend, 0);
-	a32_store(&w->cmd_pend, 0);
-	a32_store(&w->shut, 0);
-	a32_store(&w->err_taken, 0);
-	a32_store(&w->tx_lock, 0);
-	a32_store(&w->rx_lock, 0);
-	a32_store(&w->optgen, 0);
-}
-
 static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 {
 	struct neat_sock *s = nt_sock(sock);
@@ -463,7 +447,7 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	if (!slot)
 		return -EAGAIN;		/* connect(2): no more free local ports or routing cache entries */
 	w = &nt.rep[r].app->slots[slot];
-	nt_reset_words(w);
+	neat_slot_app_reset(w);
 	w->laddr = s->laddr;
 	w->lport = s->lport;
 	w->raddr = addr;

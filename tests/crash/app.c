@@ -167,22 +167,6 @@ static void kick(const struct end *e)
 		command(e->proc, NEAT_CMD_KICK, e->gen, e->slot);
 }
 
-static void words_reset(struct neat_slot_app *w)
-{
-	a64_store(&w->tx_tail, 0);
-	a64_store(&w->rx_tail, 0);
-	a64_store(&w->tx_ring, 0);
-	a64_store(&w->accept_head, 0);
-	a64_store(&w->sub, 0);
-	a64_store(&w->ev_pend, 0);
-	a32_store(&w->cmd_pend, 0);
-	a32_store(&w->shut, 0);
-	a32_store(&w->err_taken, 0);
-	a32_store(&w->tx_lock, 0);
-	a32_store(&w->rx_lock, 0);
-	a32_store(&w->optgen, 0);
-}
-
 static void app_connect(struct end *e, uint32_t addr, uint16_t port, uint16_t lport, const struct neat_opts *o)
 {
 	uint32_t i = 0;
@@ -200,7 +184,7 @@ static void app_connect(struct end *e, uint32_t addr, uint16_t port, uint16_t lp
 	e->proc->claimed[i / 64] |= 1ull << i % 64;
 	e->slot = NEAT_SLOT_APP_FIRST + i;
 	e->gen = neat_status_gen(status);
-	words_reset(app(e));
+	neat_slot_app_reset(app(e));
 	/* The address is left to the replica. */
 	app(e)->laddr = 0;
 	app(e)->lport = lport;
