@@ -15,6 +15,7 @@ from neatsock import abi
 from .clients import Connection
 
 ROW_BYTES: int = abi.lib.NEAT_FDS_MAX * 8
+PF_EXITING = 4  # <linux/sched.h>; set before the memory of a dying process goes
 
 
 @dataclass
@@ -141,17 +142,23 @@ def maps_object(pid: int, fd: int) -> bool | None:
         return None
 
 
-def started(pid: int) -> int:
-    """Clock ticks after boot (proc_pid_stat(5), field 22). OSError: there is no such process."""
+def _stat(pid: int) -> tuple[int, int]:
+    """(PF_ flags, start in clock ticks after boot): proc_pid_stat(5). OSError: no such process."""
     with open(f"/proc/{pid}/stat", "rb") as stat:
-        return int(stat.read().rpartition(b")")[2].split()[19])
+        fields = stat.read().rpartition(b")")[2].split()
+    return int(fields[6]), int(fields[19])
 
 
 def stranger(app: App, pid: int) -> bool:
     """A pid in an application's table that cannot be a process of it: its number or its garbage."""
     mapped = maps_object(pid, app.shared.fd)
+    if mapped:
+        return False
     try:
+        flags, started = _stat(pid)
+        if flags & PF_EXITING:  # it has lost its maps already
+            return False
         # Hidden from us: at least nobody's child is older than the instance.
-        return started(pid) < started(os.getppid()) if mapped is None else not mapped
+        return mapped is False or started < _stat(os.getppid())[1]
     except OSError:
         return True

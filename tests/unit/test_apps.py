@@ -1,0 +1,48 @@
+"""Which pids in an application's table are processes of it (proc_pid_stat(5), proc_pid_maps(5))."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from replicas import apps
+
+
+@pytest.fixture
+def app() -> Iterator[Any]:
+    """An object that this process maps."""
+    fd = os.memfd_create("neat-app")
+    os.ftruncate(fd, mmap.PAGESIZE)
+    with mmap.mmap(fd, mmap.PAGESIZE):
+        yield SimpleNamespace(shared=SimpleNamespace(fd=fd))
+    os.close(fd)
+
+
+def test_who_maps_the_object_is_no_stranger(app: Any) -> None:
+    assert not apps.stranger(app, os.getpid())
+
+
+def test_others_are(app: Any) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert apps.stranger(app, other.pid)
+    other.communicate(b"\n")
+    assert apps.stranger(app, other.pid)  # nobody's any more
+    assert apps.stranger(app, 1)
+
+
+def test_a_dying_process_is_none_yet(app: Any) -> None:
+    """It has no maps, and its end will be heard of."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not apps.stranger(app, pid)
+    os.waitpid(pid, 0)
+    assert apps.stranger(app, pid)
