@@ -96,7 +96,6 @@ static void free_left(struct app *app)
 void api_start(struct api *a, uint32_t death, struct stack_adopted *out)
 {
 	*out = (struct stack_adopted){ 0 };
-	channels_wake(a);
 	if (a->adopting)
 		api_adopt(a, death, out);
 	else
@@ -105,6 +104,7 @@ void api_start(struct api *a, uint32_t death, struct stack_adopted *out)
 	a->started = true;
 	for (uint32_t i = 0; i < a->napps; i++)
 		api_channels_look(a, a->apps[i]);
+	channels_wake(a);
 }
 
 void api_app_gone(struct api *a, struct app *app)

@@ -116,6 +116,7 @@ static void channel_touch(struct api *a, struct channel *c)
 
 static void channel_overflow(struct api *a, struct channel *c)
 {
+	/* Release: who sees the count sees the words that changed before it. */
 	a32_release(&c->mem->overflow, a32_relaxed(&c->mem->overflow) + 1);
 	channel_touch(a, c);
 }
@@ -134,13 +135,9 @@ void channels_inherit(struct api *a, struct app *app)
 {
 	for (uint32_t n = 0; n < NEAT_PROCS_MAX; n++) {
 		uint32_t gen = a32_acquire(&app->channels->open[n]);
-		struct channel *c = &app->channel[n];
 
-		if (!gen)
-			continue;
-		channel_begin(app, n, (gen - 1) | 1);
-		/* Levels may have changed without an event: have the library look at all of them. */
-		channel_overflow(a, c);
+		if (gen)
+			channel_begin(app, n, (gen - 1) | 1);
 	}
 	api_channels_look(a, app);
 }
@@ -158,13 +155,18 @@ static void channel_wake(struct api *a, struct channel *c)
 		a->ops.wake(a->ops.world, c, how);
 }
 
-/* A wake that our predecessor owed is lost, whatever the asleep words say (W9). */
+/*
+ * W9: a wake that our predecessor owed is lost, whatever the asleep words say, and levels changed without
+ * an event: each process looks at all of them. Behind the last word that adoption publishes: who looked
+ * earlier would sleep on an older one.
+ */
 void channels_wake(struct api *a)
 {
 	for (uint32_t i = 0; i < a->napps; i++)
 		for (uint32_t k = 0; k < a->apps[i]->nopen; k++) {
 			struct channel *c = &a->apps[i]->channel[a->apps[i]->open[k]];
 
+			channel_overflow(a, c);
 			a32_xchg(&c->mem->asleep, NEAT_AWAKE);
 			a->ops.wake(a->ops.world, c, NEAT_ASLEEP_BOTH);
 		}

@@ -57,5 +57,8 @@ void icmp_error(struct stack *s, uint8_t type, uint8_t code, const struct pkt *o
 	*h = (struct wire_icmp){ .type = type, .code = code };
 	memcpy(p.data + sizeof(*h), orig->data, ihl + ICMP_QUOTE);
 	p.len = (uint32_t)sizeof(*h) + ihl + ICMP_QUOTE;
+	/* Within the unit of work of the datagram: the queue of lo dies with us, and nobody would send again. */
+	if (ip->proto == IP_PROTO_UDP && orig->flags & (PKT_LOCAL | PKT_PASS))
+		p.flags = PKT_PASS;
 	icmp_send(s, &p, be32_get(ip->daddr), be32_get(ip->saddr));
 }

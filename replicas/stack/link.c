@@ -1,6 +1,6 @@
 /*
  * link.c - Ethernet and ARP (RFC 826, RFC 5227, RFC 1122 2.3.2): demultiplexing, this replica's own
- * neighbour table, and the one packet that waits for each unresolved neighbour.
+ * neighbour table, and the few packets that wait for each unresolved neighbour.
  */
 #include "link.h"
 #include "hash.h"
@@ -10,12 +10,13 @@ enum {
 	NEIGHBOUR_PROBES = 8,
 	NEIGHBOUR_LIFE_US = 60000000,
 	NEIGHBOUR_RETRY_US = 1000000,	/* RFC 1122 2.3.2.1: one request a second for each destination */
-	NEIGHBOUR_QUEUE = 2048,
+	NEIGHBOUR_QUEUE = 2048,		/* bytes of a packet that waits */
+	NEIGHBOUR_WAITING = 8,		/* packets; power of two */
 };
 
 /*
  *  FREE        -
- *  INCOMPLETE  a request is out; the last packet waits in `queued` (RFC 1122 2.3.2.2)
+ *  INCOMPLETE  a request is out; the last packets wait in `queued` (RFC 1122 2.3.2.2)
  *  REACHABLE   mac is valid until expires_us, then a request goes out again
  */
 enum neighbour_state { NEIGHBOUR_FREE = 0, NEIGHBOUR_INCOMPLETE, NEIGHBOUR_REACHABLE };
@@ -30,10 +31,16 @@ struct neighbour {
 	uint64_t expires_us, asked_us;
 };
 
-struct waiting {
+struct waiting_packet {
 	uint32_t len;
 	uint16_t flags, gso;
 	uint8_t bytes[NEIGHBOUR_QUEUE];
+};
+
+struct waiting {
+	uint32_t n;		/* packets that ever waited; the last NEIGHBOUR_WAITING are here */
+	uint32_t sent;		/* of them; or given up */
+	struct waiting_packet packet[NEIGHBOUR_WAITING];
 };
 
 struct neigh {
@@ -99,7 +106,7 @@ static struct neighbour *neighbour_get(struct stack *s, uint32_t addr, bool make
 	oldest->addr = addr;
 	oldest->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
 	oldest->asked_us = 0;
-	queue_of(s, oldest)->len = 0;
+	queue_of(s, oldest)->sent = queue_of(s, oldest)->n;
 	return oldest;
 }
 
@@ -140,9 +147,11 @@ static void arp_send(struct stack *s, uint16_t op, const uint8_t to[6], uint32_t
 		stack_drop(s, DROP_QUEUE_FULL);
 }
 
+/* RFC 1122 2.3.2.2: the latest is kept. */
 static void queue_packet(struct stack *s, const struct neighbour *n, const struct pkt *p)
 {
-	struct waiting *q = queue_of(s, n);
+	struct waiting *w = queue_of(s, n);
+	struct waiting_packet *q = &w->packet[w->n & (NEIGHBOUR_WAITING - 1)];
 	uint32_t at = p->len;
 
 	if (pkt_total(p) > NEIGHBOUR_QUEUE) {
@@ -155,28 +164,37 @@ static void queue_packet(struct stack *s, const struct neighbour *n, const struc
 	q->len = pkt_total(p);
 	q->flags = p->flags;
 	q->gso = p->gso_size;
+	if (++w->n - w->sent > NEIGHBOUR_WAITING) {
+		stack_drop(s, DROP_NO_NEIGHBOUR);
+		w->sent++;
+	}
+}
+
+static void send_waiting(struct stack *s, const struct neighbour *n)
+{
+	struct waiting *w = queue_of(s, n);
+
+	for (; w->sent != w->n; w->sent++) {
+		const struct waiting_packet *q = &w->packet[w->sent & (NEIGHBOUR_WAITING - 1)];
+		uint8_t buf[PKT_HEADROOM + NEIGHBOUR_QUEUE];
+		struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = q->len, .flags = q->flags,
+				 .gso_size = q->gso };
+
+		memcpy(p.data, q->bytes, q->len);
+		if (!frame_out(s, &p, n->mac, ETHERTYPE_IPV4))
+			stack_drop(s, DROP_QUEUE_FULL);
+	}
 }
 
 static void learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
 {
-	uint8_t buf[PKT_HEADROOM + NEIGHBOUR_QUEUE];
-	struct waiting *q = queue_of(s, n);
-	struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = q->len };
-
 	n->state = NEIGHBOUR_INCOMPLETE;
 	compiler_fence();	/* no half of one mac and half of another */
 	memcpy(n->mac, mac, 6);
 	n->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
 	compiler_fence();
 	n->state = NEIGHBOUR_REACHABLE;
-	if (!q->len)
-		return;
-	memcpy(p.data, q->bytes, q->len);
-	p.flags = q->flags;
-	p.gso_size = q->gso;
-	q->len = 0;
-	if (!frame_out(s, &p, n->mac, ETHERTYPE_IPV4))
-		stack_drop(s, DROP_QUEUE_FULL);
+	send_waiting(s, n);
 }
 
 bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop)

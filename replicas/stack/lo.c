@@ -29,7 +29,8 @@ uint32_t lo_room(const struct stack *s)
 	return LO_ENTRIES - (uint32_t)(s->lo->tail - s->lo->head);
 }
 
-/* Within the sender's unit of work: a datagram changes its receiver only, and causes no other one. */
+/* Within the sender's unit of work: a datagram changes its receiver only, and causes at most an ICMP error,
+ * which changes its sender and causes nothing. */
 static void lo_pass(struct stack *s, const struct pkt *p)
 {
 	struct pkt in = *p;

@@ -161,13 +161,15 @@ static void command(struct proc *p, enum neat_cmd op, uint32_t gen, uint32_t slo
 		abort();	/* no scenario has 4096 commands at once */
 }
 
-static void kick(const struct end *e)
+void app_kick(const struct end *e)
 {
 	if (a32_xchg(&app(e)->cmd_pend, 1) == 0)
 		command(e->proc, NEAT_CMD_KICK, e->gen, e->slot);
 }
 
-static void app_connect(struct end *e, uint32_t addr, uint16_t port, uint16_t lport, const struct neat_opts *o)
+void app_command(const struct end *e, enum neat_cmd op) { command(e->proc, op, e->gen, e->slot); }
+
+void app_claim(struct end *e)
 {
 	uint32_t i = 0;
 	uint64_t status;
@@ -185,18 +187,23 @@ static void app_connect(struct end *e, uint32_t addr, uint16_t port, uint16_t lp
 	e->slot = NEAT_SLOT_APP_FIRST + i;
 	e->gen = neat_status_gen(status);
 	neat_slot_app_reset(app(e));
+	a32_store(&app(e)->accepted, e->sock);
+	actor_watch(e->actor, e->slot);
+}
+
+static void app_connect(struct end *e, uint32_t addr, uint16_t port, uint16_t lport, const struct neat_opts *o)
+{
+	app_claim(e);
 	/* The address is left to the replica. */
 	app(e)->laddr = 0;
 	app(e)->lport = lport;
 	app(e)->raddr = addr;
 	app(e)->rport = port;
 	app(e)->opts = o ? *o : (struct neat_opts){ 0 };
-	a32_store(&app(e)->accepted, e->sock);
-	actor_watch(e->actor, e->slot);
-	command(e->proc, NEAT_CMD_CONNECT, e->gen, e->slot);
+	app_command(e, NEAT_CMD_CONNECT);
 }
 
-static uint32_t app_flags(const struct end *e)
+uint32_t app_flags(const struct end *e)
 {
 	uint64_t status = a64_acquire(&pub(e)->status);
 
@@ -210,7 +217,7 @@ static bool app_has_error(const struct end *e)
 	return app_flags(e) & NEAT_SLOT_ERROR && a32_relaxed(&pub(e)->err_seq) != a32_relaxed(&app(e)->err_taken);
 }
 
-static int app_take_error(struct end *e)
+int app_take_error(struct end *e)
 {
 	if (!app_has_error(e))
 		return 0;
@@ -279,7 +286,7 @@ static int app_recv(struct end *e, uint64_t max)
 		verify(e, s.p[1], s.len[1]);
 		e->rx += s.len[1];
 		a64_release(&app(e)->rx_tail, tail + n);
-		kick(e);
+		app_kick(e);
 		return (int)n;
 	}
 	if (!over)
@@ -311,7 +318,7 @@ static int app_send(struct end *e, uint64_t len)
 	for (uint64_t i = 0; i < len; i++)
 		(i < s.len[0] ? s.p[0] : s.p[1] - s.len[0])[i] = byte_of(e->stream, e->tx + i);
 	a64_release(&app(e)->tx_tail, tail + len);
-	kick(e);
+	app_kick(e);
 	return (int)len;
 }
 
@@ -459,7 +466,7 @@ void end_shutdown(struct end *e, uint32_t how)
 {
 	if (e->proc) {
 		a32_or(&app(e)->shut, how);
-		kick(e);
+		app_kick(e);
 	} else {
 		host_shutdown(remote_host(e->m), e->slot, how);
 	}
@@ -471,7 +478,7 @@ void end_option(struct end *e, enum neat_opt opt, uint32_t value)
 	if (e->proc) {
 		app(e)->opts.w[opt] = value;
 		a32_add(&app(e)->optgen, 1);
-		kick(e);
+		app_kick(e);
 	} else if (e->slot) {
 		host_option(remote_host(e->m), e->slot, opt, value);
 	}
@@ -482,7 +489,7 @@ static void drop_slot(struct end *e)
 {
 	uint32_t bit = e->slot - NEAT_SLOT_APP_FIRST;
 
-	command(e->proc, NEAT_CMD_CLOSE, e->gen, e->slot);
+	app_command(e, NEAT_CMD_CLOSE);
 	if (e->slot >= NEAT_SLOT_APP_FIRST)
 		e->proc->claimed[bit / 64] &= ~(1ull << bit % 64);
 	actor_watch(e->actor, 0);
@@ -501,7 +508,7 @@ void end_close(struct end *e)
 void end_abort(struct end *e)
 {
 	if (e->proc)
-		command(e->proc, NEAT_CMD_ABORT, e->gen, e->slot);
+		app_command(e, NEAT_CMD_ABORT);
 	else if (e->slot)
 		host_abort(remote_host(e->m), e->slot);
 	end_close(e);

@@ -9,6 +9,7 @@
  *   --stateless    the successor does not adopt: connections may fail, nothing may be left behind
  *   --depth 2      kill the successor too, at every point of its start; --inner N: at every N-th
  *   --race         applications move before the store instead of a kill; --race-kill: then the kill
+ *   --race-start   depth 2, the second time they move during the successor's start, without a kill
  *   --fenced       frames that the NIC had not taken at the death are lost
  *   --delay X --until Y   the stores of field X (machine_name) become visible only after the next one of
  *                  field Y: what the compiler could do without the rule that orders the two
@@ -40,7 +41,7 @@ const struct scenario *const scenarios[] = {
 };
 
 struct options {
-	bool stateless, race, race_kill, fenced;
+	bool stateless, race, race_kill, race_start, fenced;
 	uint32_t depth, jobs;
 	uint64_t sample, inner, seed;
 	const char *delay, *until;
@@ -60,7 +61,8 @@ struct run {
 	struct machine *m;
 	const struct scenario *sc;
 	const struct options *o;
-	uint32_t depth;			/* deaths so far */
+	uint32_t depth;			/* deaths (or moves in their place) so far */
+	uint32_t deaths;
 	uint64_t n;			/* points since the last death */
 	uint64_t start_n;		/* of these, until the successor was up */
 	uint64_t at[DEPTH_MAX];		/* where it died; for `again`: where to die */
@@ -127,9 +129,10 @@ static void failed(const char *what)
 		describe(i, one, sizeof(one));
 		snprintf(deaths + strlen(deaths), sizeof(deaths) - strlen(deaths), "  %s\n", one);
 	}
-	fprintf(stderr, "FAIL %s: %s\n%s  again: crash again%s%s%s%s %s%s\n", run.sc->name, what, deaths,
+	fprintf(stderr, "FAIL %s: %s\n%s  again: crash again%s%s%s%s%s %s%s\n", run.sc->name, what, deaths,
 		run.o->stateless ? " --stateless" : "", run.o->race ? " --race" : "",
-		run.o->race_kill ? " --race-kill" : "", run.o->fenced ? " --fenced" : "", run.sc->name, again);
+		run.o->race_kill ? " --race-kill" : "", run.o->race_start ? " --race-start" : "",
+		run.o->fenced ? " --fenced" : "", run.sc->name, again);
 }
 
 static void collect(char *log, size_t len)
@@ -157,6 +160,11 @@ static int verdict(void)
 	collect(log, sizeof(log));
 	if (strcmp(log, shared->log)) {
 		snprintf(text, sizeof(text), "seen by the ends:\n%s  without a death:\n%s", log, shared->log);
+		failed(text);
+		return 1;
+	}
+	if (m->repeated > run.deaths || m->lost > (run.sc->may_lose ? run.deaths : 0)) {
+		snprintf(text, sizeof(text), "%u datagrams came twice, %u never, in %u deaths", m->repeated, m->lost, run.deaths);
 		failed(text);
 		return 1;
 	}
@@ -294,15 +302,18 @@ static void retire(struct machine *m)
 
 static void die(const struct point *p)
 {
+	const bool moves_only = run.o->race || (run.o->race_start && run.depth == 1);
+
 	run.at[run.depth] = run.n;
 	place[run.depth].p = *p;
 	if (p->kind != POINT_ACTION)
 		machine_name(run.m, p->addr, place[run.depth].name, sizeof(place[0].name));
 	run.depth++;
-	if (run.o->race || run.o->race_kill)
+	if (moves_only || run.o->race_kill)
 		machine_race(run.m);
-	if (run.o->race)
+	if (moves_only)
 		return;
+	run.deaths++;
 	stores_undo(p);
 	late_undo();
 	if (run.o->retire_first)
@@ -463,6 +474,8 @@ static int parse(int argc, char **argv, struct options *o)
 			o->race = true;
 		else if (!strcmp(argv[i], "--race-kill"))
 			o->race_kill = true;
+		else if (!strcmp(argv[i], "--race-start"))
+			o->race_start = true;
 		else if (!strcmp(argv[i], "--fenced"))
 			o->fenced = true;
 		else if (!strcmp(argv[i], "--depth") && i + 1 < argc)
@@ -484,7 +497,7 @@ static int parse(int argc, char **argv, struct options *o)
 		else
 			return -1;
 	}
-	if (!o->delay != !o->until)
+	if (!o->delay != !o->until || (o->race_start && o->depth == 1))
 		return -1;
 	if (o->depth < 1 || o->depth > DEPTH_MAX || o->jobs < 1 || o->jobs > 64)
 		return -1;

@@ -1,6 +1,7 @@
 /* machine.c - see machine.h: outliving memory, the replica's start and death, the loop. */
 #define _GNU_SOURCE
 #include "machine.h"
+#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,6 +175,7 @@ static void replica_make(struct machine *m)
 	r->api.batch = 64;
 	r->stack.api = &r->api;
 	r->api.stack = &r->stack;
+	r->api.registry = m->registry;
 	/* The keeper has a successor adopt once a predecessor was ready. */
 	r->api.adopting = m->was_ready && !m->stateless;
 	err = stack_init(&r->stack, &r->cfg, &ops, private_alloc(m, stack_memory(&r->cfg)), m->arena,
@@ -272,6 +274,7 @@ static bool replica_work(struct machine *m)
 	for (unsigned i = 0; i < 256 && lo_deliver(&r->stack); i++)
 		done++;
 	tcp_resume(&r->stack);
+	udp_resume(&r->stack);
 	if (stack_deadline(&r->stack) <= r->stack.now_us) {
 		stack_timers(&r->stack, r->api.batch);
 		done++;
@@ -467,10 +470,12 @@ void machine_run(struct machine *m)
 
 void machine_race(struct machine *m)
 {
-	if (!m->ready)
+	if (!m->was_ready)
 		return;
-	for (uint32_t i = 0; i < m->nprocs; i++)
-		actors_run(m, &m->proc[i], true);
+	for (uint32_t i = 0; i < m->nprocs; i++) {
+		app_tell(m, &m->proc[i]);
+		app_run(m, &m->proc[i]);
+	}
 }
 
 /* ---- building one ---- */
@@ -498,6 +503,7 @@ struct machine *machine_new(const struct scenario *sc, bool stateless)
 	for (uint32_t i = 0; i < m->nprocs; i++)
 		m->proc[i] = (struct proc){ .index = i, .app_id = i + 1, .pub = m->proc[i].pub, .seg = m->proc[i].seg,
 					    .channels = m->proc[i].channels, .ch = m->proc[i].ch };
+	m->registry = calloc(1, sizeof(*m->registry));
 	remote_new(m, 7);
 	sc->setup(m);
 	return m;
@@ -549,6 +555,19 @@ void machine_unlisten(struct machine *m, struct listening *l)
 	neat_ring_push(l->proc->ch->cmd, NEAT_CMD_ENTRIES, &l->proc->ch->cmd_tail, &l->proc->ch->cmd_head,
 		       neat_entry(NEAT_CMD_CLOSE, 0, l->gen, l->slot));
 	m->install[l->install].gone = true;
+}
+
+void machine_udp_port(struct machine *m, uint32_t app_id, uint16_t port)
+{
+	uint32_t at = neat_port_hash(port, IPPROTO_UDP);
+
+	while (a32_relaxed(&m->registry->ports[at].state) != NEAT_PORT_FREE)
+		at = (at + 1) & (NEAT_REGISTRY_PORTS - 1);
+	m->registry->ports[at].port = port;
+	m->registry->ports[at].proto = IPPROTO_UDP;
+	a32_store(&m->registry->ports[at].owner, app_id);
+	a32_store(&m->registry->ports[at].mask, 1);
+	a32_release(&m->registry->ports[at].state, NEAT_PORT_BOUND);
 }
 
 /* ---- names ---- */

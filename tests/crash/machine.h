@@ -8,6 +8,7 @@
  *   app.c      applications: processes, events, endpoints on shared words
  *   remote.c   NIC, wire and the remote host
  *   talk.c     what most scenarios do: connections that send, receive and end in all ways
+ *   dgram.c    the same for datagram sockets
  *   crash.c    kills at every point and compares
  *
  * At a death all outliving memory moves to new addresses and all private memory becomes
@@ -34,6 +35,9 @@ struct actor;
 
 /* ---- endpoints: a socket of an application, or of the remote host; same calls for both ---- */
 
+/* What a datagram socket has had from one source: numbers only rise, and a repetition is counted. */
+struct heard { uint32_t addr, last, count; uint16_t port; };
+
 struct end {
 	struct machine *m;
 	struct actor *actor;
@@ -43,6 +47,8 @@ struct end {
 	uint32_t stream;	/* which bytes it sends; the other end sends stream ^ 1 */
 	bool open, eof;
 	int err;
+	struct heard heard[4];	/* datagrams; the last source is heard[from] */
+	uint32_t from;
 };
 
 struct listening { struct proc *proc; uint32_t slot, gen; uint16_t port; int install; };
@@ -153,6 +159,10 @@ struct machine {
 	uint64_t frames, segments;	/* on the wire, both directions */
 	bool trace;
 	bool fence_drops;		/* what lay in the tx ring at a death is lost, else it went out */
+	uint64_t nic_stops_us, nic_goes_us;	/* in between the NIC takes nothing */
+	/* datagrams: a death may repeat one, and only one that waits for a neighbour's address is lost */
+	struct neat_registry *registry;
+	uint32_t repeated, lost;
 	/* verdict */
 	uint32_t end_us;		/* time from start to the last actor's end */
 	uint64_t steps;
@@ -164,6 +174,7 @@ struct scenario {
 	void (*setup)(struct machine *m);
 	bool brief;			/* short enough for every double crash */
 	bool rst;			/* a RST is sent once: lost, the remote end waits for ever with reason */
+	bool may_lose;			/* one datagram for each death */
 	uint32_t extra_us;		/* a crash may cost this much more; 0 = the default */
 };
 extern const struct scenario *const scenarios[];
@@ -183,18 +194,26 @@ struct actor *machine_actor(struct machine *m, struct proc *p, const char *name,
 struct listening *machine_listen(struct machine *m, struct proc *p, uint16_t port, uint32_t backlog,
 				 const struct neat_opts *o);
 void machine_unlisten(struct machine *m, struct listening *l);
+/* neatd gave a UDP port to an application; its home is this replica. */
+void machine_udp_port(struct machine *m, uint32_t app_id, uint16_t port);
 
 /* app.c */
 void app_tell(struct machine *m, struct proc *p);	/* a message from neatd came */
 bool app_run(struct machine *m, struct proc *p);	/* true: somebody moved */
 void app_wake(struct machine *m, struct neat_channel *ch);
 bool actors_run(struct machine *m, struct proc *p, bool force);
+void app_claim(struct end *e);			/* a free slot of the application's half, words reset */
+void app_command(const struct end *e, enum neat_cmd op);
+void app_kick(const struct end *e);
+int app_take_error(struct end *e);		/* errno, or 0 */
+uint32_t app_flags(const struct end *e);
 
 /* remote.c */
 void remote_new(struct machine *m, uint64_t seed);
 bool remote_run(struct machine *m);
 uint64_t remote_deadline(const struct machine *m);
 void remote_death(struct machine *m);
+void remote_announce(struct machine *m);	/* an ARP request for the replica: it learns the remote's address */
 struct host *remote_host(const struct machine *m);
 
 /* tests/stack/harness.c, linked as a separate stack of its own */
@@ -230,5 +249,10 @@ void host_abort(struct host *h, uint32_t slot);
 void host_option(struct host *h, uint32_t slot, uint32_t index, uint32_t value);
 void host_info(struct host *h, uint32_t slot, struct host_info *out);
 uint32_t host_blocks(struct host *h, uint32_t *states, uint32_t cap);
+int host_udp_open(struct host *h, uint32_t addr, uint16_t port, int home, const uint32_t *opts);
+void host_udp_send(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, const uint8_t *data, uint32_t len);
+int host_udp_recv(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap, uint32_t *addr, uint16_t *port);
+void host_udp_peer(struct host *h, uint32_t slot, uint32_t addr, uint16_t port);
+void host_udp_close(struct host *h, uint32_t slot);
 
 #endif

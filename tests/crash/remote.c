@@ -119,6 +119,16 @@ static void arp(struct machine *m, const uint8_t *f)
 	send(m, true, out, sizeof(out), false);
 }
 
+void remote_announce(struct machine *m)
+{
+	static const uint8_t request[42] = {
+		255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1,
+		2, 0, 0, 0, 0, 2, 10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1,
+	};
+
+	send(m, true, request, sizeof(request), false);
+}
+
 static void transmit(struct machine *m, const uint8_t *bytes, const struct neat_frame_desc *d)
 {
 	static uint8_t seg[NEAT_QP_BUF], whole[NEAT_QP_BUF];
@@ -144,7 +154,10 @@ static bool take(struct machine *m)
 {
 	struct neat_frame_ring *tx = &m->qp->tx;
 	uint32_t n = neat_ring_ready(NEAT_QP_ENTRIES, &tx->tail, m->remote->tx_head);
+	uint64_t now_us = m->now_us - m->start_us;
 
+	if (now_us >= m->nic_stops_us && now_us < m->nic_goes_us)
+		return false;
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t at = m->remote->tx_head++;
 		const struct neat_frame_desc *d = &tx->desc[at & (NEAT_QP_ENTRIES - 1)];
@@ -225,8 +238,10 @@ bool remote_run(struct machine *m)
 
 uint64_t remote_deadline(const struct machine *m)
 {
-	uint64_t at = host_deadline(m->remote->host);
+	uint64_t at = host_deadline(m->remote->host), goes_us = m->start_us + m->nic_goes_us;
 
+	if (m->now_us < goes_us && goes_us < at)
+		at = goes_us;
 	if (m->remote->n && m->remote->queue[0].at < at)
 		at = m->remote->queue[0].at;
 	return at;
