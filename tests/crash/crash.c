@@ -13,6 +13,7 @@
  *   --fenced       frames that the NIC had not taken at the death are lost
  *   --delay X --until Y   the stores of field X (machine_name) become visible only after the next one of
  *                  field Y: what the compiler could do without the rule that orders the two
+ *   --forget X     the successor goes without a rule: window, links, wl, persist, look, wake (forget.c)
  *   --retire-first a frame or command is retired before its effects
  *   --sample N --seed S    about N points, chosen by S
  *   --jobs N       children at a time
@@ -21,6 +22,7 @@
  * failing child cannot disturb the others.
  */
 #define _GNU_SOURCE
+#include "image.h"
 #include "scenarios.h"
 #include <errno.h>
 #include <signal.h>
@@ -31,7 +33,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { DEPTH_MAX = 2, EXTRA_US = 1200000, AFTER_START = 20, SHOWN = 20, CHILD_SECONDS = 20 };
+enum { DEPTH_MAX = 2, EXTRA_US = 1200000, AFTER_START = 20, SHOWN = 20, CHILD_SECONDS = 20,
+	SEEN_SIZE = 1 << 22 };
 
 const struct scenario *const scenarios[] = {
 #define X(name) &scenario_##name,
@@ -44,7 +47,7 @@ struct options {
 	bool stateless, race, race_kill, race_start, fenced;
 	uint32_t depth, jobs;
 	uint64_t sample, inner, seed;
-	const char *delay, *until;
+	const char *delay, *until, *forget;
 	bool retire_first;
 };
 
@@ -55,6 +58,8 @@ struct shared {
 	uint64_t segments, points;
 	uint64_t runs, failures, shown;
 	uint32_t worst_us;
+	uint64_t same;			/* points whose image had been killed at */
+	uint64_t seen[SEEN_SIZE];	/* numbers of images, by open addressing */
 };
 
 struct run {
@@ -224,6 +229,29 @@ static uint64_t mix(uint64_t z)
 	return z ^ z >> 31;
 }
 
+/* False: a death here leaves what another one left. */
+static bool new_image(const struct point *p)
+{
+	uint64_t number = image_number(run.m, p) | 1, at = number >> 20, was;
+
+	for (uint32_t i = 0; i < SEEN_SIZE / 2; i++, at++) {
+		was = 0;
+		if (__atomic_compare_exchange_n(&shared->seen[at % SEEN_SIZE], &was, number, false, __ATOMIC_RELAXED,
+						__ATOMIC_RELAXED))
+			return true;
+		if (was == number) {
+			__atomic_fetch_add(&shared->same, 1, __ATOMIC_RELAXED);
+			return false;
+		}
+	}
+	return true;
+}
+
+static bool moves_only(void) { return run.o->race || (run.o->race_start && run.depth == 1); }
+
+/* Only a death forgets what the image does not show. */
+static bool only_images(void) { return !moves_only() && !run.o->race_kill && !run.o->delay && !run.o->retire_first; }
+
 static bool chosen(void)
 {
 	uint64_t stride = run.depth ? run.o->inner : run.stride;
@@ -302,18 +330,19 @@ static void retire(struct machine *m)
 
 static void die(const struct point *p)
 {
-	const bool moves_only = run.o->race || (run.o->race_start && run.depth == 1);
+	const bool moves = moves_only();
 
 	run.at[run.depth] = run.n;
 	place[run.depth].p = *p;
 	if (p->kind != POINT_ACTION)
 		machine_name(run.m, p->addr, place[run.depth].name, sizeof(place[0].name));
 	run.depth++;
-	if (moves_only || run.o->race_kill)
+	if (moves || run.o->race_kill)
 		machine_race(run.m);
-	if (moves_only)
+	if (moves)
 		return;
 	run.deaths++;
+	image_death(run.m, p);
 	stores_undo(p);
 	late_undo();
 	if (run.o->retire_first)
@@ -336,7 +365,7 @@ static void decide(const struct point *p)
 			die(p);
 		return;
 	}
-	if (!chosen())
+	if (!chosen() || (only_images() && !new_image(p)))
 		return;
 	reap(run.o->jobs - 1);
 	__atomic_fetch_add(&shared->runs, 1, __ATOMIC_RELAXED);
@@ -356,6 +385,7 @@ static void decide(const struct point *p)
 static void at_point(void *ctx, const struct point *p)
 {
 	(void)ctx;
+	image_point(run.m, p);
 	decide(p);
 	late_note(p);
 }
@@ -364,8 +394,10 @@ static void at_point(void *ctx, const struct point *p)
 
 static void play(void)
 {
+	image_begin();
 	run.m = machine_new(run.sc, run.o->stateless);
 	run.m->fence_drops = run.o->fenced;
+	run.m->forget = run.o->forget;
 	run.m->trace = run.single;
 	stores.hook = at_point;
 	machine_run(run.m);
@@ -413,8 +445,8 @@ static int campaign(const struct scenario *sc, const struct options *o)
 	err = in_child(reference);
 	if (!err)
 		err = in_child(enumerate);
-	printf("{\"scenario\": \"%s\", \"points\": %lu, \"runs\": %lu, \"failures\": %lu, \"us\": %u, \"segments\": %lu, "
-	       "\"worst_extra_us\": %u}\n", sc->name, shared->points, shared->runs, shared->failures, shared->end_us,
+	printf("{\"scenario\": \"%s\", \"points\": %lu, \"runs\": %lu, \"same\": %lu, \"failures\": %lu, \"us\": %u, "
+	       "\"segments\": %lu, \"worst_extra_us\": %u}\n", sc->name, shared->points, shared->runs, shared->same, shared->failures, shared->end_us,
 	       shared->segments, shared->worst_us);
 	fflush(stdout);
 	return err || shared->failures;
@@ -492,6 +524,8 @@ static int parse(int argc, char **argv, struct options *o)
 			o->delay = argv[++i];
 		else if (!strcmp(argv[i], "--until") && i + 1 < argc)
 			o->until = argv[++i];
+		else if (!strcmp(argv[i], "--forget") && i + 1 < argc)
+			o->forget = argv[++i];
 		else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
 			o->seed = strtoul(argv[++i], NULL, 10);
 		else

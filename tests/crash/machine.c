@@ -137,7 +137,8 @@ static void on_wake(void *world, struct channel *c, uint32_t how)
 	(void)how;
 
 	stores_action((uintptr_t)__builtin_return_address(0));
-	app_wake(m, c->mem);
+	if (!forget_wake(m))
+		app_wake(m, c->mem);
 }
 
 static uint64_t machine_random(void *world)
@@ -243,6 +244,7 @@ static void replica_start(struct machine *m)
 
 	private_renew(m);
 	m->r = private_alloc(m, sizeof(*m->r));
+	forget_before(m);
 	stores.on = true;
 	replica_make(m);
 	for (uint32_t i = 0; i < m->nprocs; i++)
@@ -258,6 +260,8 @@ static void replica_start(struct machine *m)
 	a32_release(&m->qp->announced, m->cfg.epoch);
 	stores_settle();
 	stores.on = false;
+	if (m->was_ready)
+		forget_after(m);
 	m->ready = m->was_ready = true;
 }
 

@@ -9,6 +9,7 @@
  *   remote.c   NIC, wire and the remote host
  *   talk.c     what most scenarios do: connections that send, receive and end in all ways
  *   dgram.c    the same for datagram sockets
+ *   forget.c   a successor that forgets a rule of adoption
  *   crash.c    kills at every point and compares
  *
  * At a death all outliving memory moves to new addresses and all private memory becomes
@@ -163,6 +164,8 @@ struct machine {
 	/* datagrams: a death may repeat one, and only one that waits for a neighbour's address is lost */
 	struct neat_registry *registry;
 	uint32_t repeated, lost;
+	const char *forget;		/* a rule of adoption that is taken away, or NULL */
+	uint64_t kept[64][2];		/* what forget.c puts back */
 	/* verdict */
 	uint32_t end_us;		/* time from start to the last actor's end */
 	uint64_t steps;
@@ -196,6 +199,11 @@ struct listening *machine_listen(struct machine *m, struct proc *p, uint16_t por
 void machine_unlisten(struct machine *m, struct listening *l);
 /* neatd gave a UDP port to an application; its home is this replica. */
 void machine_udp_port(struct machine *m, uint32_t app_id, uint16_t port);
+
+/* forget.c */
+void forget_before(struct machine *m);
+void forget_after(struct machine *m);
+bool forget_wake(const struct machine *m);
 
 /* app.c */
 void app_tell(struct machine *m, struct proc *p);	/* a message from neatd came */

@@ -9,7 +9,10 @@
 
 struct flying { uint64_t at; bool to_replica; uint32_t len; uint8_t *bytes; };
 
-enum { FLYING_MAX = 4096 };
+enum { FLYING_MAX = 4096, TOLD_MAX = 64, TCP_OPTIONS = 20, OPTION_WSCALE = 3 };
+
+/* What the replica told the remote host of a window. */
+struct told { uint16_t lport, rport; uint8_t wscale; bool any; uint32_t edge; };
 
 struct remote {
 	struct host *host;
@@ -17,6 +20,7 @@ struct remote {
 	uint32_t n;
 	uint64_t rx_tail, tx_head;
 	uint32_t tcp_frames[2];		/* by direction: what wire rules count */
+	struct told told[TOLD_MAX];
 };
 
 struct host *remote_host(const struct machine *m) { return m->remote->host; }
@@ -85,6 +89,42 @@ static void trace(const struct machine *m, bool to_replica, const uint8_t *bytes
 		printf("%8lu %s kind %d len %u\n", m->now_us - m->start_us, to_replica ? "->" : "<-", f.kind, len);
 }
 
+static uint8_t wscale_of(const uint8_t *tcp)
+{
+	for (uint32_t i = TCP_OPTIONS; i < (uint32_t)(tcp[12] >> 4) * 4; i += tcp[i] > 1 ? tcp[i + 1] : 1)
+		if (tcp[i] == OPTION_WSCALE)
+			return tcp[i + 2];
+	return 0;
+}
+
+static struct told *told_of(struct remote *r, const struct frame *f)
+{
+	struct told *t = r->told;
+
+	while (t->lport && (t->lport != f->t.lport || t->rport != f->t.rport))
+		if (++t == r->told + TOLD_MAX)
+			abort();	/* no scenario has so many connections */
+	return t;
+}
+
+/* W5, RFC 9293 3.8.6: the right edge of a window does not move left, but by its scale (RFC 7323 2.4). */
+static void check_window(struct machine *m, const uint8_t *bytes, const struct frame *f)
+{
+	const uint8_t *tcp = bytes + f->l4_offset;
+	struct told *t = told_of(m->remote, f);
+	uint32_t edge = f->ack + ((uint32_t)frame_be16(tcp + 14) << (f->tcp_flags & FRAME_SYN ? 0 : t->wscale));
+
+	if (f->tcp_flags & FRAME_SYN)
+		*t = (struct told){ .lport = f->t.lport, .rport = f->t.rport, .wscale = wscale_of(tcp) };
+	if (f->tcp_flags & FRAME_RST || !(f->tcp_flags & FRAME_ACK) || !t->lport)
+		return;
+	if (t->any && (int32_t)(edge - t->edge) + (1 << t->wscale) < 0)
+		machine_fail(m, "the window of port %u shrinks by %u", f->t.lport, t->edge - edge);
+	if (!t->any || (int32_t)(edge - t->edge) > 0)
+		t->edge = edge;
+	t->any = true;
+}
+
 static void send(struct machine *m, bool to_replica, const uint8_t *bytes, uint32_t len, bool tcp)
 {
 	const struct flying orig = { .to_replica = to_replica, .len = len, .bytes = (uint8_t *)(uintptr_t)bytes };
@@ -134,6 +174,8 @@ static void transmit(struct machine *m, const uint8_t *bytes, const struct neat_
 	static uint8_t seg[NEAT_QP_BUF], whole[NEAT_QP_BUF];
 	struct frame f = frame_parse(bytes, d->len < FRAME_LOOK ? d->len : FRAME_LOOK, true);
 
+	if (f.kind == FRAME_TCP)
+		check_window(m, bytes, &f);
 	if (f.kind == FRAME_ARP) {
 		arp(m, bytes);
 	} else if (f.kind == FRAME_TCP && d->gso_size) {

@@ -145,6 +145,19 @@ static void window_theirs(struct machine *m)
 }
 SCENARIO(window_theirs, .extra_us = 2000000)
 
+/* The answer to a probe and the update that opens it are lost: somebody has to ask again. */
+static void window_asked(struct machine *m)
+{
+	static const struct wire_rule rules[] = {
+		{ .to_replica = true, .first = 5, .every = 1, .count = 2, .what = WIRE_DROP },
+		{ 0 },
+	};
+
+	m->rules = rules;
+	window_theirs(m);
+}
+SCENARIO(window_asked, .extra_us = 4000000)
+
 static void window_local(struct machine *m)
 {
 	static const struct neat_opts small = { .w = { [NEAT_OPT_RCVBUF] = 8192 } };

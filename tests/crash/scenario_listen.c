@@ -16,6 +16,7 @@ static void full_queue(struct machine *m)
 		{ .active = true, .start_us = 400, .addr = HERE, .port = PORT, .lport = CLIENT + 3, .send = 10, .recv = 20 },
 	};
 
+	remote_announce(m);	/* no SYN-ACK waits for ARP */
 	machine_listen(m, machine_proc(m, 0), PORT, 1, NULL);
 	for (int i = 0; i < 4; i++) {
 		machine_actor(m, machine_proc(m, 0), "server", talk, &s);

@@ -7,7 +7,7 @@
 #define SCENARIOS(X) \
 	X(inbound) X(outbound) X(local) X(greeting) \
 	X(echo_in) X(echo_out) X(both_in) X(both_out) X(both_local) X(lossy) X(reordered) X(lost_handshake) \
-	X(window_ours) X(window_theirs) X(window_local) X(options) X(growth) \
+	X(window_ours) X(window_theirs) X(window_asked) X(window_local) X(options) X(growth) \
 	X(active_close) X(passive_close) X(both_close) X(local_close) X(lost_fin) X(unread) X(linger0) \
 	X(disconnect) X(reset) X(reset_local) X(refused) X(orphan) X(orphan_local) X(simultaneous) X(reuse) \
 	X(full_queue) X(deferred) X(unlisten) X(many) \

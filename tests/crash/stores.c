@@ -23,6 +23,9 @@ void stores_settle(void)
 
 	if (!stores.have_torn)
 		return;
+	stores.have_torn = memcmp(stores.before, (const void *)t.addr, t.size) != 0;
+	if (!stores.have_torn)
+		return;		/* the same bytes again: no half of it differs */
 	report(POINT_TORN_FIRST, t.addr, t.size, t.pc);
 	report(POINT_TORN_LAST, t.addr, t.size, t.pc);
 	stores.have_torn = false;

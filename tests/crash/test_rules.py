@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 NATIVE = Path(__file__).resolve().parents[2] / "neatsock/_native"
+pytestmark = pytest.mark.timeout(300)  # thousands of processes, and a build before them
 SENT = "neat_queue_pair.tx.tail"
 # Rule, the store that comes too late, the one it had to precede, scenario, further options.
 LATE = [
@@ -24,7 +25,8 @@ LATE = [
     ("L5 ring word before rcv_nxt", "tcb.rx_ring", "tcb.e.rcv_nxt", "both_in", ()),
     ("W4 snd_una before tx_una", "tcb.e.snd_una", "neat_slot_pub.tx_una", "both_out", ()),
     ("W6 birth before the accept queue", "tcb.e.state", "neat_slot_pub.accept_tail", "inbound", ()),
-    ("W7' request before its SYN-ACK", "tcp_request.state", SENT, "full_queue", ()),
+    ("W7' request before its SYN is retired", "tcp_request.state", "neat_queue_pair.rx.head",
+     "full_queue", ()),
     ("W8 FIN committed before rcv_nxt counts it", "tcb.e.fin_rx_seq", "tcb.e.rcv_nxt",
      "passive_close", ()),
     ("W8 state before the FIN", "tcb.e.state", SENT, "both_close", ()),
@@ -37,7 +39,7 @@ def failures(crash: Path, scenario: str, *options: str) -> int:
         [crash, "run", *options, scenario], capture_output=True, text=True, check=False
     )
     row = json.loads(result.stdout)
-    assert row["runs"] > 100
+    assert row["runs"] > 50
     return int(row["failures"])
 
 
@@ -55,6 +57,32 @@ def test_without_the_order(
 @pytest.mark.parametrize("scenario", ["reset", "unread"], ids=["W3 frames", "W15 commands"])
 def test_retired_before_the_effects(crash: Path, scenario: str) -> None:
     assert failures(crash, scenario, "--retire-first") > 0
+
+
+# Rule of adoption, what forget.c takes away, scenario.
+FORGOTTEN = [
+    ("W5 the advertised edge", "window", "window_ours"),
+    ("W9 a look at everything", "look", "disconnect"),
+    ("W9 a wake for everybody", "wake", "echo_in"),
+]
+# docs/decisions.md, 49, says why a successor can do without.
+NOT_NEEDED = [
+    ("W10 any window after a torn one", "wl", "window_asked"),
+    ("W10 persist at once", "persist", "window_asked"),
+    ("W12 links and free lists", "links", "many"),
+]
+
+
+@pytest.mark.parametrize(("what", "scenario"), [row[1:] for row in FORGOTTEN],
+                         ids=[row[0] for row in FORGOTTEN])  # fmt: skip
+def test_a_successor_that_forgets(crash: Path, what: str, scenario: str) -> None:
+    assert failures(crash, scenario, "--forget", what, "--sample", "500") > 0
+
+
+@pytest.mark.parametrize(("what", "scenario"), [row[1:] for row in NOT_NEEDED],
+                         ids=[row[0] for row in NOT_NEEDED])  # fmt: skip
+def test_a_successor_does_not_rely_on(crash: Path, what: str, scenario: str) -> None:
+    assert failures(crash, scenario, "--forget", what, "--sample", "500") == 0
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
