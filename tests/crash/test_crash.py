@@ -1,8 +1,9 @@
 """A replica killed before each of its stores (crash.c), and what both ends of each connection see.
 
 By default a sample of the points within a minute, another one at each run; NEATSOCK_LONG=1: every
-point. Of points that leave the same memory behind one is enough ("same" in the output). A failure prints the line that runs it again: build with `python tests/crash/build.py DIR`,
-then DIR/crash again ..."""
+point. Of points that leave the same memory behind one is enough ("same" in the output). A failure
+prints the line that runs it again: build with `python tests/crash/build.py DIR`, then
+DIR/crash again ..."""
 
 from __future__ import annotations
 
