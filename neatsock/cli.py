@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,9 @@ def _impair(text: str) -> str:
     return ",".join(out)
 
 
+APPS_MOST = 256  # of 275 GB of address space each, a replica has room for 510
+
+
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=_count, metavar="N", help="number of TCP/IP stacks")
     parser.add_argument(
@@ -347,6 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
         _start_arguments(sub)
     _recovery_arguments(up)
     _scale_arguments(up)
+    _limit_arguments(up)
     where = up.add_mutually_exclusive_group()
     where.add_argument(
         "--tap", type=_ifname, metavar="IFNAME", help="network by this TAP device, made if missing"
@@ -402,6 +407,47 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
     flush = do.add_parser("flush", help="remove all rules", allow_abbrev=False)
     for sub in (add, delete, show, flush):
         sub.add_argument("--name", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _positive(most: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        value = int(text)
+        if not 1 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not 1 to {most}")
+        return value
+
+    return convert
+
+
+def _limit_arguments(parser: argparse.ArgumentParser) -> None:
+    """What one application may hold; see docs/decisions.md 50."""
+    limits = parser.add_argument_group("limits, so that no program takes all from the others")
+    limits.add_argument(
+        "--apps-max",
+        type=_positive(APPS_MOST),
+        metavar="N",
+        help=f"programs at the same time, default {APPS_MOST}",
+    )
+    limits.add_argument(
+        "--app-sockets",
+        type=_positive(65535),
+        metavar="N",
+        help="connections and listeners of a program in each replica, default: as many as are "
+        "left for others",
+    )
+    limits.add_argument(
+        "--app-ports",
+        type=_positive(4095),
+        metavar="N",
+        help="sockets of a program that hold a port, default 1024",
+    )
+    limits.add_argument(
+        "--app-buffers",
+        type=_positive(1 << 20),
+        metavar="MIB",
+        help="by which all buffers of a program may grow in each replica, default: a 16th of the "
+        "memory, divided by the replicas",
+    )
 
 
 def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:

@@ -74,6 +74,10 @@ class StartOptions:
     scale_up_at: float | None = None  # percent
     scale_down_at: float | None = None
     pin: bool | None = None
+    apps_max: int | None = None
+    app_sockets: int | None = None  # of each replica
+    app_ports: int | None = None
+    app_buffers: int | None = None  # MiB in each replica
 
     @property
     def uplink(self) -> str | None:

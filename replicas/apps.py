@@ -47,6 +47,7 @@ class App:
     # Open control connections. One that outlives its process is held by a child that has not
     # said a word yet: the application lives as long as there is either.
     connections: set[Connection] = field(default_factory=set)
+    warned: bool = False  # that it met a limit
 
     def close(self) -> None:
         for process in self.processes.values():

@@ -17,6 +17,7 @@ from neatsock import abi
 from . import apps
 from .apps import App, Orphan, Process
 from .clients import Connection, Refused, Request, Server
+from .limits import ATTACHED_MOST, CONNECTIONS_MOST
 from .link import REPLICA, key
 from .state import State
 
@@ -56,6 +57,7 @@ class Attachments:
         self.release = release  # of a socket that may hold a port
         self.app_gone = app_gone
         self.server: Server | None = None
+        self.leaving: dict[int, set[int]] = {}  # applications that replicas still have memory of
         self.changed: Callable[[], None] = lambda: None  # an application has gone
 
     # ---- requests ----
@@ -84,6 +86,9 @@ class Attachments:
         process = self._sender(app, request, int(message.proc))
         if process is None:
             return
+        if len(app.connections) >= CONNECTIONS_MOST:
+            text = f"this application has {CONNECTIONS_MOST} connections to neatd, its limit"
+            raise Refused(errno.EMFILE, text)
         assert self.server is not None
         own = socket.socket(fileno=request.take_fd())
         if own.family != socket.AF_UNIX or own.type != socket.SOCK_SEQPACKET:
@@ -158,7 +163,20 @@ class Attachments:
 
     # ---- applications ----
 
+    def _check_limits(self, pid: int) -> None:
+        most = self.state.options.limits.apps_max
+        if len(self.state.apps) + len(self.leaving) >= most:
+            raise Refused(
+                errno.ENFILE,
+                f"this instance has room for {most} programs at the same time, and they are there; "
+                "more: end some, or neatsock down and neatsock up --apps-max",
+            )
+        ours = [p for app in self.state.apps.values() for p in app.processes.values()]
+        if sum(process.pid == pid for process in ours) >= ATTACHED_MOST:
+            raise Refused(errno.EMFILE, f"process {pid} has attached {ATTACHED_MOST} times already")
+
     def _new_app(self, uid: int, pid: int, comm: str) -> App:
+        self._check_limits(pid)
         app_id = self.state.next_app
         shared = abi.Object.create(
             "struct neat_app", LIB.NEAT_OBJ_APP, app_id, self.state.instance, LIB.NEAT_APP_SIZE
@@ -224,12 +242,25 @@ class Attachments:
         self.app_gone(app)
         gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_APP_GONE, app_id=app.app_id)
         # Kept, and the segment with it, until the replica has sent what is left and answers.
+        self.leaving[app.app_id] = {replica.index for replica in self.state.running()}
         for replica in range(len(self.state.replicas)):
             link.store(REPLICA, replica, key(LIB.NEAT_MSG_R_APP_GONE, app.app_id), gone)
         link.forget("app", app.app_id)
         del self.state.apps[app.app_id]
         app.close()
         self.changed()
+
+    def app_done(self, replica: int, app_id: int) -> None:
+        """R_APP_DONE: this replica has nothing of the application any more."""
+        waiting = self.leaving.get(app_id, set())
+        waiting.discard(replica)
+        if not waiting:
+            self.leaving.pop(app_id, None)
+
+    def replica_gone(self, replica: int) -> None:
+        """It had nothing of anybody."""
+        for app_id in list(self.leaving):
+            self.app_done(replica, app_id)
 
     # ---- processes ----
 

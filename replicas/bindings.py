@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,6 +104,8 @@ class Bindings:
         """NEAT_MSG_BIND: (-errno or 0, port)."""
         claim = self._claim(app, message, uid, int(message.proto))
         known = self._current(claim)
+        if known is None and self._full(app):
+            return -errno.ENOBUFS, 0
         if known is not None:
             same = known.claim.addr == claim.addr and claim.port in (0, known.claim.port)
             return (0, known.claim.port) if same else (-errno.EINVAL, 0)
@@ -122,6 +125,8 @@ class Bindings:
         known = self._current(claim)
         if known is not None:
             return (0, known.home) if known.claim == claim else (-errno.EINVAL, 0)
+        if self._full(app):
+            return -errno.ENOBUFS, 0
         if elsewhere(twin) and conflict(claim, self._claims()):
             return -errno.EADDRINUSE, 0
         # What cannot live beside the twin is closed already; only its UNBIND, or our notice of its
@@ -185,6 +190,19 @@ class Bindings:
             self.release(known)
             return None
         return known
+
+    def _full(self, app: App) -> bool:
+        """The application has as many ports as it may (POSIX bind(): ENOBUFS)."""
+        most = self.state.options.limits.app_ports
+        if sum(b.claim.app_id == app.app_id for b in self.table.values()) < most:
+            return False
+        if not app.warned:
+            text = (
+                f"{app.comm} (application {app.app_id}) holds {most} ports, the limit: --app-ports"
+            )
+            print(f"neatd: {text}", file=sys.stderr, flush=True)
+        app.warned = True
+        return True
 
     def _check(self, claim: Claim) -> int:
         if not 0 < claim.sock < LIB.NEAT_SOCKS_MAX:
@@ -259,7 +277,7 @@ class Bindings:
         claim = self._claim(app, message, uid, socket.IPPROTO_TCP)
         binding, code = self._current(claim), 0
         if binding is None:
-            code = self._check(claim)
+            code = errno.ENOBUFS if self._full(app) else self._check(claim)
             if not code:
                 binding, code = self._take(claim)
         if binding is not None and not binding.claim.listening:

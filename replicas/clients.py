@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from neatsock import abi
 
+from .limits import SILENT_MOST, UNUSED_MOST
 from .link import ANCILLARY, take_fds
 
 LIB = abi.lib
@@ -70,9 +71,10 @@ class Connection:
         self.owner: tuple[int, int] | None = None
         self.app_id: int | None = None
         self.pid = 0
-        self.foreign = False  # of another user: its first request is refused
+        self.refusal: Refused | None = None  # what its first request gets
         self.hung_up = False  # the other end was closed, by exec or exit
         self.busy = False
+        self.silent = True  # no request came yet
         self.open = True
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -160,7 +162,7 @@ class Server:
         self.loop = loop
         self.handle = handle
         self.gone = gone
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # oldest first
         listener.setblocking(False)
         loop.add_reader(listener.fileno(), self._accept)
 
@@ -171,18 +173,29 @@ class Server:
             return
         connection = Connection(sock, self)
         # Who connected counts: a program of ours may have changed its user since.
-        connection.foreign = connection.peer()[1] not in (0, os.geteuid())
+        pid, uid = connection.peer()
+        unused = [other for other in self.connections if other.app_id is None]
+        if uid not in (0, os.geteuid()):
+            text = f"this instance belongs to user {os.geteuid()}; start your own: neatsock up"
+            connection.refusal = Refused(errno.EPERM, text)
+        elif sum(other.peer()[0] == pid for other in unused) >= UNUSED_MOST:
+            text = f"process {pid} has {UNUSED_MOST} connections here that it does not use"
+            connection.refusal = Refused(errno.EMFILE, text)
+        silent = [other for other in unused if other.silent]
+        if len(silent) >= SILENT_MOST:
+            # The oldest: whoever means it speaks at once.
+            self.drop(next((other for other in silent if other.refusal), silent[0]))
         self.adopt(connection)
 
     def adopt(self, connection: Connection) -> None:
-        self.connections.add(connection)
+        self.connections[connection] = None
         self.loop.add_reader(connection.sock.fileno(), self._readable, connection)
 
     def drop(self, connection: Connection) -> None:
         if not connection.open:
             return
         connection.open = False
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         self.loop.remove_reader(connection.sock.fileno())
         # Unread datagrams would turn the peer's end of file into ECONNRESET, before our last word.
         with contextlib.suppress(OSError):
@@ -200,9 +213,9 @@ class Server:
             request = connection.peek()
             if request is None:
                 return
-            if connection.foreign:
-                text = f"this instance belongs to user {os.geteuid()}; start your own: neatsock up"
-                raise Refused(errno.EPERM, text)
+            connection.silent = False
+            if connection.refusal:
+                raise connection.refusal
             if self.handle(connection, request):
                 request.close()  # a socket among them holds its port until all copies are closed
                 connection.consume()

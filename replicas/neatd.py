@@ -34,6 +34,7 @@ from .components import NAMES as COMPONENTS
 from .components import recover as recover_components
 from .components import start as start_components
 from .filter import Filter
+from .limits import APPS_MOST, Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .policy import Policy
 from .registry import Registry
@@ -79,6 +80,10 @@ def parse(argv: list[str]) -> Options:
     parser.add_argument("--scale-down-at", type=float, default=40, metavar="PERCENT")
     parser.add_argument("--scale-period-ms", type=int, default=1000)
     parser.add_argument("--pin", action="store_true")
+    parser.add_argument("--apps-max", type=int, default=APPS_MOST)
+    parser.add_argument("--app-sockets", type=int, default=0)
+    parser.add_argument("--app-ports", type=int, default=1024)
+    parser.add_argument("--app-buffers", type=int, default=0, metavar="MIB")
     parser.add_argument("--auto", action="store_true")
     parser.add_argument("--tap")
     parser.add_argument("--address", type=ipaddress.IPv4Interface)
@@ -107,7 +112,13 @@ def parse(argv: list[str]) -> Options:
         policy_of(args, most) if args.scale == "auto" else None,
         args.pin,
         args.components,
+        limits_of(args),
     )
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    buffers = args.app_buffers or default_buffers_mib(args.replicas)
+    return Limits(args.apps_max, args.app_sockets, args.app_ports, buffers)
 
 
 def policy_of(args: argparse.Namespace, most: int) -> Policy:
@@ -387,7 +398,10 @@ class Neatd:
         for app in list(self.state.apps.values()):
             self.attachments.recovered(app)
         # Kept only for a replica that has not finished with the application.
-        for pairs in (found for app_id, found in segments.items() if app_id not in known):
+        for app_id, pairs in segments.items():
+            if app_id in known:
+                continue
+            self.attachments.leaving[app_id] = set(pairs)
             for fd in (fd for pair in pairs.values() for fd in pair):
                 os.close(fd)
 
@@ -474,6 +488,10 @@ class Neatd:
             self.scaler.ready(replica)
         elif kind == LIB.NEAT_MSG_R_DRAINED:
             self.scaler.drained(replica)
+            self.attachments.replica_gone(replica.index)
+        elif kind == LIB.NEAT_MSG_R_APP_DONE:
+            done = abi.unpack("struct neat_msg_r_app", item.inner)
+            self.attachments.app_done(replica.index, int(done.app_id))
         elif kind == LIB.NEAT_MSG_R_LISTENING:
             self.bindings.acknowledged(replica.index, item.inner)
         elif kind == LIB.NEAT_MSG_R_FILTERED:
@@ -599,6 +617,7 @@ class Neatd:
             "auto": self.options.auto,
             "spin_us": self.options.spin_us,
             "components": self.options.components,
+            "limits": self.options.limits.status(),
             "uptime_s": round(time.monotonic() - self.boot["since"], 3),
             "placement": {
                 "cpus": len(os.sched_getaffinity(0)),

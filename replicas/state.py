@@ -13,6 +13,7 @@ from neatsock import abi
 from .apps import App
 from .clients import Connection
 from .components import FILTER, IP, NAMES, Parts, cpu_s, create
+from .limits import Limits
 from .link import REPLICA, KeeperLink, key
 from .policy import Policy
 from .registry import Registry
@@ -42,6 +43,7 @@ class Options:
     policy: Policy | None = None  # None: scaled by hand only
     pin: bool = False
     components: str = "single"
+    limits: Limits = Limits()
 
     @property
     def socket_path(self) -> Path:
@@ -210,6 +212,8 @@ def start_replica(
         spin_us=replica_spin_us(options),
         batch=options.batch,
         time_wait_ms=options.time_wait_ms,
+        app_sockets=options.limits.app_sockets,
+        app_buffers_kib=options.limits.app_buffers_mib << 10,
         mode=MODES[options.mode],
         instance=boot["instance"],
         secret=bytes.fromhex(boot["secret"]),

@@ -751,6 +751,8 @@ struct neat_msg_r_config {
 	uint32_t syn_backlog;
 	uint32_t time_wait_ms;
 	uint32_t connections_max;
+	uint32_t app_sockets;	/* slots that one application may have here; 0 = no limit of its own */
+	uint32_t app_buffers_kib;	/* by which buffers of one application may grow */
 	uint32_t mode;		/* enum neat_recovery */
 	uint32_t adopt;		/* set by the keeper: the arena holds a predecessor's connections, take them over */
 	uint32_t death;		/* set by the keeper: enum neat_death of the predecessor */

@@ -42,7 +42,7 @@ void slot_reset(struct api *a, struct app *app, uint32_t slot)
 		return;
 	}
 	u->kind = SLOT_ZOMBIE;
-	app->live++;
+	app->mem.live++;
 	if (flags & NEAT_SLOT_DEAD)
 		return;
 	a32_store(&pub->err_seq, a32_relaxed(&pub->err_seq) + 1);
@@ -111,7 +111,7 @@ void api_app_gone(struct api *a, struct app *app)
 {
 	app->gone = true;
 	api_channels_look(a, app);
-	for (uint32_t i = 1; i < NEAT_SLOTS && app->live; i++)
+	for (uint32_t i = 1; i < NEAT_SLOTS && app->mem.live; i++)
 		if (app->slots[i].kind != SLOT_FREE && !app->slots[i].closed)
 			slot_close(a, app, i);
 }
@@ -144,8 +144,7 @@ void slot_take(struct app *app, uint32_t slot, enum slot_kind kind, void *obj, u
 	u->kind = (uint8_t)kind;
 	u->gen = (uint16_t)gen;
 	u->closed = 0;
-	app->live++;
-	app->mem.live = app->live;
+	app->mem.live++;
 	if (slot >= NEAT_SLOT_APP_FIRST && slot >= a32_relaxed(&app->mem.pub->high_claimed))
 		a32_store(&app->mem.pub->high_claimed, slot + 1);
 }
@@ -158,8 +157,7 @@ void slot_free(struct app *app, uint32_t slot)
 	u->kind = SLOT_FREE;
 	u->obj = NULL;
 	u->gen++;
-	app->live--;
-	app->mem.live = app->live;
+	app->mem.live--;
 	a64_release(&app->mem.pub->slots[slot].status, neat_status(u->gen, 0, 0));
 	if (slot < NEAT_SLOT_APP_FIRST)
 		app->free[app->nfree++] = slot;

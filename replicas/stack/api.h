@@ -40,8 +40,7 @@ struct channel {
 struct app {
 	struct sockmem mem;
 	uint32_t app_id;
-	bool gone;		/* last process died; ends when `live` reaches 0 */
-	uint32_t live;		/* slots not FREE */
+	bool gone;		/* last process died; ends when mem.live reaches 0 */
 	uint32_t nfree;
 	uint32_t *free;		/* stack of released slots of the born half: last in, first out (page reuse) */
 	uint32_t high_born;
@@ -88,7 +87,7 @@ NEAT_CHECKED int api_app_add(struct api *a, struct app *app);
 void api_channels_look(struct api *a, struct app *app);
 struct channel *api_channel_find(struct app *app, uint32_t number);	/* NULL: not open */
 void api_app_gone(struct api *a, struct app *app);		/* close everything as a last close would */
-void api_app_remove(struct api *a, struct app *app);		/* live == 0; caller unmaps */
+void api_app_remove(struct api *a, struct app *app);		/* mem.live == 0; caller unmaps */
 
 /* ---- control ---- */
 /*

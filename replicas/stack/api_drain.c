@@ -37,7 +37,7 @@ static uint32_t listeners(const struct app *app)
 static bool api_idle(const struct api *a)
 {
 	for (uint32_t i = 0; i < a->napps; i++)
-		if (a->apps[i]->live > listeners(a->apps[i]))
+		if (a->apps[i]->mem.live > listeners(a->apps[i]))
 			return false;
 	return tcp_idle(a->stack);
 }

@@ -10,11 +10,11 @@
 
 enum { PROTO_UDP = 17, OWNER_SEVERAL = ~0u };
 
-static int open_slot(struct api *a, struct app *app, uint32_t slot, uint32_t laddr, uint16_t lport)
+static int open_slot(struct api *a, struct app *app, uint32_t slot, uint32_t laddr, uint16_t lport, bool again)
 {
 	const struct neat_port_entry *e = a->registry ? neat_port_entry_of(a->registry, laddr, lport, PROTO_UDP) : NULL;
 	struct udp_open o = { .ref = slot_ref(app, slot), .laddr = laddr, .lport = lport,
-			      .closed = app->slots[slot].closed };
+			      .closed = app->slots[slot].closed, .again = again };
 	struct udp_sock *u;
 	uint32_t owner;
 	int err;
@@ -46,7 +46,7 @@ void cmd_udp(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
 	pub->laddr = laddr;
 	pub->lport = lport;
 	slot_take(app, slot, SLOT_UDP, NULL, gen);
-	err = open_slot(a, app, slot, laddr, lport);
+	err = open_slot(a, app, slot, laddr, lport, false);
 	ref = slot_ref(app, slot);
 	if (err) {
 		app->slots[slot].kind = SLOT_ZOMBIE;
@@ -70,10 +70,10 @@ bool slot_udp_again(struct api *a, struct app *app, uint32_t slot)
 		return false;
 	slot_take(app, slot, SLOT_UDP, NULL, neat_status_gen(status));
 	app->slots[slot].closed = (neat_status_flags(status) & NEAT_SLOT_CLOSED) != 0;
-	if (open_slot(a, app, slot, pub->laddr, pub->lport)) {
+	if (open_slot(a, app, slot, pub->laddr, pub->lport, true)) {
 		app->slots[slot].kind = SLOT_FREE;
 		app->slots[slot].closed = 0;
-		app->live--;
+		app->mem.live--;
 		return false;
 	}
 	/* Our predecessor may have put datagrams off: W15, as if it were kicked. Not before R_START: their

@@ -36,6 +36,8 @@ static void on_config(struct replica *r, const struct neat_msg_r_config *m, stru
 		.time_wait_ms = m->time_wait_ms ? m->time_wait_ms : 60000,
 		.syn_backlog = m->syn_backlog ? m->syn_backlog : 8192,
 		.connections_max = m->connections_max ? m->connections_max : 65536,
+		.app_sockets = m->app_sockets,
+		.app_buffers = (uint64_t)m->app_buffers_kib << 10,
 		.rcvbuf = 1u << NEAT_RING_LOG2_MAX,
 		.sndbuf = 1u << NEAT_RING_LOG2_MAX,
 		.lo_mtu = 65535,
@@ -216,7 +218,7 @@ void control_reap(struct replica *r)
 		struct app *app = r->api.apps[i];
 		struct neat_msg_r_app m = { .app_id = app->app_id };
 
-		if (!app->gone || app->live)
+		if (!app->gone || app->mem.live)
 			continue;
 		api_app_remove(&r->api, app);
 		munmap(app->mem.pub, sizeof(struct neat_seg_pub));

@@ -26,7 +26,9 @@ struct sockmem {
 	struct neat_seg_pub *pub;
 	struct neat_seg_app *app;	/* also the base of the payload rings */
 	uint32_t app_id;
-	uint32_t live;			/* slots in use */
+	uint32_t live;			/* slots not FREE */
+	uint32_t half_open;		/* connections of its listeners that are not made yet */
+	uint64_t buffers;		/* bytes of its connections' buffers beyond what each may have anyway */
 	void *owner;			/* api.c's record of the application */
 };
 
@@ -68,6 +70,8 @@ struct stack_config {
 	uint32_t time_wait_ms;
 	uint32_t syn_backlog;		/* half-open connections of the whole replica */
 	uint32_t connections_max;
+	uint32_t app_sockets;		/* of one application; 0 = only what tcp_share.c says */
+	uint64_t app_buffers;		/* bytes by which buffers of one application may grow */
 	uint32_t rcvbuf, sndbuf;	/* autotuning ceilings, bytes */
 	uint32_t lo_mtu;
 	uint8_t secret[32];		/* ISN, ports, hash; equal over all epochs (RFC 6528, RFC 6056) */
@@ -226,6 +230,7 @@ struct udp_open {
 	uint16_t lport;
 	bool home;			/* receives; otherwise it only sends from this port */
 	bool closed;			/* adoption: it only waits for its last datagrams to leave */
+	bool again;			/* adoption: it was open already */
 };
 NEAT_CHECKED int udp_open(struct stack *s, const struct udp_open *o, struct udp_sock **out);
 /* The application changed words of the slot: datagrams to send, peer, options. */

@@ -170,6 +170,7 @@ struct tcb *tcb_alloc(struct stack *s)
 	t = &tcp->tcbs[i - 1];
 	memset(t, 0, sizeof(*t));
 	t->timer.kind = TIMER_TCB;
+	tcp->used++;
 	return t;
 }
 
@@ -204,6 +205,7 @@ void tcb_free(struct stack *s, struct tcb *t)
 	e_state(&t->e, TCP_FREE, 0, 0, 0);
 	t->next_free = tcp->free_tcb;
 	tcp->free_tcb = i;
+	tcp->used--;
 }
 
 /* Interval sets, made when first needed; NULL = none left. */
@@ -257,10 +259,10 @@ static void buffer_options(struct stack *s, struct tcb *t, const struct neat_opt
 	if (o->w[NEAT_OPT_RCVBUF] / 2)
 		t->rcvbuf_fixed = 1;
 	if (t->rcvbuf_fixed || !t->rcvbuf)
-		t->rcvbuf = tcp_rcvbuf_for(s, o);
+		t->rcvbuf = share_buffer(s, t, t->rcvbuf, tcp_rcvbuf_for(s, o));
 	if (snd) {
 		t->flags |= TCB_SNDBUF_FIXED;
-		t->sndbuf = u32_min(u32_max(snd, 2048), 1u << NEAT_RING_LOG2_MAX);
+		t->sndbuf = share_buffer(s, t, t->sndbuf, u32_min(u32_max(snd, 2048), 1u << NEAT_RING_LOG2_MAX));
 	} else if (!t->sndbuf) {
 		t->sndbuf = u32_min(TCP_SNDBUF_FIRST, u32_max(s->cfg.sndbuf, 4096));
 	}
@@ -336,7 +338,7 @@ int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
 	err = choose_tuple(s, &k);
 	if (err)
 		return err;
-	t = tcb_alloc(s);
+	t = share_block(s, c->ref.mem->live) ? tcb_alloc(s) : NULL;
 	if (!t)
 		return -ENOBUFS;
 	err = flow_insert(s, &k, t);

@@ -82,6 +82,7 @@ enum {
 	TCP_CHALLENGE_PER_S = 1000,	/* RFC 5961 7: of the whole replica, +-50 % (CVE-2016-5696) */
 	TCP_SNDBUF_FIRST = 65536,
 	TCP_RCVBUF_MIN = 65536,
+	TCP_BUF_FREE = 65536,		/* of each buffer: not counted against its application */
 	TCP_RCVBUF_MAX = (1 << NEAT_RING_LOG2_MAX) - 4096,
 };
 
@@ -288,6 +289,7 @@ struct tcp {		/* class D: stack->tcp */
 	/* Freed records (index + 1); those never used are not touched before they are needed. */
 	uint32_t free_tcb, free_request, free_time_wait, free_holes, free_listener, free_sent;
 	neat_a32 high_listener, high_sent;
+	uint32_t used;			/* control blocks that are not free */
 	uint32_t half_open;
 	uint32_t resume_head, resume_tail;	/* index + 1 */
 	struct tcp_list req_level[TCP_REQ_LEVELS];	/* by deadline: equal back-off, so in order of arrival */
@@ -484,6 +486,15 @@ struct tcp_holes *tcb_holes(struct stack *s, struct tcb *t);
 void tcb_holes_free(struct stack *s, struct tcb *t);
 /* Index + 1 of a free record, 0 = none: last in, first out, then the next that was never used. */
 uint32_t tcp_take(uint32_t *free, uint32_t next_of_free, neat_a32 *high, uint32_t n);
+
+/* ---- tcp_share.c ---- */
+bool share_block(const struct stack *s, uint32_t slots);	/* of the application, with the new one */
+bool share_request(const struct stack *s, const struct sockmem *m);	/* NULL: nobody's */
+/* Size to which a buffer of `has` bytes may change when `want` is wished for; counted. */
+uint32_t share_buffer(const struct stack *s, struct tcb *t, uint32_t has, uint32_t want);
+void share_count(struct tcb *t);	/* adoption: its buffers are what they are */
+/* sock_detach(), and its buffers are the application's no more. */
+void tcp_detach(struct stack *s, struct tcb *t);
 
 /* ---- tcp_fsm.c ---- */
 void tcp_set_state(struct stack *s, struct tcb *t, enum tcp_state state);

@@ -62,6 +62,9 @@ static void sndbuf_tune(struct stack *s, struct tcb *t)
 	want = u32_min(want, 1u << NEAT_RING_LOG2_MAX);
 	if (want <= t->sndbuf)
 		return;
+	want = share_buffer(s, t, t->sndbuf, want);
+	if (want == t->sndbuf)
+		return;
 	t->sndbuf = want;
 	if (t->ref.mem)
 		a32_release(&t->ref.pub->tx_limit, want);

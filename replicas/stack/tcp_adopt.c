@@ -213,9 +213,11 @@ static void take_record(const struct adoption *a, struct tcb *t)
 		corrupted(a, t);
 		return;
 	}
+	s->tcp->used++;
 	ref = t->ref;
 	if (ref.slot && sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref)) {
 		t->ref = ref;		/* slot and gen as they were: only pointers are new */
+		share_count(t);
 		return;
 	}
 	unit_begin(s, UNIT_OUTPUT, t);	/* until the seal fits again */
@@ -471,7 +473,7 @@ static void finish_end(struct stack *s, struct tcb *t)
 			err = 0;	/* told already; twice would be two errors */
 		sock_status(s, &t->ref, ends, NEAT_SLOT_CONNECTING, err);
 		sock_notify(s, &t->ref, SOCK_STATE | SOCK_READABLE | SOCK_WRITABLE);
-		sock_detach(s, &t->ref);
+		tcp_detach(s, t);
 	}
 	tcb_free(s, t);
 }

@@ -135,7 +135,7 @@ void tcp_fin_sent_acked(struct stack *s, struct tcb *t)
 
 static void release(struct stack *s, struct tcb *t)
 {
-	sock_detach(s, &t->ref);
+	tcp_detach(s, t);
 	tcb_free(s, t);
 }
 
@@ -178,7 +178,7 @@ void tcp_done(struct stack *s, struct tcb *t, int err)
 void tcp_detach_if_idle(struct stack *s, struct tcb *t)
 {
 	if (t->ref.mem && tcp_app_closed(t) && tx_una(t) == tx_tail(t)) {
-		sock_detach(s, &t->ref);
+		tcp_detach(s, t);
 		t->seal_i = seal_i(t);
 	}
 }

@@ -246,5 +246,5 @@ void tcp_rcvbuf_tune(struct stack *s, struct tcb *t)
 	if (want > ceiling)
 		want = ceiling;
 	if (read > t->rcvbuf / 4 && want > t->rcvbuf)
-		t->rcvbuf = (uint32_t)want;
+		t->rcvbuf = share_buffer(s, t, t->rcvbuf, (uint32_t)want);
 }

@@ -114,6 +114,13 @@ static struct listener *request_listener(struct stack *s, const struct tcp_reque
 	return l && l->used ? l : NULL;
 }
 
+static void half_open(struct listener *l, uint32_t more)
+{
+	l->half_open += more;
+	if (l->ref.mem)
+		l->ref.mem->half_open += more;
+}
+
 /* Does not touch the flow table: the caller removes or replaces the entry. */
 static void request_release(struct stack *s, struct tcp_request *r)
 {
@@ -123,7 +130,7 @@ static void request_release(struct stack *s, struct tcp_request *r)
 	list_del(tcp, r);
 	a32_release(&r->state, 0);
 	if (l)
-		l->half_open--;
+		half_open(l, -1u);
 	tcp->half_open--;
 	r->next = tcp->free_request;
 	tcp->free_request = (uint32_t)(r - tcp->requests) + 1;
@@ -164,6 +171,11 @@ static uint64_t accept_queue(const struct listener *l)
 	return n <= NEAT_ACCEPT_ENTRIES ? n : 0;
 }
 
+static bool one_more(const struct stack *s, const struct listener *l)
+{
+	return !l->ref.mem || share_block(s, l->ref.mem->live + 1);
+}
+
 static struct tcp_request *request_new(struct stack *s, struct listener *l, const struct flow_key *k,
 				       const struct tcp_seg *g)
 {
@@ -196,7 +208,7 @@ static struct tcp_request *request_new(struct stack *s, struct listener *l, cons
 	r->deadline_us = s->now_us + TCP_RTO_INIT_US;
 	a32_release(&r->state, 1);	/* W7': committed before the SYN-ACK */
 	list_add(tcp, r, 0);
-	l->half_open++;
+	half_open(l, 1);
 	tcp->half_open++;
 	return r;
 }
@@ -225,7 +237,7 @@ void tcp_listen_input(struct stack *s, struct listener *l, const struct flow_key
 		stack_drop(s, DROP_TCP_BACKLOG);
 		return;
 	}
-	r = request_new(s, l, k, g);
+	r = share_request(s, l->ref.mem) && one_more(s, l) ? request_new(s, l, k, g) : NULL;
 	if (!r) {
 		stack_drop(s, DROP_TCP_MEMORY);
 		return;
@@ -275,7 +287,7 @@ static void complete(struct stack *s, struct tcp_request *r, struct listener *l,
 	uint32_t sent = a32_relaxed(&r->state);
 	uint64_t born_us = r->deadline_us - TCP_RTO_INIT_US;
 
-	if (accept_queue(l) > l->backlog || !(t = tcb_alloc(s))) {
+	if (accept_queue(l) > l->backlog || !one_more(s, l) || !(t = tcb_alloc(s))) {
 		stack_drop(s, DROP_TCP_BACKLOG);
 		return;
 	}
@@ -291,6 +303,8 @@ static void complete(struct stack *s, struct tcp_request *r, struct listener *l,
 	}
 	unit_names(s, t);
 	tcb_bind(t, &ref);
+	t->rcvbuf = share_buffer(s, t, 0, t->rcvbuf);
+	t->sndbuf = share_buffer(s, t, 0, t->sndbuf);
 	/* W6: whole before it is in the accept queue, for whoever takes it may run at once, on another core:
 	 * without a send limit it would wait for room that no event announces. The request slot goes
 	 * last: until then either of the two answers for the connection. */
@@ -404,7 +418,7 @@ bool tcp_request_adopt(struct stack *s, struct tcp_request *r)
 	r->listener = l->index;
 	r->deadline_us = s->now_us;
 	list_add(tcp, r, 0);
-	l->half_open++;
+	half_open(l, 1);
 	tcp->half_open++;
 	arm(s);
 	return true;

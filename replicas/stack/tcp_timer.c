@@ -189,7 +189,7 @@ static void aux_expired(struct stack *s, struct tcb *t)
 
 	t->aux_at_us = 0;
 	if (state == TCP_CLOSED) {
-		sock_detach(s, &t->ref);
+		tcp_detach(s, t);
 		tcb_free(s, t);
 	} else if (state == TCP_FIN_WAIT_2 && tcp_app_closed(t)) {
 		tcp_done(s, t, 0);

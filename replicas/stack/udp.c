@@ -63,7 +63,9 @@ int udp_open(struct stack *s, const struct udp_open *o, struct udp_sock **out)
 	struct udp_sock *u = &udp->sock[i];
 	uint64_t rx_tail;
 
-	if (i == UDP_SOCKS_MAX)
+	/* As tcp_share.c: one application has no more of them than are left. */
+	if (i == UDP_SOCKS_MAX || (!o->again && o->ref.mem->live > UDP_SOCKS_MAX - udp->used) ||
+	    (!o->again && s->cfg.app_sockets && o->ref.mem->live > s->cfg.app_sockets))
 		return -ENOBUFS;
 	if (udp->free)
 		udp->free = u->next;
@@ -82,6 +84,7 @@ int udp_open(struct stack *s, const struct udp_open *o, struct udp_sock **out)
 	read_peer(u);
 	u->next = udp->bucket[b];
 	udp->bucket[b] = i + 1;
+	udp->used++;
 	*out = u;
 	return 0;
 }
@@ -97,6 +100,7 @@ static void forget(struct stack *s, struct udp_sock *u)
 	sock_detach(s, &u->ref);
 	u->next = udp->free;
 	udp->free = i;
+	udp->used--;
 }
 
 /* ---- to whom ---- */

@@ -40,6 +40,7 @@ struct udp {
 	uint32_t resume_head, resume_tail;
 	bool no_room;			/* the nic took no more */
 	uint32_t bucket[UDP_BUCKETS];	/* index + 1; by port, latest first */
+	uint32_t used;
 	struct udp_sock sock[UDP_SOCKS_MAX];
 };
 

@@ -426,8 +426,8 @@ static void check_clean(struct machine *m)
 			if (slot == NEAT_SLOT_APP_FIRST + SLOTS_USED)
 				break;
 		}
-		if (m->r->api.apps[i]->live)
-			machine_fail(m, "application %u has %u live slots, none is used", i, m->r->api.apps[i]->live);
+		if (m->r->api.apps[i]->mem.live)
+			machine_fail(m, "application %u has %u live slots, none is used", i, m->r->api.apps[i]->mem.live);
 	}
 }
 
@@ -496,7 +496,7 @@ struct machine *machine_new(const struct scenario *sc, bool stateless)
 	m->now_us = m->start_us = 1000000000;
 	m->delay_us = 1000;
 	m->cfg = (struct stack_config){
-		.epoch = 1, .time_wait_ms = 2000, .syn_backlog = 16, .connections_max = 64,
+		.epoch = 1, .time_wait_ms = 2000, .syn_backlog = 16, .connections_max = 64, .app_buffers = 1 << 30,
 		.rcvbuf = 1u << NEAT_RING_LOG2_MAX, .sndbuf = 1u << NEAT_RING_LOG2_MAX, .lo_mtu = 65535,
 		.mac = { 2, 0, 0, 0, 0, 1 }, .mtu = 1500, .addr = HERE, .prefix = 24,
 	};

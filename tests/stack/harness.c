@@ -39,7 +39,8 @@ struct host {
 
 struct host_config {
 	uint32_t addr, prefix, gateway, mtu, lo_mtu, rcvbuf, sndbuf, connections, backlog, time_wait_ms;
-	uint64_t seed, now_us;
+	uint32_t app_sockets;
+	uint64_t seed, now_us, app_buffers;
 };
 
 struct host_info {
@@ -215,6 +216,7 @@ struct host *host_new(const struct host_config *c)
 	struct stack_config cfg = {
 		.epoch = 1, .time_wait_ms = c->time_wait_ms, .syn_backlog = c->backlog,
 		.connections_max = c->connections, .rcvbuf = c->rcvbuf, .sndbuf = c->sndbuf,
+		.app_sockets = c->app_sockets, .app_buffers = c->app_buffers,
 		.lo_mtu = c->lo_mtu, .mac = { 2, 0, 0, 0, 0, 1 }, .mtu = (uint16_t)c->mtu,
 		.addr = c->addr, .prefix = c->prefix, .gateway = c->gateway,
 	};
@@ -331,6 +333,7 @@ static void slot_take(struct host *h, uint32_t slot, uint32_t flags)
 	h->gen[slot]++;
 	h->closed[slot] = 0;
 	h->live[slot] = 1;
+	h->mem.live++;
 	h->notified[slot] = 0;
 	a64_release(&pub->status, neat_status(h->gen[slot], 0, flags));
 }
@@ -345,6 +348,7 @@ static uint32_t born(struct host *h)
 static void slot_free(struct host *h, uint32_t slot)
 {
 	h->live[slot] = 0;
+	h->mem.live--;
 	h->tcb[slot] = NULL;
 	h->udp[slot] = NULL;
 	a64_release(&h->mem.pub->slots[slot].status, neat_status(h->gen[slot], 0, 0));

@@ -20,9 +20,10 @@ from tests.stack.packet import Options, Segment, bits, decode
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = ROOT / "replicas/stack"
-SOURCES = ("tcp", "tcp_fsm", "tcp_syn", "tcp_tw", "tcp_in", "tcp_ack", "tcp_reass", "tcp_sack",
-           "tcp_rack", "tcp_out", "tcp_opt", "tcp_timer", "tcp_cc", "flow", "icmp", "ip", "link",
-           "lo", "stack", "timer", "udp", "csum", "filter", "ip_addr", "ip_deliver", "ip_hop",
+SOURCES = ("tcp", "tcp_fsm", "tcp_share", "tcp_syn", "tcp_tw", "tcp_in", "tcp_ack", "tcp_reass",
+           "tcp_sack", "tcp_rack", "tcp_out", "tcp_opt", "tcp_timer", "tcp_cc", "flow", "icmp",
+           "ip", "link", "lo", "stack", "timer", "udp", "csum", "filter", "ip_addr", "ip_deliver",
+           "ip_hop",
            "icmp_error")  # fmt: skip
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes",
             "-Wmissing-prototypes", "-Wvla", "-Werror")  # fmt: skip
@@ -89,6 +90,8 @@ class Config:
     connections: int = 256
     backlog: int = 64
     time_wait_ms: int = 60000
+    app_sockets: int = 0
+    app_buffers: int = 1 << 30
     seed: int = 1
     now_us: int = 1_000_000_000
 

@@ -305,7 +305,7 @@ int tcb_kicks(struct world *w, uint32_t tcb) { return w->tcbs[tcb].kicks; }
 int tcb_aborted(struct world *w, uint32_t tcb) { return w->tcbs[tcb].aborted; }
 int tcb_closed(struct world *w, uint32_t tcb) { return w->tcbs[tcb].closed; }
 uint32_t tcb_slot(struct world *w, uint32_t tcb) { return w->tcbs[tcb].ref.slot; }
-uint32_t live(struct world *w) { return w->app.live; }
+uint32_t live(struct world *w) { return w->app.mem.live; }
 void refuse(struct world *w, int err) { w->refuse = err; }
 void sleep_channel(struct world *w, int channel, uint32_t cpu)
 {
