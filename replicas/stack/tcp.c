@@ -79,6 +79,27 @@ static void wipe(struct tcp *tcp)
 		tcp->holes[i].owner = 0;
 }
 
+/*
+ * An arena of another layout differs in version or in several counts, one of another kind in nearly all words; in
+ * which half agree, ours was written over.
+ */
+static bool same_layout(const struct arena_header *h, const struct arena_header *want)
+{
+	const uint32_t *is = &h->magic, *ought = &want->magic;
+	unsigned same = 0, words = offsetof(struct arena_header, journal) / sizeof(*is);
+
+	for (unsigned i = 0; i < words; i++)
+		same += is[i] == ought[i];
+	return same == words || (same >= words / 2 && h->version == want->version);
+}
+
+/* A mark that makes no sense was written over: all records may be in use. */
+static void mark_bounds(neat_a32 *high, uint32_t records)
+{
+	if (a32_relaxed(high) > records)
+		a32_release(high, records);
+}
+
 static int header_init(struct tcp *tcp, bool fresh)
 {
 	struct arena_header *h = tcp->arena;
@@ -93,10 +114,13 @@ static int header_init(struct tcp *tcp, bool fresh)
 		*h = want;
 		return 0;
 	}
-	if (memcmp(h, &want, offsetof(struct arena_header, journal)) != 0 ||
-	    a32_relaxed(&h->high_tcb) > h->tcbs || a32_relaxed(&h->high_request) > h->requests ||
-	    a32_relaxed(&h->high_time_wait) > h->time_waits || a32_relaxed(&h->high_holes) > h->holes)
+	if (!same_layout(h, &want))
 		return -EINVAL;
+	memcpy(h, &want, offsetof(struct arena_header, journal));
+	mark_bounds(&h->high_tcb, h->tcbs);
+	mark_bounds(&h->high_request, h->requests);
+	mark_bounds(&h->high_time_wait, h->time_waits);
+	mark_bounds(&h->high_holes, h->holes);
 	return 0;
 }
 

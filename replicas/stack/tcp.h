@@ -426,40 +426,54 @@ static inline uint32_t seal_i(const struct tcb *t)
 /* The invariants of arena.h, true after every single store into a record that is not free (tcp.c). */
 bool tcp_numbers_ok(const struct tcb *t);
 
-/*
- * The quarantine build dies at once of what the normal one finds at the next adoption: a control block that
- * somebody else wrote to, or that a unit of work left wrong.
- */
+/* The quarantine build dies at once of what the normal one finds later or at the next adoption. */
 #ifdef NEAT_QUARANTINE
 enum { QUARANTINE = 1 };
 #else
 enum { QUARANTINE = 0 };
 #endif
-/* Of the one that the journal names already, a unit of work may be under way. */
-static inline void quarantine_begins(const struct stack *s, const struct tcb *t)
+/*
+ * Somebody else wrote to this control block since our last unit of work: a fault, and better now than after the
+ * numbers were used and sealed again, which nobody could tell from truth. No unit is to blame, so none is named;
+ * the successor finds the same and resets this connection alone.
+ */
+_Noreturn static inline void unit_distrust(const struct stack *s)
 {
-	if (QUARANTINE && tcp_state(t) != TCP_FREE && t->seal_e != seal_e(t) &&
-	    journal_record(a64_relaxed(&s->tcp->arena->journal)) != tcb_index(s, t) + 1)
-		__builtin_trap();
+	a64_release(&s->tcp->arena->journal, journal_word(UNIT_NONE, 0));
+	__builtin_trap();
+}
+/* Of the one that the journal names already, a unit of work may be under way. */
+static inline void unit_trusts(const struct stack *s, const struct tcb *t)
+{
+	if (__builtin_expect(t->seal_e == seal_e(t) && !t->ref.mem == !t->ref.slot &&
+			     seq_leq(t->snd_nxt, snd_max(t)), 1))
+		return;
+	if (tcp_state(t) != TCP_FREE && journal_record(a64_relaxed(&s->tcp->arena->journal)) != tcb_index(s, t) + 1)
+		unit_distrust(s);
 }
 static inline void quarantine_ends(const struct tcb *t)
 {
 	if (QUARANTINE && tcp_state(t) != TCP_FREE && !tcp_numbers_ok(t))
 		__builtin_trap();
 }
+/* unit_begin() of a block that is not whole yet: a successor makes it so. */
+static inline void unit_repairs(struct stack *s, enum arena_unit unit, const struct tcb *t)
+{
+	a64_store(&s->tcp->arena->journal, journal_word(unit, t ? tcb_index(s, t) + 1 : 0));
+	compiler_fence();
+}
 static inline void unit_begin(struct stack *s, enum arena_unit unit, const struct tcb *t)
 {
 	if (t)
-		quarantine_begins(s, t);
-	a64_store(&s->tcp->arena->journal, journal_word(unit, t ? tcb_index(s, t) + 1 : 0));
-	compiler_fence();
+		unit_trusts(s, t);
+	unit_repairs(s, unit, t);
 }
 /* The frame that is being worked on turned out to be this connection's. */
 static inline void unit_names(struct stack *s, const struct tcb *t)
 {
 	neat_a64 *j = &s->tcp->arena->journal;
 
-	quarantine_begins(s, t);
+	unit_trusts(s, t);
 	a64_store(j, journal_word(journal_unit(a64_relaxed(j)), tcb_index(s, t) + 1));
 	compiler_fence();
 }

@@ -220,7 +220,7 @@ static void take_record(const struct adoption *a, struct tcb *t)
 		share_count(t);
 		return;
 	}
-	unit_begin(s, UNIT_OUTPUT, t);	/* until the seal fits again */
+	unit_repairs(s, UNIT_OUTPUT, t);	/* until the seal fits again */
 	t->ref.slot = 0;
 	t->seal_i = seal_i(t);
 }

@@ -817,4 +817,5 @@ void sock_detach(struct stack *s, struct sockref *r)
 	else
 		sock_status(s, r, NEAT_SLOT_DEAD, 0, 0);
 	r->mem = NULL;
+	r->slot = 0;
 }
