@@ -12,6 +12,7 @@
 #include <stdbool.h>
 
 #define NEAT_CHECKED __attribute__((warn_unused_result))
+#define NEAT_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 static inline uint32_t a32_relaxed(const neat_a32 *a) { return __atomic_load_n(&a->v, __ATOMIC_RELAXED); }
 static inline uint64_t a64_relaxed(const neat_a64 *a) { return __atomic_load_n(&a->v, __ATOMIC_RELAXED); }

@@ -60,7 +60,8 @@ int api_app_add(struct api *a, struct app *app)
 		return -ENOSPC;
 	app->mem.owner = app;
 	app->mem.app_id = app->app_id;
-	app->high_born = born < 1 || born > NEAT_SLOT_APP_FIRST ? 1 : born;
+	/* A mark that makes no sense was overwritten: then all of them may have been in use. */
+	app->high_born = born > NEAT_SLOT_APP_FIRST ? NEAT_SLOT_APP_FIRST : born < 1 ? 1 : born;
 	for (uint32_t i = 1; i < app->high_born && !a->adopting; i++) {
 		slot_reset(a, app, i);
 		if (app->slots[i].kind == SLOT_FREE &&
@@ -147,6 +148,11 @@ void slot_take(struct app *app, uint32_t slot, enum slot_kind kind, void *obj, u
 	app->mem.live++;
 	if (slot >= NEAT_SLOT_APP_FIRST && slot >= a32_relaxed(&app->mem.pub->high_claimed))
 		a32_store(&app->mem.pub->high_claimed, slot + 1);
+	/* A predecessor's mark was overwritten: what is in use is not given out again. */
+	if (slot < NEAT_SLOT_APP_FIRST && slot >= app->high_born) {
+		app->high_born = slot + 1;
+		a32_store(&app->mem.pub->high_born, app->high_born);
+	}
 }
 
 /* The status word without flags is the commit: from here on the slot may be taken again. */

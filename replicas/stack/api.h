@@ -47,7 +47,9 @@ struct app {
 	uint64_t accept_used[NEAT_LISTENERS_MAX / 64];
 	struct slot_user *slots;	/* [NEAT_SLOTS] */
 	struct neat_channels *channels;
-	uint32_t round;		/* of neat_channels.door */
+	uint32_t door, round;	/* neat_channels.door as we stored it; its round */
+	bool suspect;		/* a word of ours in the channels was overwritten: commands may be lost */
+	uint64_t trusted_us;	/* not before then its slots are looked at again for that */
 	uint64_t change;	/* neat_channels.change when last looked at */
 	uint32_t nopen;
 	uint8_t open[NEAT_PROCS_MAX];	/* numbers of open channels */

@@ -6,6 +6,8 @@
  */
 #include "api_slots.h"
 
+enum { REPAIR_US = 100000 };
+
 static const uint64_t SHARED_BIT = 1ull << NEAT_CHANNELS_EXACT;
 
 static uint32_t number_of(const struct channel *c) { return (uint32_t)(c - c->app->channel); }
@@ -18,12 +20,18 @@ static void channel_begin(struct app *app, uint32_t n, uint32_t gen)
 
 	/* A successor goes on where its predecessor stopped: head moves only after the effect (W15). */
 	if (!c->mem) {
+		uint64_t tail;
+
 		c->app = app;
 		c->mem = &app->channels->ch[n];
 		c->cmd_head = a64_relaxed(&c->mem->cmd_head);
+		tail = a64_acquire(&c->mem->cmd_tail);
+		if (tail - c->cmd_head > NEAT_CMD_ENTRIES)
+			c->cmd_head = tail;	/* overwritten, one of them */
 	}
 	c->gen = gen;
 	c->eventfd = -1;
+	a32_release(&c->mem->eventfd_known, 0);	/* until R_CHANNEL */
 	app->open[app->nopen++] = (uint8_t)n;
 }
 
@@ -175,7 +183,13 @@ void channels_wake(struct api *a)
 static void channel_post(struct api *a, struct channel *c, uint64_t entry)
 {
 	struct neat_channel *m = c->mem;
+	uint64_t head = a64_relaxed(&m->ev_head);
 
+	/* Overwritten, by the process or by us: events are hints, so any place where both agree will do. */
+	if (NEAT_UNLIKELY(a64_relaxed(&m->ev_tail) - head > NEAT_EV_ENTRIES)) {
+		a64_store(&m->ev_tail, head);
+		channel_overflow(a, c);
+	}
 	if (!neat_ring_push(m->ev, NEAT_EV_ENTRIES, &m->ev_tail, &m->ev_head, entry))
 		a32_release(&m->overflow, a32_relaxed(&m->overflow) + 1);
 	/* A sleeper on another core starts now; one on our own core could not run anyway before the
@@ -236,7 +250,32 @@ void api_flush(struct api *a)
 
 static bool changed(const struct app *app)
 {
-	return a64_relaxed(&app->channels->change) != app->change;
+	return a64_relaxed(&app->channels->change) != app->change ||
+	       a32_relaxed(&app->channels->door) != app->door;
+}
+
+/* Our words in shared memory say what we know better: somebody wrote over them, and a command may have been
+ * lost by it. The slots' own words say what is to be done; not all the time, the program may do this to us. */
+static void repair(struct api *a, struct app *app)
+{
+	a32_release(&app->channels->door, app->door);
+	for (uint32_t k = 0; k < app->nopen; k++) {
+		struct channel *c = &app->channel[app->open[k]];
+
+		a64_release(&c->mem->cmd_head, c->cmd_head);
+	}
+	if (a->stack->now_us < app->trusted_us)
+		return;
+	app->suspect = false;
+	app->trusted_us = a->stack->now_us + REPAIR_US;
+	for (uint32_t slot = 1; slot < NEAT_SLOTS; slot++)
+		if (app->slots[slot].kind == SLOT_TCB && !app->slots[slot].closed)
+			slot_look(a, app, slot);
+}
+
+static bool overwritten(const struct channel *c)
+{
+	return a64_relaxed(&c->mem->cmd_head) != c->cmd_head;
 }
 
 unsigned api_commands(struct api *a)
@@ -246,10 +285,16 @@ unsigned api_commands(struct api *a)
 	for (uint32_t i = 0; i < a->napps; i++) {
 		struct app *app = a->apps[i];
 
-		if (changed(app))
+		if (changed(app)) {
+			app->suspect |= a32_relaxed(&app->channels->door) != app->door;
 			api_channels_look(a, app);
-		for (uint32_t k = 0; k < app->nopen; k++)
+		}
+		for (uint32_t k = 0; k < app->nopen; k++) {
+			app->suspect |= overwritten(&app->channel[app->open[k]]);
 			done += channel_commands(a, &app->channel[app->open[k]]);
+		}
+		if (NEAT_UNLIKELY(app->suspect))
+			repair(a, app);
 	}
 	return done;
 }
@@ -259,10 +304,10 @@ static bool app_pending(const struct app *app)
 	for (uint32_t k = 0; k < app->nopen; k++) {
 		const struct channel *c = &app->channel[app->open[k]];
 
-		if (neat_ring_ready(NEAT_CMD_ENTRIES, &c->mem->cmd_tail, c->cmd_head))
+		if (neat_ring_ready(NEAT_CMD_ENTRIES, &c->mem->cmd_tail, c->cmd_head) || overwritten(c))
 			return true;
 	}
-	return changed(app);
+	return changed(app) || app->suspect;
 }
 
 bool api_commands_pending(const struct api *a)

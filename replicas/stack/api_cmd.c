@@ -25,10 +25,15 @@ static void cmd_connect(struct api *a, struct app *app, uint32_t slot, uint32_t 
 	struct tcp_connect req = {
 		.key = { .laddr = w->laddr, .raddr = w->raddr, .lport = w->lport, .rport = w->rport },
 	};
+	uint64_t status = a64_relaxed(&pub->status);
 	struct tcb *t;
 	int err;
 
 	if (slot < NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE || app->gone)
+		return;
+	/* The claimant saw the slot free, in this generation. An older one: the entry was obeyed long ago, and is seen
+	 * again because an index of the ring was overwritten. */
+	if (neat_status_flags(status) || (int16_t)(gen - neat_status_gen(status)) < 0)
 		return;
 	pub_words_reset(pub);
 	slot_take(app, slot, SLOT_TCB, NULL, gen);

@@ -10,7 +10,8 @@
 
 static void set_door(struct app *app, enum neat_door state)
 {
-	a32_release(&app->channels->door, app->round << 8 | (uint32_t)state);
+	app->door = app->round << 8 | (uint32_t)state;
+	a32_release(&app->channels->door, app->door);
 }
 
 void api_door_open(struct app *app)

@@ -12,6 +12,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* A head of the replica's that makes no sense, and until when it may still be put right. */
+struct ring_doubt {
+	uint64_t head;
+	int64_t until_ns;
+};
+
 static __thread bool in_batch __attribute__((tls_model("initial-exec")));
 
 void nt_batch(bool on) { in_batch = on; }
@@ -38,6 +44,7 @@ void nt_channel_open(uint32_t replica)
 	r->bit = neat_channel_bit(nt.proc);
 	if (a64_relaxed(&ch->cmd_tail) - a64_relaxed(&ch->cmd_head) > NEAT_CMD_ENTRIES)
 		a64_store(&ch->cmd_tail, a64_relaxed(&ch->cmd_head));
+	r->cmd_tail = a64_relaxed(&ch->cmd_tail);
 	r->ev_head = a64_acquire(&ch->ev_tail);
 	a64_release(&ch->ev_head, r->ev_head);
 	r->overflow_seen = a32_relaxed(&ch->overflow);
@@ -121,12 +128,37 @@ static uint32_t door(const struct nt_replica *r)
 	return a32_acquire(&r->channels->door);
 }
 
+/*
+ * The replica's head is nowhere in our ring: a replica that runs wild wrote over it, or over our tail and
+ * went on behind that. One that lives stores its head again when it looks; what stays there is what counts,
+ * and we go on from there. Under cmd_lock.
+ */
+static void resync(struct nt_replica *r, struct ring_doubt *doubt)
+{
+	const int64_t DOUBT_NS = 20000000;
+	uint64_t head = a64_acquire(&r->ch->cmd_head);
+	int64_t now = nt_now_ns();
+
+	if (r->cmd_tail - head <= NEAT_CMD_ENTRIES || !doubt->until_ns || doubt->head != head) {
+		*doubt = (struct ring_doubt){ head, now + DOUBT_NS };
+		return;
+	}
+	if (now < doubt->until_ns)
+		return;
+	r->cmd_tail = head;
+	a64_release(&r->ch->cmd_tail, head);
+}
+
 /* False: the ring is full and nobody will ever empty it. */
 static bool push(struct nt_replica *r, uint64_t entry)
 {
+	struct ring_doubt doubt = { 0 };
 	bool pushed;
 
 	nt_lock(&r->cmd_lock);
+	/* Ours, not what lies in memory that a replica may write, too. */
+	if (NT_UNLIKELY(a64_relaxed(&r->ch->cmd_tail) != r->cmd_tail))
+		a64_store(&r->ch->cmd_tail, r->cmd_tail);
 	while (!(pushed = neat_ring_push(r->ch->cmd, NEAT_CMD_ENTRIES, &r->ch->cmd_tail, &r->ch->cmd_head, entry))) {
 		/* Full: the replica has 4096 commands to work off; a dead one is being replaced. */
 		nt_unlock(&r->cmd_lock);
@@ -135,7 +167,9 @@ static bool push(struct nt_replica *r, uint64_t entry)
 		ring_bell(r);
 		syscall(SYS_sched_yield);
 		nt_lock(&r->cmd_lock);
+		resync(r, &doubt);
 	}
+	r->cmd_tail += pushed;
 	nt_unlock(&r->cmd_lock);
 	return pushed;
 }
@@ -148,7 +182,7 @@ void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t s
 }
 
 /* The door as it is once the replica has made up its mind. */
-static uint32_t settled_door(const struct nt_replica *r)
+static uint32_t settled_door(struct nt_replica *r)
 {
 	uint32_t index = (uint32_t)(r - nt.rep), now;
 
@@ -159,6 +193,9 @@ static uint32_t settled_door(const struct nt_replica *r)
 		/* Never mapped, and by now it is not going to be. */
 		if (neat_door_state(now) == NEAT_DOOR_NONE && !(a32_acquire(&nt.registry->replicas) >> index & 1))
 			return NEAT_DOOR_ENDED;
+		/* If it says nothing at all it was overwritten, and is stored again when the replica looks. */
+		if (neat_door_state(now) != NEAT_DOOR_CLOSING)
+			ring_bell(r);
 		syscall(SYS_sched_yield);
 	}
 }

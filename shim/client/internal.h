@@ -60,6 +60,7 @@ struct nt_replica {
 	struct neat_channel *ch;	/* ours among them */
 	const struct neat_replica_status *status;
 	uint64_t bit;			/* of our channel in sub/ev_pend */
+	uint64_t cmd_tail;		/* under cmd_lock; ch->cmd_tail follows it */
 	uint64_t ev_head;
 	uint32_t overflow_seen;
 	struct nt_lock cmd_lock;	/* producers of ch->cmd in this process */

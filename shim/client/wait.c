@@ -90,6 +90,19 @@ bool nt_spin(struct nt_waiter *w, int64_t deadline_ns)
 
 /* ---- sleeping ---- */
 
+/* Our channels are open as long as we live, whatever a replica that runs wild wrote there. */
+static void hold_open(void)
+{
+	NT_EACH_REPLICA(i) {
+		struct neat_channels *all = nt.rep[i].channels;
+
+		if (NT_LIKELY(a32_relaxed(&all->open[nt.proc]) == nt.channel_gen))
+			continue;
+		a32_release(&all->open[nt.proc], nt.channel_gen);
+		a64_add(&all->change, 1);
+	}
+}
+
 static uint32_t arm_words(void)
 {
 	uint32_t value = nt.sleepers ? NEAT_ASLEEP_FUTEX : NEAT_AWAKE;
@@ -108,6 +121,7 @@ static uint32_t arm(bool kernel)
 	uint32_t value;
 
 	note_cpu();
+	hold_open();
 	nt_lock(&nt.arm_lock);
 	nt.sleepers++;
 	nt.kernel_sleepers += kernel;

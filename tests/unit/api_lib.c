@@ -164,6 +164,10 @@ void tcp_busy(struct world *w, int busy);
 uint32_t door(struct world *w);
 void nudge(struct world *w);
 uint32_t overflow(struct world *w, int channel);
+void overwrite(struct world *w, int channel, int what, uint64_t value);
+uint64_t index_of(struct world *w, int channel, int what);
+void later(struct world *w, uint64_t us);
+int pending(struct world *w);
 
 static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channels *channels,
 				uint32_t epoch, struct neat_registry *registry)
@@ -368,3 +372,23 @@ void nudge(struct world *w)
 	api_flush(&w->api);
 }
 uint32_t overflow(struct world *w, int channel) { return a32_relaxed(&w->app.channels->ch[channel].overflow); }
+
+/* A replica that ran wild: what = 0 cmd_head, 1 cmd_tail, 2 ev_tail, 3 the door. */
+static neat_a64 *word_of(struct world *w, int channel, int what)
+{
+	struct neat_channel *m = &w->app.channels->ch[channel];
+
+	return what == 0 ? &m->cmd_head : what == 1 ? &m->cmd_tail : &m->ev_tail;
+}
+
+void overwrite(struct world *w, int channel, int what, uint64_t value)
+{
+	if (what == 3)
+		a32_store(&w->app.channels->door, (uint32_t)value);
+	else
+		a64_store(word_of(w, channel, what), value);
+}
+
+uint64_t index_of(struct world *w, int channel, int what) { return a64_relaxed(word_of(w, channel, what)); }
+void later(struct world *w, uint64_t us) { w->stack.now_us += us; }
+int pending(struct world *w) { return api_commands_pending(&w->api); }

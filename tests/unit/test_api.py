@@ -555,3 +555,87 @@ def test_a_nudge_reaches_every_process_once(replica: Replica) -> None:
     replica.nudge()
     assert [int(replica.overflow(i)) for i in range(2)] == [n + 1 for n in before]
     assert replica.wakes() == wakes + 2
+
+
+# ---- a replica that ran wild wrote over what it shares with programs ----
+
+CMD_HEAD, CMD_TAIL, EV_TAIL, DOOR = range(4)
+GARBAGE = 0xDEAD_BEEF_0BAD_F00D
+
+
+@pytest.mark.parametrize("value", [GARBAGE, 5, 4096 + 2, 1 << 39], ids=hex)
+def test_the_replicas_index_is_stored_again_and_slots_are_looked_at(
+    replica: Replica, value: int
+) -> None:
+    """Programs wait for it; and what was asked while it was wrong may have been lost."""
+    replica.listen()
+    tcb = replica.arrive(0)
+    replica.bounds(tcb, 0, 0, 0, 0)
+    replica.command(KICK, replica.tcb_slot(tcb))
+    head, kicks = replica.index_of(0, CMD_HEAD), replica.tcb_kicks(tcb)
+    replica.overwrite(0, CMD_HEAD, value)
+    assert replica.lib.pending(replica.world)
+    replica.run()
+    assert replica.index_of(0, CMD_HEAD) == head
+    assert replica.tcb_kicks(tcb) == kicks + 1
+
+
+def test_a_program_that_spoils_the_index_all_the_time_costs_little(replica: Replica) -> None:
+    replica.listen()
+    tcb = replica.arrive(0)
+    replica.bounds(tcb, 0, 0, 0, 0)
+    replica.later(1_000_000)
+    for _ in range(50):
+        replica.overwrite(0, CMD_HEAD, GARBAGE)
+        replica.run()
+    assert replica.tcb_kicks(tcb) == 1
+    replica.later(1_000_000)
+    replica.run()
+    assert replica.tcb_kicks(tcb) == 2
+    replica.run()
+    assert replica.tcb_kicks(tcb) == 2 and not replica.lib.pending(replica.world)
+
+
+@pytest.mark.parametrize("what", [CMD_HEAD, CMD_TAIL])
+def test_a_successor_finds_indices_that_make_no_sense(replica: Replica, what: int) -> None:
+    replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    replica.overwrite(0, what, GARBAGE)
+    successor = replica.reborn()
+    successor.lib.api_start_world(successor.world)
+    successor.run()
+    assert successor.index_of(0, CMD_HEAD) == successor.index_of(0, CMD_TAIL)
+    successor.command(CLOSE, slot)
+    assert successor.flags(slot) == 0
+
+
+def test_old_connects_that_are_seen_again_are_dropped(replica: Replica) -> None:
+    replica.command(CONNECT, CLAIMED, gen=0)
+    replica.command(CLOSE, CLAIMED)
+    assert (replica.flags(CLAIMED), replica.gen(CLAIMED)) == (0, 1)
+    replica.overwrite(0, CMD_TAIL, replica.index_of(0, CMD_TAIL) + 4095)
+    replica.run()
+    replica.command(CONNECT, CLAIMED, gen=0)
+    assert (replica.flags(CLAIMED), replica.gen(CLAIMED)) == (0, 1)
+
+
+def test_events_go_on_behind_an_index_that_makes_no_sense(replica: Replica) -> None:
+    replica.listen()
+    tcb = replica.arrive(0)
+    slot = replica.tcb_slot(tcb)
+    replica.subscribe(slot, 1)
+    overflow = replica.overflow(0)
+    replica.overwrite(0, EV_TAIL, GARBAGE)
+    replica.notify(tcb)
+    assert replica.drained(0) == [slot]
+    assert replica.overflow(0) == overflow + 1  # what was on the ring is gone: look at all
+
+
+@pytest.mark.parametrize("value", [0, 0x105, GARBAGE & 0xFFFFFFFF], ids=hex)
+def test_the_door_is_stored_again(replica: Replica, value: int) -> None:
+    """connect() would wait at it for ever."""
+    before = replica.door()
+    replica.overwrite(0, DOOR, value)
+    assert replica.lib.pending(replica.world)
+    replica.run()
+    assert replica.door() == before
