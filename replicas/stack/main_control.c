@@ -26,6 +26,11 @@ void control_park(struct replica *r)
 			poll(&in, 1, -1);
 }
 
+static struct owner owner(const struct replica *r)
+{
+	return (struct owner){ r->cfg.index, r->cfg.epoch, r->instance };
+}
+
 static void on_config(struct replica *r, const struct neat_msg_r_config *m, struct message *msg)
 {
 	if (r->phase != REPLICA_CONFIG || msg->nfds < 2)
@@ -49,7 +54,7 @@ static void on_config(struct replica *r, const struct neat_msg_r_config *m, stru
 	r->instance = m->instance;
 	r->api.batch = m->batch ? m->batch : 64;
 	r->arena = map_shared(msg->fds[0], stack_arena(&r->cfg));
-	r->status = map_object(msg->fds[1], NEAT_OBJ_STATUS, sizeof(struct neat_replica_status));
+	r->status = map_written(msg->fds[1], NEAT_OBJ_STATUS, sizeof(struct neat_replica_status), owner(r));
 	if (msg->nfds > 2)
 		r->api.registry = r->registry = map_read_only(msg->fds[2], NEAT_OBJ_REGISTRY, sizeof(*r->registry));
 	r->api.status = r->status;
@@ -150,7 +155,7 @@ static void on_segment(struct replica *r, const struct neat_msg_r_app *m, struct
 		return;
 	app = map_anonymous(sizeof(*app));
 	app->app_id = m->app_id;
-	app->mem.pub = map_object(msg->fds[0], NEAT_OBJ_SEG_PUB, sizeof(struct neat_seg_pub));
+	app->mem.pub = map_written(msg->fds[0], NEAT_OBJ_SEG_PUB, sizeof(struct neat_seg_pub), owner(r));
 	/* Not map_object: the header is the application's to overwrite, and a successor must survive it. */
 	app->mem.app = map_shared(msg->fds[1], NEAT_SEG_APP_SIZE);
 	app->channels = map_shared(msg->fds[2], sizeof(struct neat_channels));

@@ -16,7 +16,8 @@ void nicq_attach(struct replica *r, struct message *msg)
 
 	if (msg->u.h.type != NEAT_MSG_R_QUEUE || msg->nfds < 1)
 		replica_die("a replica that is one process has one queue pair, towards the nic");
-	q = map_object(msg->fds[0], NEAT_OBJ_QUEUE_PAIR, NEAT_QP_SIZE);
+	q = map_written(msg->fds[0], NEAT_OBJ_QUEUE_PAIR, NEAT_QP_SIZE,
+			(struct owner){ r->cfg.index, r->cfg.epoch, r->instance });
 	r->queue = q;
 	r->nic_rx_head = a64_relaxed(&q->rx.head);
 	if (msg->nfds > 1) {

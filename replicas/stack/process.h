@@ -34,6 +34,9 @@ void message_send(uint16_t type, void *message, size_t len, uint32_t seq);
 void *map_anonymous(size_t size);
 void *map_shared(int fd, size_t size);
 void *map_object(int fd, uint32_t object, size_t size);
+/* Of an object that replicas write. With a predecessor (epoch > 1), a wrong header is put right: it was overwritten. */
+struct owner { uint32_t index, epoch; uint64_t instance; };
+void *map_written(int fd, uint32_t object, size_t size, struct owner of);
 const void *map_read_only(int fd, uint32_t object, size_t size);
 
 /* ---- sleeping and waking ---- */

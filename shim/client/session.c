@@ -247,7 +247,7 @@ void nt_session_forked(void)
 
 /* ---- maps ---- */
 
-static void *map_object(int fd, uint32_t object, size_t size, int prot)
+static void *map_memory(int fd, size_t size, int prot)
 {
 	struct stat st;
 	void *p;
@@ -255,15 +255,23 @@ static void *map_object(int fd, uint32_t object, size_t size, int prot)
 	if (fstat(fd, &st) || (uint64_t)st.st_size < size)
 		return NULL;
 	p = mmap(NULL, size, prot, MAP_SHARED | MAP_NORESERVE, fd, 0);
-	if (p == MAP_FAILED)
-		return NULL;
-	if (neat_header_ok(p, object, size))
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static void *map_object(int fd, uint32_t object, size_t size, int prot)
+{
+	void *p = map_memory(fd, size, prot);
+
+	if (!p || neat_header_ok(p, object, size))
 		return p;
 	munmap(p, size);
 	return NULL;
 }
 
-/* fds: seg_pub, seg_app, channels, status. */
+/*
+ * fds: seg_pub, seg_app, channels, status. Their headers are not looked at: the replica may write them, so one
+ * that ran wild would keep programs out of the whole instance. neatd compared the layouts (abi_size).
+ */
 static int map_segment(const struct neat_msg_segment *m, const int *fds)
 {
 	struct nt_replica *r;
@@ -271,10 +279,10 @@ static int map_segment(const struct neat_msg_segment *m, const int *fds)
 	if (m->replica >= NEAT_REPLICAS_MAX)
 		return -EPROTO;
 	r = &nt.rep[m->replica];
-	r->pub = map_object(fds[0], NEAT_OBJ_SEG_PUB, sizeof(*r->pub), PROT_READ);
-	r->app = map_object(fds[1], NEAT_OBJ_SEG_APP, NEAT_SEG_APP_SIZE, PROT_READ | PROT_WRITE);
-	r->channels = map_object(fds[2], NEAT_OBJ_CHANNELS, sizeof(*r->channels), PROT_READ | PROT_WRITE);
-	r->status = map_object(fds[3], NEAT_OBJ_STATUS, sizeof(*r->status), PROT_READ);
+	r->pub = map_memory(fds[0], sizeof(*r->pub), PROT_READ);
+	r->app = map_memory(fds[1], NEAT_SEG_APP_SIZE, PROT_READ | PROT_WRITE);
+	r->channels = map_memory(fds[2], sizeof(*r->channels), PROT_READ | PROT_WRITE);
+	r->status = map_memory(fds[3], sizeof(*r->status), PROT_READ);
 	r->sock_of = nt_map_private(NEAT_SLOTS * sizeof(uint32_t));
 	if (!r->pub || !r->app || !r->channels || !r->status || !r->sock_of)
 		return -ENOMEM;
