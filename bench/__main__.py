@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from bench import cases, components, idle, kills, programs, render, scale, svg
+from bench import cases, components, faults, idle, kills, programs, render, scale, svg
 from bench.cases import Case, Timing
 from bench.errors import CaseFailed, SkipCase
 from bench.measure import Plan, run_case
@@ -40,7 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog="`python -m bench kills`, `scale` and `components` have options of their own.",
+        epilog="`python -m bench kills`, `faults`, `scale`, `components`: with options of their own",
     )
     p.add_argument(
         "groups",
@@ -206,6 +206,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    own = {"kills": kills.main, "scale": scale.main, "components": components.main}
+    own = {
+        "kills": kills.main,
+        "faults": faults.main,
+        "scale": scale.main,
+        "components": components.main,
+    }
     alone = own.get("".join(sys.argv[1:2]))
     sys.exit(alone(sys.argv[2:]) if alone else main())

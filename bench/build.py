@@ -27,6 +27,7 @@ FLAGS = (
 EXTRA = {
     "echo_client": ("closed.c",),
     "memget": ("closed.c",),
+    "held": ("verify_message.c",),
     "verify": ("verify_client.c", "verify_message.c", "verify_server.c"),
 }
 

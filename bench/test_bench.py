@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import calls, programs, render, svg
+from bench import calls, faults, programs, render, svg
 from bench.cases import last_json, read_rate
 from bench.errors import CaseFailed
 from bench.measure import Window, check_through, foreign, shares
@@ -147,3 +147,44 @@ def test_svg_is_well_formed_and_fits_both_themes() -> None:
     text = svg.plot(report())
     ElementTree.fromstring(text)
     assert "prefers-color-scheme: dark" in text
+
+
+def loss(replica: int | None, who: str = "client one 1") -> faults.Loss:
+    return faults.Loss(who, replica, "recv: reset")
+
+
+@pytest.mark.parametrize(
+    ("losses", "disasters", "down", "want"),
+    [
+        ([], [], False, "transparent"),
+        ([loss(1)], [], False, "one connection"),
+        ([loss(1), loss(1)], [], False, "one connection"),
+        ([loss(1), loss(1, "client one 2")], [], False, "one replica"),
+        ([loss(1)], [], True, "one replica"),
+        ([loss(0)], [], False, "all"),
+        ([loss(1), loss(None, "client one 2")], [], False, "all"),
+        ([], ["client one hangs"], False, "all"),
+    ],
+)
+def test_who_noticed_a_fault(
+    losses: list[faults.Loss], disasters: list[str], down: bool, want: str
+) -> None:
+    assert faults.classify(1, losses, disasters, down) == want
+
+
+def test_the_table_counts_each_fault_once() -> None:
+    trials = [
+        faults.Trial(0, "ring", 0, "", [loss(0)], deaths=1),
+        faults.Trial(1, "ring", 0, "", wrong=["server one: wrong byte"]),
+        faults.Trial(2, "stop", 1, "", deaths=1),
+    ]
+    rows = faults.tally(trials)
+    assert list(rows) == ["ring", "stop", "sum"]
+    assert rows["sum"] == {
+        "faults": 3,
+        "died": 2,
+        "transparent": 2,
+        "one connection": 1,
+        "wrong bytes": 1,
+        "down": 0,
+    }
