@@ -40,7 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog="`python -m bench kills`, `faults`, `scale`, `components`: with options of their own",
+        epilog="`python -m bench kills`, `faults`, `scale`, `components` have their own options.",
     )
     p.add_argument(
         "groups",
