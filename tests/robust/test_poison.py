@@ -115,9 +115,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("poisoned", list(POISON), indirect=True)
-def test_only_the_poisoned_connection_ends(
-    poisoned: Rig, request: pytest.FixtureRequest
-) -> None:
+def test_only_the_poisoned_connection_ends(poisoned: Rig, request: pytest.FixtureRequest) -> None:
     which = request.node.callspec.params["poisoned"]
     lasting = start(poisoned, LASTING)
     victim = start(poisoned, POISON[which])
