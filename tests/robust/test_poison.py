@@ -63,6 +63,7 @@ except OSError as err:
 }
 # The bystanders of rig.py reconnect; these two stay as they are.
 LASTING = """
+import socket
 listener = socket.socket()
 listener.bind(("127.0.0.1", 0))
 listener.listen()
