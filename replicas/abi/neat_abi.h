@@ -876,6 +876,8 @@ enum neat_nic_stat {
 	NEAT_NIC_WIRE_FULL = 18,	/* queue in front of the wire overflowed */
 	NEAT_NIC_WAKES = 19,		/* of replicas */
 	NEAT_NIC_LOOPS = 20,
+	NEAT_NIC_RX_FRAGMENTS = 21,
+	NEAT_NIC_RX_REASSEMBLED = 22,	/* datagrams made of them */
 	NEAT_NIC_STATS = 24,
 };
 struct neat_msg_n_stats {

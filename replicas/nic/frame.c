@@ -88,8 +88,8 @@ static void parse_ip(struct frame *f, const uint8_t *ip, uint32_t have, bool sen
 	f->l4_offset = (uint16_t)(FRAME_ETH + ihl);
 	set_tuple(f, ip, 0, sent);
 	f->laddr = f->t.laddr;
-	/* All fragments alike, the first one too: they meet in one replica. */
-	if (frame_be16(ip + 6) & IP_FRAGMENT)
+	f->fragment = frame_be16(ip + 6) & IP_FRAGMENT;
+	if (f->fragment)
 		return;
 	if (f->proto == PROTO_TCP) {
 		parse_tcp(f, ip, ip + ihl, have - ihl, sent);

@@ -43,6 +43,7 @@ struct frame {
 	uint16_t payload;	/* TCP, UDP: offset of the payload */
 	uint8_t tcp_flags;
 	uint8_t proto;
+	bool fragment;		/* IPv4: one of several */
 };
 
 /* `have` bytes at `b`; `sent`: a frame of a replica, so that its source is our side. */

@@ -70,13 +70,17 @@ static uint32_t queue_mask(const struct nic *n, bool ready)
 	return mask;
 }
 
-void nic_receive(struct nic *n, const uint8_t *bytes, const struct frame_meta *m)
+static struct frame parse(const uint8_t *bytes, uint32_t len)
 {
-	struct frame f = frame_parse(bytes, m->len < FRAME_LOOK ? m->len : FRAME_LOOK, false);
+	return frame_parse(bytes, len < FRAME_LOOK ? len : FRAME_LOOK, false);
+}
+
+static void deliver(struct nic *n, const uint8_t *bytes, const struct frame *frame, const struct frame_meta *m)
+{
+	struct frame f = *frame;
 	uint32_t ready = f.kind == FRAME_ARP ? queue_mask(n, true) : 0;
 	struct steer_to to = steer_rx(&n->steer, bytes, &f, queue_mask(n, false), ready, n->now_us);
 
-	n->count[NEAT_NIC_RX_FRAMES]++;
 	if (!to.mask)
 		n->count[to.why]++;
 	for (uint32_t mask = to.mask; mask; mask &= mask - 1) {
@@ -87,6 +91,32 @@ void nic_receive(struct nic *n, const uint8_t *bytes, const struct frame_meta *m
 		if (taken)
 			capture_frame(n, r, NEAT_CAPTURE_RX, bytes, m);
 	}
+}
+
+/* False: it is not the last one that was missing. */
+static bool whole(struct nic *n, const uint8_t **bytes, struct frame_meta *m)
+{
+	enum reass_result got = reass_add(&n->reass, *bytes, m->len, n->now_us, bytes, &m->len);
+
+	n->count[NEAT_NIC_RX_FRAGMENTS]++;
+	n->count[NEAT_NIC_RX_REASSEMBLED] += got == REASS_WHOLE;
+	n->count[NEAT_NIC_RX_MALFORMED] += got == REASS_BAD;
+	m->flags = m->gso_size = 0;
+	return got == REASS_WHOLE;
+}
+
+void nic_receive(struct nic *n, const uint8_t *bytes, const struct frame_meta *meta)
+{
+	struct frame f = parse(bytes, meta->len);
+	struct frame_meta m = *meta;
+
+	n->count[NEAT_NIC_RX_FRAMES]++;
+	if (f.fragment && steer_ours(&n->steer, bytes, &f)) {
+		if (!whole(n, &bytes, &m))
+			return;
+		f = parse(bytes, m.len);
+	}
+	deliver(n, bytes, &f, &m);
 }
 
 static void uplink_lost(struct nic *n, uint32_t i, int err)

@@ -4,6 +4,7 @@
 
 #include "gso.h"
 #include "queue.h"
+#include "reass.h"
 #include "steer.h"
 #include "wire.h"
 #include <sys/types.h>
@@ -37,6 +38,7 @@ struct nic {
 	struct capture captures[NEAT_REPLICAS_MAX];
 	struct uplink uplink;
 	struct wire wire;
+	struct reass reass;
 	uint64_t now_us;			/* CLOCK_MONOTONIC, once per loop */
 	int epoll;
 	uint64_t count[NEAT_NIC_STATS];

@@ -63,6 +63,11 @@ static bool to_us(const struct steer *s, const uint8_t dst[6])
 	return dst[0] & 1 || memcmp(dst, s->mac, 6) == 0;
 }
 
+bool steer_ours(const struct steer *s, const uint8_t *bytes, const struct frame *f)
+{
+	return s->addr && f->laddr == s->addr && to_us(s, bytes);
+}
+
 static uint8_t steer_ip(struct steer *s, const struct frame *f, uint64_t now_us)
 {
 	uint8_t hashed = s->reta[steer_hash(s, f) & (RSS_RETA - 1)], owner = FLOW_NONE;

@@ -36,6 +36,8 @@ uint32_t steer_hash(const struct steer *s, const struct frame *f);
 /* `queues`: replicas that have a queue; `ready`: those of them that announced themselves. */
 struct steer_to steer_rx(struct steer *s, const uint8_t *bytes, const struct frame *f, uint32_t queues,
 			 uint32_t ready, uint64_t now_us);
+/* Sent to us, by both addresses. */
+bool steer_ours(const struct steer *s, const uint8_t *bytes, const struct frame *f);
 /* A replica sends this frame; false if it may not: not from our addresses. */
 bool steer_tx(struct steer *s, const uint8_t *bytes, const struct frame *f, uint32_t replica, uint64_t now_us);
 

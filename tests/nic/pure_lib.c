@@ -3,6 +3,7 @@
 #include "gso.h"
 #include "pcapng.h"
 #include "queue.h"
+#include "reass.h"
 #include "steer.h"
 #include "wire.h"
 #include <stdlib.h>
@@ -51,6 +52,9 @@ int pair_must_wake(void *u);
 uint32_t pair_pending(void *u);
 int pair_take(void *u, uint32_t *len, uint32_t *epoch, int *fenced);
 void pair_send(void *u, uint32_t len, uint32_t epoch);
+void *reass_new(void);
+void reass_free(void *r);
+int reass_put(void *r, const uint8_t *b, uint32_t len, uint64_t now_us, uint8_t *out, uint32_t *out_len);
 /* ---- end ---- */
 
 uint32_t toeplitz(const uint8_t *key, uint32_t saddr, uint32_t daddr, uint16_t sport, uint16_t dport)
@@ -336,4 +340,19 @@ void pair_send(void *u, uint32_t len, uint32_t epoch)
 
 	x->q->tx.desc[tail & (NEAT_QP_ENTRIES - 1)] = (struct neat_frame_desc){ .len = len, .epoch = epoch };
 	a64_release(&x->q->tx.tail, tail + 1);
+}
+
+/* ---- reassembly ---- */
+
+void *reass_new(void) { return calloc(1, sizeof(struct reass)); }
+void reass_free(void *r) { free(r); }
+
+int reass_put(void *r, const uint8_t *b, uint32_t len, uint64_t now_us, uint8_t *out, uint32_t *out_len)
+{
+	const uint8_t *whole = NULL;
+	enum reass_result got = reass_add(r, b, len, now_us, &whole, out_len);
+
+	if (got == REASS_WHOLE)
+		memcpy(out, whole, *out_len);
+	return (int)got;
 }

@@ -458,6 +458,45 @@ def test_datagrams(net: Net, ours: str) -> None:
         server.wait()
 
 
+FRAGMENTS_SERVER = """
+import hashlib, select, socket, sys
+socks = []
+for _ in range(6):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((sys.argv[1], 0))
+    socks.append(s)
+print(*(s.getsockname()[1] for s in socks), flush=True)
+while True:
+    for s in select.select(socks, [], [], 30)[0]:
+        data, peer = s.recvfrom(65536)
+        s.sendto(hashlib.sha256(data).hexdigest().encode(), peer)
+"""
+FRAGMENTS_CLIENT = """
+import hashlib, os, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(10)
+for port in sys.argv[2:]:
+    for size in (1473, 9000, 65507):
+        data = os.urandom(size)
+        s.sendto(data, (sys.argv[1], int(port)))
+        assert s.recv(100) == hashlib.sha256(data).hexdigest().encode(), (port, size)
+print("whole")
+"""
+
+
+def test_fragments_of_a_kernel_peer_reach_the_home_of_their_port(net: Net) -> None:
+    """Only the first fragment has ports: the nic puts datagrams together before it steers."""
+    server = net.neat.start(sys.executable, "-c", FRAGMENTS_SERVER, OURS, stdout=subprocess.PIPE)
+    assert server.stdout
+    try:
+        ports = server.stdout.readline().split()
+        said = net.peer.run(sys.executable, "-c", FRAGMENTS_CLIENT, OURS, *ports).stdout
+        assert said == "whole\n"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_a_datagram_larger_than_the_wire(net: Net) -> None:
     """No fragments of ours (docs/differences.md): the kernel would send them."""
     code = (
