@@ -14,9 +14,10 @@ from typing import Any
 from bench.errors import CaseFailed
 from neatsock.instance import InstanceError, ask
 
-VICTIMS = ("replica", "nic", "neatd", "standby")
+COMPONENTS = ("ip", "udp", "filter")  # of replicas that are several processes
+VICTIMS = ("replica", "nic", "neatd", "standby", *COMPONENTS)
 # Python takes 0.2 s to start: killed as often as the others neatd would never be up.
-WEIGHTS = {"replica": 12, "nic": 4, "neatd": 1, "standby": 3}
+WEIGHTS = {"replica": 12, "nic": 4, "neatd": 1, "standby": 3, "ip": 6, "udp": 4, "filter": 6}
 RECOVERY_S = 0.003  # about how long a successor takes: where a second kill hurts most
 NEATD_S = 0.15
 PATIENCE_S = 60.0
@@ -34,7 +35,9 @@ class Kill:
     early: bool = False  # the victim was not ready, or another one had just died
 
     def __str__(self) -> str:
-        name = f"replica {self.index}" if self.role == "replica" else self.role
+        name = (
+            self.role if self.role in ("nic", "neatd", "standby") else f"{self.role} {self.index}"
+        )
         return f"{name} (pid {self.pid}{', early' if self.early else ''})"
 
 
@@ -55,6 +58,11 @@ def processes(status: dict[str, Any]) -> list[Process]:
         for r in status["replicas"]
         if r["pid"]
     ]
+    for r in status["replicas"]:
+        for part in r["components"]:
+            if part["pid"]:
+                up = part["state"] == "ready"
+                found.append(Process(part["name"], r["index"], part["pid"], up))
     for role in ("nic", "neatd", "standby"):
         if status[role]["pid"]:
             found.append(Process(role, 0, status[role]["pid"]))

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from bench.errors import CaseFailed, SkipCase
-from bench.killer import VICTIMS, Kill, Killer
+from bench.killer import COMPONENTS, VICTIMS, Kill, Killer
 from bench.peers import OURS, PEER, Loads, namespace
 from bench.worlds import Neat, machine, neat_up
 from neatsock.instance import InstanceError, ask
@@ -36,9 +36,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m bench kills", description=__doc__)
     p.add_argument("--kills", type=int, default=500, metavar="N", help="default 500")
     p.add_argument("--rate", type=float, default=10, metavar="R", help="kills a second, default 10")
-    p.add_argument(
-        "--victims", default=",".join(VICTIMS), metavar="LIST", help=f"default {','.join(VICTIMS)}"
-    )
+    p.add_argument("--victims", metavar="LIST", help=f"default all of {','.join(VICTIMS)}")
+    p.add_argument("--components", choices=("single", "multi"), default="single")
     p.add_argument("--connections", type=int, default=200, metavar="C", help="default 200")
     p.add_argument(
         "--threads", type=int, default=4, metavar="T", help="blocking connections beside them"
@@ -57,9 +56,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--json", type=Path, metavar="FILE", help="default bench/results/kills-TIME.json"
     )
     args = p.parse_args(argv)
-    args.victims = tuple(args.victims.split(","))
-    if not args.victims or not set(args.victims) <= set(VICTIMS):
-        p.error(f"--victims is a list of {', '.join(VICTIMS)}")
+    there = tuple(v for v in VICTIMS if v not in COMPONENTS or args.components == "multi")
+    args.victims = tuple(args.victims.split(",")) if args.victims else there
+    if not set(args.victims) <= set(there):
+        p.error(f"--victims is a list of {', '.join(there)}")
     if args.peer == "local" and set(args.victims) == {"nic"}:
         p.error("--victims nic needs --peer tap or both")
     if args.seed is None:
@@ -71,7 +71,7 @@ def again(args: argparse.Namespace) -> str:
     """The command that repeats this run."""
     names = (
         "kills", "rate", "connections", "threads", "active", "replicas",
-        "peer", "early", "phase", "mode", "seed",
+        "peer", "early", "phase", "mode", "components", "seed",
     )  # fmt: skip
     words = [f"--{name} {getattr(args, name)}" for name in names]
     return " ".join(["python -m bench kills", *words, "--victims", ",".join(args.victims)])
@@ -250,7 +250,7 @@ def report(run: Run) -> dict[str, Any]:
 
 def execute(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     """Start everything, kill, end everything but the instance."""
-    options = ["--mode", args.mode]
+    options = ["--mode", args.mode, "--components", args.components]
     net = None
     if args.peer != "local":
         net = stack.enter_context(namespace())

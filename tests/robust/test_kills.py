@@ -23,8 +23,14 @@ LONG = int(os.environ.get("NEATSOCK_LONG", "1"))
         ("--replicas", "1", "--peer", "local"),
         ("--replicas", "2", "--peer", "both"),
         ("--replicas", "3", "--peer", "local", "--early", "0.5"),
+        ("--replicas", "1", "--peer", "both", "--components", "multi"),
     ],
-    ids=["1-replica", "2-replicas-and-a-kernel-peer", "3-replicas-killed-twice"],
+    ids=[
+        "1-replica",
+        "2-replicas-and-a-kernel-peer",
+        "3-replicas-killed-twice",
+        "4-processes-and-a-kernel-peer",
+    ],
 )
 def test_nobody_notices(options: tuple[str, ...], tmp_path: Path) -> None:
     """No failed request, reset or wrong byte, and nothing is left of the programs at the end."""
