@@ -18,6 +18,7 @@ from bench.model import Reading, Result, Sample, Side
 from bench.worlds import HOST, World
 
 STEP_S = 120.0
+SETTLE_S = 2.0  # retransmission timers of what was sent are left to run out: one no-op for each end
 QUIET_S = 1.0
 TITLE = "idle connections, {} (memory of both ends)"
 
@@ -84,7 +85,8 @@ def _next(clients: list[proc.Child]) -> None:
 
 
 def _quiet(world: World, children: list[proc.Child]) -> tuple[float, float]:
-    """Cores used by ours and by others while nothing is sent. Blocks for QUIET_S."""
+    """Cores used by ours and by others while nothing is sent. Blocks for SETTLE_S and QUIET_S."""
+    time.sleep(SETTLE_S)
     pids = [*proc.tree(c.pid for c in children), *world.replica_pids(), *world.control_pids()]
     began, before, busy = time.monotonic(), proc.cpu_ns(pids), proc.busy_ns()
     time.sleep(QUIET_S)

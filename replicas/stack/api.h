@@ -35,6 +35,8 @@ struct channel {
 	int eventfd;		/* -1: none yet */
 	uint64_t cmd_head;
 	bool touched;		/* events were posted in this batch; the wake is owed */
+	uint64_t progress;	/* sum of the process's indices when last looked at */
+	uint64_t active_us;	/* when they last moved, or it was woken */
 };
 
 struct app {

@@ -21,6 +21,7 @@ enum {
 	NAP_US = 5000,
 	COUNTER_LOOPS = 1024,	/* busy loops between two publications of the counters */
 	STATUS_LOOPS = 16,	/* busy loops between two refreshes of the hints */
+	ACTIVE_US = 1000,	/* a process that did not touch its channel for so long is no company */
 };
 
 /* ---- waking others ---- */
@@ -30,6 +31,7 @@ static void wake_process(void *world, struct channel *c, uint32_t how)
 	struct replica *r = world;
 	uint8_t *there = &r->status->runnable[a32_relaxed(&c->mem->cpu) & (NEAT_CPUS_MAX - 1)];
 
+	c->active_us = r->stack.now_us;
 	a64_store(&r->status->wakes, a64_relaxed(&r->status->wakes) + 1);
 	/* Whoever spins on that core must see at once that it is wanted; the next refresh counts anew. */
 	__atomic_store_n(there, (uint8_t)(*there + 1), __ATOMIC_RELAXED);
@@ -48,18 +50,37 @@ void forget_process(void *world, struct channel *c)
 
 /* ---- hints ---- */
 
-static void count_awake(const struct app *app, uint8_t *runnable)
+/*
+ * `asleep` is what the library knows: a process that computes, or sleeps in a call of the kernel's (read of
+ * a pipe, waitpid), counts as awake for as long. If it counted as company as well, nobody would ever spin
+ * on its core, and we would nap there for ever instead of sleeping.
+ */
+static bool wants_core(struct channel *c, uint64_t now_us)
+{
+	uint64_t progress;
+
+	if (a32_relaxed(&c->mem->asleep) != NEAT_AWAKE)
+		return false;
+	progress = a64_relaxed(&c->mem->cmd_tail) + a64_relaxed(&c->mem->ev_head);
+	if (progress != c->progress) {
+		c->progress = progress;
+		c->active_us = now_us;
+	}
+	return now_us - c->active_us < ACTIVE_US;
+}
+
+static void count_awake(struct app *app, uint8_t *runnable, uint64_t now_us)
 {
 	for (uint32_t k = 0; k < app->nopen; k++) {
-		const struct neat_channel *m = app->channel[app->open[k]].mem;
+		struct channel *c = &app->channel[app->open[k]];
 
-		if (a32_relaxed(&m->asleep) == NEAT_AWAKE)
-			runnable[a32_relaxed(&m->cpu) & (NEAT_CPUS_MAX - 1)]++;
+		if (wants_core(c, now_us))
+			runnable[a32_relaxed(&c->mem->cpu) & (NEAT_CPUS_MAX - 1)]++;
 	}
 }
 
-/* Counts awake processes per core; true if one of them last ran on ours. */
-static bool refresh_hints(struct replica *r)
+/* Counts processes that want a core, per core; true if one of them last ran on ours. */
+static bool refresh_hints(struct replica *r, uint64_t now_us)
 {
 	uint8_t runnable[NEAT_CPUS_MAX] = { 0 };
 	struct neat_replica_status *st = r->status;
@@ -69,7 +90,7 @@ static bool refresh_hints(struct replica *r)
 	a32_store(&st->cpu, r->api.cpu);
 	a32_store(&st->heartbeat, a32_relaxed(&st->heartbeat) + 1);
 	for (uint32_t i = 0; i < r->api.napps; i++)
-		count_awake(r->api.apps[i], runnable);
+		count_awake(r->api.apps[i], runnable, now_us);
 	for (uint32_t i = 0; i < NEAT_CPUS_MAX; i += 8) {
 		uint64_t now, was;
 
@@ -136,7 +157,12 @@ static void replica_sleep(struct replica *r, bool company)
 	uint64_t until = r->have_stack ? stack_deadline(&r->stack) : UINT64_MAX;
 	uint32_t asleep = company ? NEAT_REPLICA_NAPS : NEAT_ASLEEP_FUTEX;
 
-	/* A process on our core may have deferred its doorbell: look again soon (decision 7). */
+	/*
+	 * A process on our core may have deferred its doorbell: look again soon (decision 7). One that is no
+	 * company any more may have done so while we napped: its command was in the ring before it looked at
+	 * our word, so either the look below or the one after the nap finds it; from then on it reads FUTEX
+	 * and rings at once.
+	 */
 	if (company && until > r->stack.now_us + NAP_US)
 		until = r->stack.now_us + NAP_US;
 	arm(r, asleep);
@@ -163,8 +189,8 @@ static bool replica_spin(struct replica *r, bool *company)
 			return true;
 		/* The first look comes before the first pause: who we just woke may wait for this core. */
 		if (i % 8 == 0) {
-			*company = refresh_hints(r);
 			now = i ? replica_clock_us() : start;
+			*company = refresh_hints(r, now);
 			if (*company || now - start >= r->spin_us || now >= deadline)
 				return now >= deadline;
 		}
@@ -227,7 +253,7 @@ static void replica_loop(struct replica *r)
 		worked = replica_work(r) != 0;
 		if (worked) {
 			if (loops % STATUS_LOOPS == 0)
-				refresh_hints(r);
+				refresh_hints(r, r->stack.now_us);
 			if (loops % COUNTER_LOOPS == 0)
 				publish_counters(r);
 			continue;

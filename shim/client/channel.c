@@ -29,6 +29,17 @@ static uint32_t this_cpu(void)
 	return cpu < 0 ? 0 : (uint32_t)cpu & (NEAT_CPUS_MAX - 1);
 }
 
+/* Also where a program that is never idle calls: the replica takes it for company on the core named here. */
+uint32_t nt_note_cpu(void)
+{
+	uint32_t cpu = this_cpu();
+
+	NT_EACH_REPLICA(i)
+		if (a32_relaxed(&nt.rep[i].ch->cpu) != cpu)
+			a32_store(&nt.rep[i].ch->cpu, cpu);
+	return cpu;
+}
+
 /*
  * The predecessor in our process entry, dead or the image before exec, left indices, commands and events:
  * we go on behind them. A replica that ended and came back finds our channel as it was.
@@ -113,6 +124,7 @@ static void bell(struct nt_replica *r)
 void nt_bells(void)
 {
 	in_batch = false;
+	nt_note_cpu();
 	NT_EACH_REPLICA(i)
 		if (a32_relaxed(&nt.rep[i].bell_owed)) {
 			a32_store(&nt.rep[i].bell_owed, 0);

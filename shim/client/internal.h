@@ -238,6 +238,7 @@ void nt_command(struct nt_replica *r, enum neat_cmd op, uint32_t gen, uint32_t s
 /* NEAT_CMD_CONNECT. False: that replica takes none any more, and never saw this one. */
 NEAT_CHECKED bool nt_command_connect(struct nt_replica *r, uint32_t gen, uint32_t slot);
 void nt_kick(const struct nt_conn *c);
+uint32_t nt_note_cpu(void);		/* which it is */
 void nt_bells(void);			/* doorbells that were put off */
 void nt_batch(bool on);			/* this thread works through a batch: same-core bells may wait */
 void nt_channels_open(void);		/* for the process that nt.proc names */

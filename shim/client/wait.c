@@ -8,7 +8,6 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include <linux/futex.h>
-#include <sched.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -35,21 +34,10 @@ void nt_wake(struct nt_waiter *w)
 	}
 }
 
-static uint32_t note_cpu(void)
-{
-	int cpu = sched_getcpu();
-	uint32_t at = cpu < 0 ? 0 : (uint32_t)cpu & (NEAT_CPUS_MAX - 1);
-
-	NT_EACH_REPLICA(i)
-		if (a32_relaxed(&nt.rep[i].ch->cpu) != at)
-			a32_store(&nt.rep[i].ch->cpu, at);
-	return at;
-}
-
 /* Somebody of ours could run on this core if we slept. Our own channel counts once. */
 static bool core_wanted(void)
 {
-	uint32_t cpu = note_cpu();
+	uint32_t cpu = nt_note_cpu();
 
 	NT_EACH_REPLICA(i) {
 		const struct neat_replica_status *st = nt.rep[i].status;
@@ -120,7 +108,7 @@ static uint32_t arm(bool kernel)
 {
 	uint32_t value;
 
-	note_cpu();
+	nt_note_cpu();
 	hold_open();
 	nt_lock(&nt.arm_lock);
 	nt.sleepers++;
@@ -132,7 +120,7 @@ static uint32_t arm(bool kernel)
 
 static void disarm(bool kernel)
 {
-	note_cpu();
+	nt_note_cpu();
 	nt_lock(&nt.arm_lock);
 	nt.sleepers--;
 	nt.kernel_sleepers -= kernel;

@@ -127,3 +127,20 @@ def test_no_traffic_no_cpu(replica: Replica) -> None:
     assert replica.cpu_ticks() <= ticks + 1  # the kernel bills whole ticks of 10 ms
     # A delayed ACK and the like may still come; a loop that polls would count in hundreds.
     assert replica.status.at.sleeps.v - sleeps <= 10
+
+
+def test_a_process_blocked_in_the_kernel_is_no_company(replica: Replica) -> None:
+    """It stays marked awake; the replica must not nap beside it for ever."""
+    core = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(replica.process.pid, {core})
+    app = App(replica, 1)
+    app.channel.cpu.v = core % ABI.NEAT_CPUS_MAX
+    replica.go()
+    asleep = app.app.at.replica_asleep
+
+    def active() -> bool:
+        app.push(ABI.NEAT_CMD_KICK, 0, 0)  # slot 0 is nobody's: dropped
+        return bool(asleep.v == ABI.NEAT_REPLICA_NAPS)
+
+    wait_for(active, "a nap beside a process that uses its channel: it may put off its doorbells")
+    wait_for(lambda: asleep.v == ABI.NEAT_ASLEEP_FUTEX, "real sleep when it stops to use it")
