@@ -41,7 +41,7 @@ QUARANTINE = [
 ]
 
 # What only a replica that is one process has: its components have queues in these places.
-ONE_PROCESS = ("ip", "ip_hop", "link", "lo", "main_queue", "nicq")
+ONE_PROCESS = ("ip", "ip_frag", "ip_hop", "link", "lo", "main_queue", "nicq")
 
 
 def component(own: str, *rooms: str) -> tuple[list[str], list[str], list[str]]:
@@ -66,7 +66,7 @@ TARGETS = {
     "neat-nic": (["replicas/nic"], [], HARDENED),
     "neat-tcp": tcp_component(),
     "neat-tcp-quarantine": tcp_component(*QUARANTINE),
-    "neat-ip": component("ip", "ip", "ip_deliver", "icmp", "icmp_error", "link"),
+    "neat-ip": component("ip", "ip", "ip_deliver", "ip_frag", "icmp", "icmp_error", "link"),
     "neat-udp": component("udp"),
     "neat-filter": component("filter", "filter", "icmp_error"),
     # initfirst: see shim/shim_process.c. Bsymbolic: inside, a name means our own function.

@@ -4,7 +4,7 @@
  * ring and out of the receive ring.
  *
  *   gcc -O2 -g -std=gnu11 -Ireplicas/abi -Ireplicas/stack bench/stack_cost.c replicas/stack/tcp*.c \
- *       replicas/stack/{csum,filter,flow,icmp,icmp_error,ip,ip_addr,ip_deliver,ip_hop,link,lo,stack,timer,udp}.c -o stack_cost && ./stack_cost
+ *       replicas/stack/{csum,filter,flow,icmp,icmp_error,ip,ip_addr,ip_deliver,ip_frag,ip_hop,link,lo,stack,timer,udp}.c -o stack_cost && ./stack_cost
  *
  * Usage: stack_cost [ROUNDS [BEST_OF]]. One line of JSON per case; CPU time, the best of several
  * runs, since everything that disturbs makes it longer. "ns_per_segment" counts a segment when it

@@ -5,12 +5,14 @@
 #include "stack.h"
 #include "wire.h"
 
+enum { IP_ID_COUNTERS = 64, IP_FRAGMENT_COPY = 8 };
+
 /* ICMP rate limit: a token bucket (RFC 1812 4.3.2.8). */
 struct ip_state {
 	uint64_t icmp_refill_us;
 	uint32_t icmp_tokens;
-	uint16_t id;		/* next identification for packets that may be fragmented (RFC 6864) */
-	uint16_t pad;
+	uint32_t pad;
+	uint16_t id[IP_ID_COUNTERS];	/* next identification of a packet in fragments (RFC 6864) */
 };
 
 size_t ip_memory(void);
@@ -34,7 +36,7 @@ NEAT_CHECKED static inline bool ip_push_header(struct pkt *p, const struct ip_me
 
 	if (!h)
 		return false;
-	/* DF on everything: no fragments of ours, so the identification carries no meaning (RFC 6864). */
+	/* DF on what is whole, so its identification carries no meaning (RFC 6864). */
 	*h = (struct wire_ip){
 		.ver_ihl = 0x45,
 		.tos = m->tos,
@@ -60,6 +62,15 @@ void ip_received(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32
 void ip_deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl);
 /* p->data at a header that ip_push_header() made. False = no room. */
 bool ip_send(struct stack *s, struct pkt *p);
+
+/* ---- ip_frag.c ---- */
+struct ip_fragment {
+	_Alignas(16) uint8_t room[PKT_HEADROOM + sizeof(struct wire_ip) + IP_FRAGMENT_COPY];
+	struct pkt p;
+};
+uint16_t ip_fragment_id(struct stack *s, uint32_t daddr);
+/* The fragment whose payload begins at *at, which moves on; p->data at a header of ours. False: that was all. */
+bool ip_fragment_next(const struct pkt *p, uint32_t mtu, uint16_t id, uint32_t *at, struct ip_fragment *f);
 
 /* p->data at an ICMP header: checksum, then out. */
 void icmp_send(struct stack *s, struct pkt *p, uint32_t saddr, uint32_t daddr);

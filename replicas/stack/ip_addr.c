@@ -8,7 +8,8 @@ size_t ip_memory(void) { return sizeof(struct ip_state); }
 void ip_init(struct stack *s, void *memory)
 {
 	s->ip = memory;
-	s->ip->id = (uint16_t)s->ops.random(s->ops.world);
+	for (unsigned i = 0; i < IP_ID_COUNTERS; i++)
+		s->ip->id[i] = (uint16_t)s->ops.random(s->ops.world);
 	s->ip->icmp_tokens = 50;
 }
 

@@ -4,14 +4,15 @@
  */
 #include "link.h"
 #include "hash.h"
+#include "ip.h"
 
 enum {
 	NEIGHBOURS = 256,		/* power of two */
 	NEIGHBOUR_PROBES = 8,
 	NEIGHBOUR_LIFE_US = 60000000,
 	NEIGHBOUR_RETRY_US = 1000000,	/* RFC 1122 2.3.2.1: one request a second for each destination */
-	NEIGHBOUR_QUEUE = 2048,		/* bytes of a packet that waits */
-	NEIGHBOUR_WAITING = 8,		/* packets; power of two */
+	NEIGHBOUR_WAITING = 8,		/* packets that wait */
+	NEIGHBOUR_BYTES = 69632,	/* of all of them: at least one of 64 KiB, which is cut when it leaves */
 };
 
 /*
@@ -31,16 +32,11 @@ struct neighbour {
 	uint64_t expires_us, asked_us;
 };
 
-struct waiting_packet {
-	uint32_t len;
-	uint16_t flags, gso;
-	uint8_t bytes[NEIGHBOUR_QUEUE];
-};
-
 struct waiting {
-	uint32_t n;		/* packets that ever waited; the last NEIGHBOUR_WAITING are here */
-	uint32_t sent;		/* of them; or given up */
-	struct waiting_packet packet[NEIGHBOUR_WAITING];
+	uint32_t n, used;
+	/* In order; `at` in bytes, with room for headers in front. */
+	struct waiting_packet { uint32_t at, len; uint16_t flags, gso; } packet[NEIGHBOUR_WAITING];
+	_Alignas(16) uint8_t bytes[NEIGHBOUR_BYTES];
 };
 
 struct neigh {
@@ -106,7 +102,7 @@ static struct neighbour *neighbour_get(struct stack *s, uint32_t addr, bool make
 	oldest->addr = addr;
 	oldest->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
 	oldest->asked_us = 0;
-	queue_of(s, oldest)->sent = queue_of(s, oldest)->n;
+	queue_of(s, oldest)->n = queue_of(s, oldest)->used = 0;
 	return oldest;
 }
 
@@ -147,43 +143,73 @@ static void arp_send(struct stack *s, uint16_t op, const uint8_t to[6], uint32_t
 		stack_drop(s, DROP_QUEUE_FULL);
 }
 
+static void give_up_first(struct stack *s, struct waiting *w)
+{
+	uint32_t gone = w->n > 1 ? w->packet[1].at : w->used;
+
+	stack_drop(s, DROP_NO_NEIGHBOUR);
+	w->n--;
+	w->used -= gone;
+	memmove(w->bytes, w->bytes + gone, w->used);
+	for (uint32_t i = 0; i < w->n; i++) {
+		w->packet[i] = w->packet[i + 1];
+		w->packet[i].at -= gone;
+	}
+}
+
 /* RFC 1122 2.3.2.2: the latest is kept. */
 static void queue_packet(struct stack *s, const struct neighbour *n, const struct pkt *p)
 {
 	struct waiting *w = queue_of(s, n);
-	struct waiting_packet *q = &w->packet[w->n & (NEIGHBOUR_WAITING - 1)];
-	uint32_t at = p->len;
+	uint32_t total = pkt_total(p), need = (PKT_HEADROOM + total + 15) & ~15u;
+	uint8_t *to;
 
-	if (pkt_total(p) > NEIGHBOUR_QUEUE) {
+	if (total > UINT16_MAX) {
 		stack_drop(s, DROP_NO_NEIGHBOUR);
 		return;
 	}
-	memcpy(q->bytes, p->data, p->len);
-	for (int i = 0; i < 2 && p->frag_len; at += p->frag[i].len, i++)
-		memcpy(q->bytes + at, p->frag[i].p, p->frag[i].len);
-	q->len = pkt_total(p);
-	q->flags = p->flags;
-	q->gso = p->gso_size;
-	if (++w->n - w->sent > NEIGHBOUR_WAITING) {
-		stack_drop(s, DROP_NO_NEIGHBOUR);
-		w->sent++;
-	}
+	while (w->n == NEIGHBOUR_WAITING || w->used + need > NEIGHBOUR_BYTES)
+		give_up_first(s, w);
+	to = w->bytes + w->used + PKT_HEADROOM;
+	memcpy(to, p->data, p->len);
+	to += p->len;
+	for (int i = 0; i < 2 && p->frag_len; to += p->frag[i].len, i++)
+		memcpy(to, p->frag[i].p, p->frag[i].len);
+	w->packet[w->n++] = (struct waiting_packet){ w->used, total, p->flags, p->gso_size };
+	w->used += need;
+}
+
+/* A packet for a neighbour that is known; in fragments if it does not fit. No room for all: again from the first. */
+static bool packet_out(struct stack *s, struct pkt *p, const uint8_t dst[6])
+{
+	const struct wire_ip *h = pkt_get(p, 0, sizeof(*h));
+	struct ip_fragment f;
+	uint32_t at = 0;
+	uint16_t id;
+
+	if (p->gso_size || pkt_total(p) <= s->cfg.mtu || !h)
+		return frame_out(s, p, dst, ETHERTYPE_IPV4);
+	id = ip_fragment_id(s, be32_get(h->daddr));
+	while (ip_fragment_next(p, s->cfg.mtu, id, &at, &f))
+		if (!frame_out(s, &f.p, dst, ETHERTYPE_IPV4))
+			return false;
+	return true;
 }
 
 static void send_waiting(struct stack *s, const struct neighbour *n)
 {
 	struct waiting *w = queue_of(s, n);
 
-	for (; w->sent != w->n; w->sent++) {
-		const struct waiting_packet *q = &w->packet[w->sent & (NEIGHBOUR_WAITING - 1)];
-		uint8_t buf[PKT_HEADROOM + NEIGHBOUR_QUEUE];
+	for (uint32_t i = 0; i < w->n; i++) {
+		const struct waiting_packet *q = &w->packet[i];
+		uint8_t *buf = w->bytes + q->at;
 		struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = q->len, .flags = q->flags,
 				 .gso_size = q->gso };
 
-		memcpy(p.data, q->bytes, q->len);
-		if (!frame_out(s, &p, n->mac, ETHERTYPE_IPV4))
+		if (!packet_out(s, &p, n->mac))
 			stack_drop(s, DROP_QUEUE_FULL);
 	}
+	w->n = w->used = 0;
 }
 
 static void learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
@@ -206,14 +232,14 @@ bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop)
 		return true;
 	}
 	if (n->state == NEIGHBOUR_REACHABLE && s->now_us < n->expires_us)
-		return frame_out(s, p, n->mac, ETHERTYPE_IPV4);
+		return packet_out(s, p, n->mac);
 	if (!n->asked_us || s->now_us - n->asked_us >= NEIGHBOUR_RETRY_US) {
 		n->asked_us = s->now_us;
 		arp_send(s, ARP_REQUEST, NULL, next_hop);
 	}
 	/* An entry past its life still works while the question is out. */
 	if (n->state == NEIGHBOUR_REACHABLE)
-		return frame_out(s, p, n->mac, ETHERTYPE_IPV4);
+		return packet_out(s, p, n->mac);
 	queue_packet(s, n, p);
 	return true;
 }

@@ -4,7 +4,7 @@
  *
  * A datagram is one unit of work: its receiver's rx_head is published first, then the sender's
  * tx_una, so a replica that dies in between sends it again (UDP allows duplicates) and never loses
- * it. No fragments of ours: what does not fit the MTU of the uplink is refused by the library.
+ * it. What does not fit the MTU of the uplink leaves in fragments (ip_frag.c).
  */
 #include "udp.h"
 #include "bytering.h"
@@ -283,9 +283,7 @@ static bool sendable(const struct stack *s, const struct neat_dgram *h, uint32_t
 
 	if (!saddr || !h->port || !h->addr || h->addr >= 0xe0000000u)
 		return false;
-	if (!local && saddr >> 24 == 127)
-		return false;
-	return local || h->len + sizeof(struct wire_udp) + sizeof(struct wire_ip) <= s->cfg.mtu;
+	return local || saddr >> 24 != 127;
 }
 
 /* False: no room, the datagram stays in the ring. */

@@ -519,7 +519,7 @@ static const struct dgram_option OPTIONS[] = {
 	{ SOL_SOCKET, SO_LINGER, KEEP_SAME, 0 },	/* no meaning on a datagram socket */
 	{ SOL_SOCKET, SO_KEEPALIVE, KEEP_SAME, 0 },
 	{ SOL_SOCKET, SO_OOBINLINE, KEEP_SAME, 0 },
-	{ IPPROTO_IP, IP_MTU_DISCOVER, KEEP_SAME, 0 },	/* we never fragment: docs/differences.md */
+	{ IPPROTO_IP, IP_MTU_DISCOVER, KEEP_SAME, 0 },	/* asked for when it matters: dgram_io.c */
 	{ IPPROTO_IP, IP_FREEBIND, KEEP_SAME, 0 },
 };
 

@@ -398,6 +398,16 @@ static int checks(const struct neat_sock *s, const struct cursor *from, int flag
 	return c.slot && a32_relaxed(&c.app->shut) & 2 ? -EPIPE : 0;
 }
 
+/* ip(7) IP_MTU_DISCOVER, which the twin keeps: with DO, PROBE and INTERFACE only whole packets leave. */
+static bool may_fragment(int fd)
+{
+	int v = IP_PMTUDISC_WANT;
+	socklen_t len = sizeof(v);
+
+	nt_real.getsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &v, &len);
+	return v < IP_PMTUDISC_DO || v == IP_PMTUDISC_OMIT;
+}
+
 ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 {
 	uint32_t sock = nt_lookup(fd);
@@ -431,8 +441,7 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 	err = dgram_slot(sock, r == DGRAM_ANY ? s->replica : (uint32_t)r, &c);
 	if (err)
 		return err;
-	/* No fragments of ours: docs/differences.md. */
-	if (r == DGRAM_ANY && c.pub->pmtu && from.left + 28 > c.pub->pmtu)
+	if (r == DGRAM_ANY && c.pub->pmtu && from.left + 28 > c.pub->pmtu && !may_fragment(fd))
 		return -EMSGSIZE;
 	return send_ours(sock, &c, &from, &d, flags);
 }

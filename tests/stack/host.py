@@ -23,8 +23,7 @@ STACK = ROOT / "replicas/stack"
 SOURCES = ("tcp", "tcp_fsm", "tcp_share", "tcp_syn", "tcp_tw", "tcp_in", "tcp_ack", "tcp_reass",
            "tcp_sack", "tcp_rack", "tcp_out", "tcp_opt", "tcp_timer", "tcp_cc", "flow", "icmp",
            "ip", "link", "lo", "stack", "timer", "udp", "csum", "filter", "ip_addr", "ip_deliver",
-           "ip_hop",
-           "icmp_error")  # fmt: skip
+           "ip_frag", "ip_hop", "icmp_error")  # fmt: skip
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes",
             "-Wmissing-prototypes", "-Wvla", "-Werror")  # fmt: skip
 

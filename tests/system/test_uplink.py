@@ -497,14 +497,30 @@ def test_fragments_of_a_kernel_peer_reach_the_home_of_their_port(net: Net) -> No
         server.wait()
 
 
+def test_fragments_of_ours_reach_a_kernel_peer(net: Net) -> None:
+    """The first datagram to a neighbour that is not known yet, too; IP_MTU_DISCOVER as ip(7)."""
+    server = net.peer.start(sys.executable, "-c", FRAGMENTS_SERVER, PEER, stdout=subprocess.PIPE)
+    assert server.stdout
+    try:
+        ports = server.stdout.readline().split()
+        said = net.neat.run(sys.executable, "-c", FRAGMENTS_CLIENT, PEER, *ports).stdout
+        assert said == "whole\n"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_a_datagram_larger_than_the_wire(net: Net) -> None:
-    """No fragments of ours (docs/differences.md): the kernel would send them."""
+    """IP_PMTUDISC_DO (2), PROBE (3), INTERFACE (4): nothing is cut, EMSGSIZE."""
     code = (
         "import socket, sys\n"
-        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
-        "print(s.sendto(bytes(1472), (sys.argv[1], 9)))\n"
-        "try: s.sendto(bytes(1473), (sys.argv[1], 9))\n"
-        "except OSError as err: print(err.errno)\n"
+        "for how in range(6):\n"
+        "    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "    s.setsockopt(socket.IPPROTO_IP, 10, how)\n"
+        "    assert s.sendto(bytes(1472), (sys.argv[1], 9)) == 1472\n"
+        "    try: print(s.sendto(bytes(1473), (sys.argv[1], 9)))\n"
+        "    except OSError as err: print(-err.errno)\n"
     )
-    out = net.neat.run(sys.executable, "-c", code, PEER).stdout.split()
-    assert out == ["1472", str(errno.EMSGSIZE)]
+    ours = net.neat.run(sys.executable, "-c", code, PEER).stdout.split()
+    assert ours == net.peer.run(sys.executable, "-c", code, OURS).stdout.split()
+    assert ours == [str(n) for n in (1473, 1473, *[-errno.EMSGSIZE] * 3, 1473)]
