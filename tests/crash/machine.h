@@ -18,6 +18,7 @@
 #ifndef CRASH_MACHINE_H
 #define CRASH_MACHINE_H
 
+#include "../stack/harness.h"	/* linked as a separate stack of its own: the remote host */
 #include "main.h"
 #include "stores.h"
 #include "tcp.h"
@@ -223,44 +224,5 @@ uint64_t remote_deadline(const struct machine *m);
 void remote_death(struct machine *m);
 void remote_announce(struct machine *m);	/* an ARP request for the replica: it learns the remote's address */
 struct host *remote_host(const struct machine *m);
-
-/* tests/stack/harness.c, linked as a separate stack of its own */
-struct host_config {
-	uint32_t addr, prefix, gateway, mtu, lo_mtu, rcvbuf, sndbuf, connections, backlog, time_wait_ms;
-	uint64_t seed, now_us;
-};
-struct host_info {
-	uint32_t state, flags, err, cwnd, ssthresh, mss, srtt_us, rto_us, recovery, rcvbuf, sndbuf;
-	uint64_t snd_una, snd_nxt, snd_max, rcv_nxt, rcv_adv, tx_una, rx_head;
-	uint64_t segments_in, segments_out, retransmits, rto, tlp, fast_retransmits, resets_in, resets_out;
-	uint32_t iss, irs, notified, half_open;
-	uint32_t laddr, lport, raddr, rport;
-};
-struct host *host_new(const struct host_config *c);
-void host_time(struct host *h, uint64_t now_us);
-uint64_t host_deadline(struct host *h);
-void host_learn(struct host *h, uint32_t addr);
-void host_in(struct host *h, const uint8_t *ip, uint32_t len);
-int host_out(struct host *h, uint8_t *buf, uint32_t cap);
-int host_listen(struct host *h, uint32_t addr, uint16_t port, uint32_t backlog, const uint32_t *opts);
-void host_unlisten(struct host *h, uint32_t slot);
-int host_connect(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
-		 const uint32_t *opts);
-int host_accept(struct host *h, uint32_t lslot);
-uint32_t host_write(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len);
-uint32_t host_read(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap);
-uint32_t host_readable(struct host *h, uint32_t slot);
-uint32_t host_room(struct host *h, uint32_t slot);
-void host_shutdown(struct host *h, uint32_t slot, uint32_t how);
-void host_close(struct host *h, uint32_t slot);
-void host_abort(struct host *h, uint32_t slot);
-void host_option(struct host *h, uint32_t slot, uint32_t index, uint32_t value);
-void host_info(struct host *h, uint32_t slot, struct host_info *out);
-uint32_t host_blocks(struct host *h, uint32_t *states, uint32_t cap);
-int host_udp_open(struct host *h, uint32_t addr, uint16_t port, int home, const uint32_t *opts);
-void host_udp_send(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, const uint8_t *data, uint32_t len);
-int host_udp_recv(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap, uint32_t *addr, uint16_t *port);
-void host_udp_peer(struct host *h, uint32_t slot, uint32_t addr, uint16_t port);
-void host_udp_close(struct host *h, uint32_t slot);
 
 #endif

@@ -2,19 +2,6 @@
 #include "scenarios.h"
 #include "talk.h"
 
-enum { PORT = 80, CLIENT = 40000 };
-#define CALL(whom) .active = true, .start_us = 100, .addr = whom, .port = PORT, .lport = CLIENT
-
-static void pair(struct machine *m, int server, int client, const struct talk *s, const struct talk *c)
-{
-	struct proc *sp = server < 0 ? NULL : machine_proc(m, (uint32_t)server);
-	struct proc *cp = client < 0 ? NULL : machine_proc(m, (uint32_t)client);
-
-	machine_listen(m, sp, PORT, 8, NULL);
-	machine_actor(m, sp, "server", talk, s);
-	machine_actor(m, cp, "client", talk, c);
-}
-
 /* Many small exchanges, so that acknowledgements ride, are delayed and cross. */
 static void chatter(struct actor *a)
 {
@@ -67,11 +54,11 @@ static const struct talk both_client_out = { CALL(THERE), .send = 40000, .recv =
 static const struct talk both_client_lo = { CALL(LO), .send = 40000, .recv = 40000, .chunk = 7000,
 					    .shut_wr = true, .wait_eof = true };
 
-static void both_in(struct machine *m) { pair(m, 0, -1, &both_server, &both_client); }
+static void both_in(struct machine *m) { talk_pair(m, 0, -1, &both_server, &both_client); }
 SCENARIO(both_in)
-static void both_out(struct machine *m) { pair(m, -1, 0, &both_server, &both_client_out); }
+static void both_out(struct machine *m) { talk_pair(m, -1, 0, &both_server, &both_client_out); }
 SCENARIO(both_out)
-static void both_local(struct machine *m) { pair(m, 0, 1, &both_server, &both_client_lo); }
+static void both_local(struct machine *m) { talk_pair(m, 0, 1, &both_server, &both_client_lo); }
 SCENARIO(both_local)
 
 /* Loss towards us and from us, single frames and bursts. */
@@ -116,7 +103,7 @@ static void lost_handshake(struct machine *m)
 	static const struct talk c = { CALL(HERE), .send = 100, .recv = 200 };
 
 	m->rules = rules;
-	pair(m, 0, -1, &s, &c);
+	talk_pair(m, 0, -1, &s, &c);
 }
 SCENARIO(lost_handshake, .extra_us = 3000000)
 
@@ -179,7 +166,7 @@ static void options(struct machine *m)
 	static const struct talk c = { CALL(THERE), .send = 3000, .recv = 3000, .chunk = 1000, .opts = &cork,
 		.change = { NEAT_OPT_FLAGS, NEAT_OPTF_NODELAY, 60000, true } };
 
-	pair(m, -1, 0, &s, &c);
+	talk_pair(m, -1, 0, &s, &c);
 }
 SCENARIO(options)
 
@@ -190,6 +177,6 @@ static void growth(struct machine *m)
 				       .read_from_us = 30000 };
 	static const struct talk c = { CALL(LO), .send = 150000, .chunk = 1700, .recv = 10 };
 
-	pair(m, 0, 1, &s, &c);
+	talk_pair(m, 0, 1, &s, &c);
 }
 SCENARIO(growth)

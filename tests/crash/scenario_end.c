@@ -2,26 +2,13 @@
 #include "scenarios.h"
 #include "talk.h"
 
-enum { PORT = 80, CLIENT = 40000 };
-#define CALL(whom) .active = true, .start_us = 100, .addr = whom, .port = PORT, .lport = CLIENT
-
-static void pair(struct machine *m, int server, int client, const struct talk *s, const struct talk *c)
-{
-	struct proc *sp = server < 0 ? NULL : machine_proc(m, (uint32_t)server);
-	struct proc *cp = client < 0 ? NULL : machine_proc(m, (uint32_t)client);
-
-	machine_listen(m, sp, PORT, 8, NULL);
-	machine_actor(m, sp, "server", talk, s);
-	machine_actor(m, cp, "client", talk, c);
-}
-
 /* We close first: FIN_WAIT_1, FIN_WAIT_2, TIME_WAIT. The other end still sends (half-close). */
 static void active_close(struct machine *m)
 {
 	static const struct talk s = { .recv = FOREVER, .send = 2000, .shut_first = false };
 	static const struct talk c = { CALL(THERE), .send = 500, .shut_wr = true, .recv = 2000, .wait_eof = true };
 
-	pair(m, -1, 0, &s, &c);
+	talk_pair(m, -1, 0, &s, &c);
 }
 SCENARIO(active_close, .brief = true)
 
@@ -31,7 +18,7 @@ static void passive_close(struct machine *m)
 	static const struct talk s = { .recv = FOREVER, .send = 1000, .pause_us = 5000 };
 	static const struct talk c = { CALL(HERE), .send = 500, .shut_wr = true, .recv = FOREVER };
 
-	pair(m, 0, -1, &s, &c);
+	talk_pair(m, 0, -1, &s, &c);
 }
 SCENARIO(passive_close, .brief = true)
 
@@ -41,7 +28,7 @@ static void both_close(struct machine *m)
 	static const struct talk s = { .recv = 10, .send = 10, .shut_wr = true, .wait_eof = true };
 	static const struct talk c = { CALL(HERE), .send = 10, .recv = 10, .shut_wr = true, .wait_eof = true };
 
-	pair(m, 0, -1, &s, &c);
+	talk_pair(m, 0, -1, &s, &c);
 }
 SCENARIO(both_close, .brief = true)
 
@@ -50,7 +37,7 @@ static void local_close(struct machine *m)
 	static const struct talk s = { .recv = 10, .send = 10, .shut_wr = true, .wait_eof = true };
 	static const struct talk c = { CALL(LO), .send = 10, .recv = 10, .shut_wr = true, .wait_eof = true };
 
-	pair(m, 0, 1, &s, &c);
+	talk_pair(m, 0, 1, &s, &c);
 }
 SCENARIO(local_close, .brief = true)
 
@@ -75,7 +62,7 @@ static void unread(struct machine *m)
 	static const struct talk s = { .recv = 100, .pause_us = 20000 };
 	static const struct talk c = { CALL(HERE), .send = 3000, .recv = FOREVER };
 
-	pair(m, 0, -1, &s, &c);
+	talk_pair(m, 0, -1, &s, &c);
 }
 SCENARIO(unread, .brief = true, .rst = true)
 
@@ -84,7 +71,7 @@ static void linger0(struct machine *m)
 	static const struct talk s = { .recv = 100, .pause_us = 20000, .how = TALK_LINGER0 };
 	static const struct talk c = { CALL(HERE), .send = 100, .recv = FOREVER };
 
-	pair(m, 0, -1, &s, &c);
+	talk_pair(m, 0, -1, &s, &c);
 }
 SCENARIO(linger0, .brief = true, .rst = true)
 
@@ -94,7 +81,7 @@ static void disconnect(struct machine *m)
 	static const struct talk s = { .recv = FOREVER };
 	static const struct talk c = { CALL(THERE), .send = 100, .pause_us = 20000, .how = TALK_ABORT };
 
-	pair(m, -1, 0, &s, &c);
+	talk_pair(m, -1, 0, &s, &c);
 }
 SCENARIO(disconnect, .brief = true, .rst = true)
 
@@ -104,7 +91,7 @@ static void reset(struct machine *m)
 	static const struct talk s = { .recv = FOREVER };
 	static const struct talk c = { CALL(HERE), .send = 100, .pause_us = 20000, .how = TALK_ABORT };
 
-	pair(m, 0, -1, &s, &c);
+	talk_pair(m, 0, -1, &s, &c);
 }
 SCENARIO(reset, .brief = true)
 
@@ -113,7 +100,7 @@ static void reset_local(struct machine *m)
 	static const struct talk s = { .recv = FOREVER };
 	static const struct talk c = { CALL(LO), .send = 100, .pause_us = 20000, .how = TALK_ABORT };
 
-	pair(m, 0, 1, &s, &c);
+	talk_pair(m, 0, 1, &s, &c);
 }
 SCENARIO(reset_local, .brief = true)
 
@@ -134,7 +121,7 @@ static void orphan(struct machine *m)
 	static const struct talk s = { .recv = FOREVER };
 	static const struct talk c = { CALL(THERE), .send = 30000 };
 
-	pair(m, -1, 0, &s, &c);
+	talk_pair(m, -1, 0, &s, &c);
 }
 SCENARIO(orphan)
 
@@ -143,7 +130,7 @@ static void orphan_local(struct machine *m)
 	static const struct talk s = { .recv = FOREVER, .read_from_us = 100000 };
 	static const struct talk c = { CALL(LO), .send = 30000 };
 
-	pair(m, 0, 1, &s, &c);
+	talk_pair(m, 0, 1, &s, &c);
 }
 SCENARIO(orphan_local)
 

@@ -3,8 +3,6 @@
 #include "scenarios.h"
 #include "talk.h"
 
-enum { PORT = 80, CLIENT = 40000 };
-
 /* A backlog of 1 and nobody accepts for a while: SYNs and last ACKs are dropped and come again. */
 static void full_queue(struct machine *m)
 {

@@ -108,3 +108,13 @@ void talk(struct actor *a)
 	finish(a, t);
 	END(a);
 }
+
+void talk_pair(struct machine *m, int server, int client, const struct talk *s, const struct talk *c)
+{
+	struct proc *sp = server < 0 ? NULL : machine_proc(m, (uint32_t)server);
+	struct proc *cp = client < 0 ? NULL : machine_proc(m, (uint32_t)client);
+
+	machine_listen(m, sp, PORT, 8, NULL);
+	machine_actor(m, sp, "server", talk, s);
+	machine_actor(m, cp, "client", talk, c);
+}

@@ -33,4 +33,9 @@ struct talk {
 
 void talk(struct actor *a);	/* a->arg is a struct talk */
 
+/* A server that listens on PORT and its client; -1 = on the remote host, else the application. */
+void talk_pair(struct machine *m, int server, int client, const struct talk *s, const struct talk *c);
+enum { PORT = 80, CLIENT = 40000 };
+#define CALL(whom) .active = true, .start_us = 100, .addr = whom, .port = PORT, .lport = CLIENT
+
 #endif

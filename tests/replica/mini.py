@@ -239,3 +239,25 @@ class Connection:
 
     def close(self) -> None:
         self.app.push(ABI.NEAT_CMD_CLOSE, self.slot, self.gen)
+
+
+LOCALHOST = 0x7F000001
+CONNECTED, RX_EOF, HUP, DEAD = 8, 16, 128, 256  # NEAT_SLOT_*
+
+
+def pair(app: App, listener: int, client_app: App | None = None) -> tuple[Connection, Connection]:
+    """A connection on 127.0.0.1: client and server."""
+    client = (client_app or app).connect(LOCALHOST, 8080)
+    server = app.accept(listener)
+    wait_for(lambda: client.flags & CONNECTED, "connected")
+    return client, server
+
+
+def succeed(replica: Replica, *apps: App, listeners: dict[App, int], **start: Any) -> None:
+    """What the keeper does after a death: listeners come back in their old slots."""
+    replica.start(**start)
+    for app in apps:
+        app.attach(replica)
+    for app, slot in listeners.items():
+        assert app.listen(8080, slot) == slot
+    replica.go()

@@ -8,28 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from .mini import App, Connection, Replica, wait_for
-from .test_process import CONNECTED, HUP, LOCALHOST, RX_EOF, binary, replica
+from .mini import CONNECTED, HUP, LOCALHOST, RX_EOF, App, Replica, pair, succeed, wait_for
+from .test_process import binary, replica
 
 __all__ = ["binary", "replica"]  # fixtures
 
 
 def reborn(replica: Replica, *apps: App, listeners: dict[App, int], death: int = 1) -> None:
-    """SIGKILL, and what the keeper does then."""
     replica.kill()
-    replica.start(adopt=True, death=death)
-    for app in apps:
-        app.attach(replica)
-    for app, slot in listeners.items():
-        assert app.listen(8080, slot) == slot
-    replica.go()
-
-
-def pair(app: App, listener: int) -> tuple[Connection, Connection]:
-    client = app.connect(LOCALHOST, 8080)
-    server = app.accept(listener)
-    wait_for(lambda: client.flags & CONNECTED, "connected")
-    return client, server
+    succeed(replica, *apps, listeners=listeners, adopt=True, death=death)
 
 
 def test_connections_go_on(replica: Replica) -> None:
@@ -64,10 +51,7 @@ def test_bytes_written_while_no_replica_lives(replica: Replica) -> None:
     client.write(data)
     client.shutdown_write()
     late = app.connect(LOCALHOST, 8080)
-    replica.start(adopt=True, death=1)
-    app.attach(replica)
-    app.listen(8080, listener)
-    replica.go()
+    succeed(replica, app, listeners={app: listener}, adopt=True, death=1)
     assert server.read(1500) == data
     wait_for(lambda: server.flags & RX_EOF, "EOF")
     second = app.accept(listener)
@@ -117,9 +101,7 @@ def test_application_of_a_dead_process_counts_as_closed(replica: Replica) -> Non
     server_app, client_app = App(replica, 1), App(replica, 2)
     listener = server_app.listen(8080)
     replica.go()
-    client = client_app.connect(LOCALHOST, 8080)
-    server = server_app.accept(listener)
-    wait_for(lambda: client.flags & CONNECTED, "connected")
+    _, server = pair(server_app, listener, client_app)
     reborn(replica, server_app, listeners={server_app: listener})
     wait_for(lambda: server.flags & RX_EOF, "the peer is gone")
 
@@ -175,10 +157,7 @@ def test_corrupted_block_costs_one_connection(replica: Replica, tmp_path: Path) 
     # Control blocks of 512 bytes follow the header line; the first is the first client's.
     word = os.pread(replica.arena, 1, 64 + 8)
     os.pwrite(replica.arena, bytes([word[0] ^ 2]), 64 + 8)
-    replica.start(adopt=True, death=1)
-    app.attach(replica)
-    app.listen(8080, listener)
-    replica.go()
+    succeed(replica, app, listeners={app: listener}, adopt=True, death=1)
     wait_for(lambda: bad.errno or bad_peer.errno, "the damaged connection ends")
     good.write(b"fine")
     assert good_peer.read(4) == b"fine"

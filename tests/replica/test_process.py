@@ -11,10 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from .mini import ABI, ROOT, App, Replica, wait_for
-
-LOCALHOST = 0x7F000001
-CONNECTED, RX_EOF, HUP, DEAD = 8, 16, 128, 256
+from .mini import (
+    ABI,
+    DEAD,
+    HUP,
+    LOCALHOST,
+    ROOT,
+    RX_EOF,
+    App,
+    Replica,
+    pair,
+    succeed,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +47,7 @@ def test_bytes_both_ways_then_eof_both_ways(replica: Replica) -> None:
     app = App(replica, 1)
     listener = app.listen(8080)
     replica.go()
-    client = app.connect(LOCALHOST, 8080)
-    server = app.accept(listener)
-    wait_for(lambda: client.flags & CONNECTED, "client connected")
+    client, server = pair(app, listener)
     request = os.urandom(5000)
     client.write(request[:1024])
     assert server.read(1024) == request[:1024]
@@ -60,8 +67,7 @@ def test_applications_reach_each_other(replica: Replica) -> None:
     server_app, client_app = App(replica, 1), App(replica, 2)
     listener = server_app.listen(8080)
     replica.go()
-    client = client_app.connect(LOCALHOST, 8080)
-    server = server_app.accept(listener)
+    client, server = pair(server_app, listener, client_app)
     data = os.urandom(20000)
     client.write(data[:1000])
     assert server.read(1000) == data[:1000]
@@ -80,9 +86,7 @@ def test_killed_application_means_eof_or_reset_for_its_peers(replica: Replica) -
     server_app, client_app = App(replica, 1), App(replica, 2)
     listener = server_app.listen(8080)
     replica.go()
-    client = client_app.connect(LOCALHOST, 8080)
-    server = server_app.accept(listener)
-    wait_for(lambda: client.flags & CONNECTED, "connected")
+    _, server = pair(server_app, listener, client_app)
     client_app.gone()
     wait_for(lambda: server.flags & RX_EOF, "EOF")
     server.close()
@@ -95,14 +99,9 @@ def test_killed_replica_comes_back_with_its_listeners(replica: Replica) -> None:
     app = App(replica, 1)
     listener = app.listen(8080)
     replica.go()
-    client = app.connect(LOCALHOST, 8080)
-    server = app.accept(listener)
-    wait_for(lambda: client.flags & CONNECTED, "connected")
+    client, server = pair(app, listener)
     replica.kill()
-    replica.start()
-    app.attach(replica)
-    assert app.listen(8080, listener) == listener
-    replica.go()
+    succeed(replica, app, listeners={app: listener})
     for end in (client, server):
         assert end.flags & DEAD
         assert end.errno == errno.ECONNRESET

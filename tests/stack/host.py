@@ -46,8 +46,8 @@ ffi = cffi.FFI()
 
 
 def declarations() -> str:
-    """What harness.c offers, as cffi wants it."""
-    source = (ROOT / "tests/stack/harness.c").read_text()
+    """What the harness offers, as cffi wants it."""
+    source = (ROOT / "tests/stack/harness.h").read_text()
     structs = re.findall(r"^struct host_(?:config|info) \{.*?^\};", source, re.M | re.S)
     functions = re.findall(r"^API (.*?;)$", source, re.M | re.S)
     return "\n".join(["struct host;", *structs, *functions])
