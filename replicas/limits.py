@@ -13,9 +13,9 @@ from typing import Any
 from neatsock import abi
 
 APPS_MOST = 256  # of 275 GB of address space each, a replica has room for 510
-ATTACHED_MOST = 4  # applications of one process: exec may leave some behind for a moment
+ATTACHED_MOST = 64  # applications of one process: exec may leave some behind for a moment
 CONNECTIONS_MOST: int = 2 * abi.lib.NEAT_PROCS_MAX  # control connections of one application
-UNUSED_MOST = 32  # control connections of one process that has not attached over them
+UNUSED_MOST = 128  # control connections of one process that has not attached over them
 SILENT_MOST = 512  # control connections over which nobody said anything yet
 
 

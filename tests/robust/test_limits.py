@@ -148,9 +148,9 @@ def test_programs(small: Rig, other: Bystander) -> None:
 def test_control_connections(small: Rig, other: Bystander) -> None:
     """One process that opens connections and says nothing leaves room for others."""
     with contextlib.ExitStack() as stack:
-        for _ in range(32):
+        for _ in range(128):
             stack.enter_context(connection(small.path))
-        with pytest.raises(InstanceError, match="has 32 connections here that it does not use"):
+        with pytest.raises(InstanceError, match="has 128 connections here that it does not use"):
             ask(small.path, {"cmd": "status"})
         done = small.cli("status")
         assert done.returncode == 0, done.stderr
