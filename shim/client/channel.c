@@ -18,6 +18,8 @@ struct ring_doubt {
 	int64_t until_ns;
 };
 
+enum { BELLS_OWED_MAX = 16 };	/* put off for a replica on another core */
+
 static __thread bool in_batch __attribute__((tls_model("initial-exec")));
 
 void nt_batch(bool on) { in_batch = on; }
@@ -104,21 +106,28 @@ static void ring_bell(struct nt_replica *r)
 }
 
 /*
- * A napping replica on our own core cannot run before we stop anyway, and wakes by itself within a
- * few milliseconds if we never do: such a bell waits for the end of the batch (limits-2cores.md 3b.3).
+ * A replica naps because a process of ours is at work on its core, and gets up by itself within a few
+ * milliseconds: the bells of a batch may wait for the batch's end (limits-2cores.md 3b.3). On our own core it
+ * could not run before anyway; on another it begins when there is a batch for it as well.
+ * Order: the command is in the ring before `how` is read, and the replica looks at the ring after it has
+ * stored NAPS and after each nap, so a bell that is put off was for a command that it finds.
  */
 static void bell(struct nt_replica *r)
 {
-	uint32_t how;
+	uint32_t how, owed;
 
 	neat_fence();	/* the command's tail before the look at the sleeper's word */
 	how = a32_relaxed(&r->app->replica_asleep);
 	if (how == NEAT_AWAKE)
 		return;
-	if (how == NEAT_REPLICA_NAPS && in_batch && a32_relaxed(&r->status->cpu) == this_cpu())
-		a32_store(&r->bell_owed, 1);
-	else
-		ring_bell(r);
+	owed = a32_relaxed(&r->bell_owed);
+	if (how == NEAT_REPLICA_NAPS && in_batch &&
+	    (owed < BELLS_OWED_MAX || a32_relaxed(&r->status->cpu) == this_cpu())) {
+		a32_store(&r->bell_owed, owed + 1);
+		return;
+	}
+	a32_store(&r->bell_owed, 0);
+	ring_bell(r);
 }
 
 void nt_bells(void)

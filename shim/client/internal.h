@@ -65,7 +65,7 @@ struct nt_replica {
 	uint32_t overflow_seen;
 	struct nt_lock cmd_lock;	/* producers of ch->cmd in this process */
 	struct nt_lock ev_lock;		/* consumer of ch->ev in this process */
-	neat_a32 bell_owed;		/* a doorbell was put off to the end of the batch */
+	neat_a32 bell_owed;		/* doorbells put off to the end of the batch */
 	uint32_t *sock_of;		/* [NEAT_SLOTS] record behind a slot, 0 = none of ours */
 };
 
@@ -240,7 +240,7 @@ NEAT_CHECKED bool nt_command_connect(struct nt_replica *r, uint32_t gen, uint32_
 void nt_kick(const struct nt_conn *c);
 uint32_t nt_note_cpu(void);		/* which it is */
 void nt_bells(void);			/* doorbells that were put off */
-void nt_batch(bool on);			/* this thread works through a batch: same-core bells may wait */
+void nt_batch(bool on);			/* this thread works through a batch: bells may wait while the replica naps */
 void nt_channels_open(void);		/* for the process that nt.proc names */
 void nt_channels_close(uint32_t proc);	/* of a dead process */
 unsigned nt_drain(void);		/* takes events, marks and wakes; number taken */
