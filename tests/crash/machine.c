@@ -245,7 +245,7 @@ static void replica_start(struct machine *m)
 	private_renew(m);
 	m->r = private_alloc(m, sizeof(*m->r));
 	forget_before(m);
-	stores.on = true;
+	stores_begin();
 	replica_make(m);
 	for (uint32_t i = 0; i < m->nprocs; i++)
 		replica_app(m, &m->proc[i]);
@@ -258,8 +258,7 @@ static void replica_start(struct machine *m)
 	if (adopted.corrupted)
 		machine_fail(m, "%u records made no sense to the successor", adopted.corrupted);
 	a32_release(&m->qp->announced, m->cfg.epoch);
-	stores_settle();
-	stores.on = false;
+	stores_end();
 	if (m->was_ready)
 		forget_after(m);
 	m->ready = m->was_ready = true;
@@ -271,7 +270,7 @@ static bool replica_work(struct machine *m)
 	unsigned done;
 
 	r->stack.now_us = m->now_us;
-	stores.on = true;
+	stores_begin();
 	replica_control(m);
 	done = api_commands(&r->api);
 	done += nicq_receive(r, r->api.batch);
@@ -285,8 +284,7 @@ static bool replica_work(struct machine *m)
 	}
 	stack_units_done(&r->stack);
 	api_flush(&r->api);
-	stores_settle();
-	stores.on = false;
+	stores_end();
 	return done != 0;
 }
 

@@ -17,7 +17,7 @@ static void report(enum point_kind kind, uintptr_t addr, size_t size, uintptr_t 
 	stores.on = true;
 }
 
-void stores_settle(void)
+static void stores_settle(void)
 {
 	struct point t = stores.torn;
 
@@ -29,6 +29,21 @@ void stores_settle(void)
 	report(POINT_TORN_FIRST, t.addr, t.size, t.pc);
 	report(POINT_TORN_LAST, t.addr, t.size, t.pc);
 	stores.have_torn = false;
+}
+
+void stores_begin(void)
+{
+	stores.on = true;
+	if (stores.begins)
+		stores.begins();
+}
+
+void stores_end(void)
+{
+	if (stores.ends)
+		stores.ends();
+	stores_settle();
+	stores.on = false;
 }
 
 void stores_action(uintptr_t pc)
@@ -66,6 +81,13 @@ static void will_store(uintptr_t addr, size_t size, uintptr_t pc)
 	memcpy(stores.before, (const void *)addr, size);
 	stores.torn = (struct point){ .addr = addr, .size = size, .pc = pc };
 	stores.have_torn = true;
+}
+
+static void will_store_atomically(uintptr_t addr, size_t size, uintptr_t pc)
+{
+	stores.atomic = true;
+	will_store(addr, size, pc);
+	stores.atomic = false;
 }
 
 /* ---- what gcc calls; names and meaning: gcc/sanitizer.def ---- */
@@ -106,7 +128,7 @@ EXPORT void __tsan_atomic_signal_fence(int order) { (void)order; }
 	EXPORT type __tsan_atomic##bits##_fetch_##op(volatile type *p, type v, int o) \
 	{ \
 		(void)o; \
-		will_store((uintptr_t)p, sizeof(*p), PC); \
+		will_store_atomically((uintptr_t)p, sizeof(*p), PC); \
 		return __atomic_fetch_##op(p, v, __ATOMIC_SEQ_CST); \
 	}
 #define CAS(bits, type, how) \
@@ -114,7 +136,7 @@ EXPORT void __tsan_atomic_signal_fence(int order) { (void)order; }
 	EXPORT int __tsan_atomic##bits##_compare_exchange_##how(volatile type *p, type *e, type v, int o, int f) \
 	{ \
 		(void)o, (void)f; \
-		will_store((uintptr_t)p, sizeof(*p), PC); \
+		will_store_atomically((uintptr_t)p, sizeof(*p), PC); \
 		return __atomic_compare_exchange_n(p, e, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
 	}
 #define ATOMIC(bits, type) \
@@ -128,14 +150,14 @@ EXPORT void __tsan_atomic_signal_fence(int order) { (void)order; }
 	EXPORT void __tsan_atomic##bits##_store(volatile type *p, type v, int o) \
 	{ \
 		(void)o; \
-		will_store((uintptr_t)p, sizeof(*p), PC); \
+		will_store_atomically((uintptr_t)p, sizeof(*p), PC); \
 		__atomic_store_n(p, v, __ATOMIC_SEQ_CST); \
 	} \
 	EXPORT type __tsan_atomic##bits##_exchange(volatile type *p, type v, int o); \
 	EXPORT type __tsan_atomic##bits##_exchange(volatile type *p, type v, int o) \
 	{ \
 		(void)o; \
-		will_store((uintptr_t)p, sizeof(*p), PC); \
+		will_store_atomically((uintptr_t)p, sizeof(*p), PC); \
 		return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); \
 	} \
 	FETCH(bits, type, add) FETCH(bits, type, sub) FETCH(bits, type, and) FETCH(bits, type, or) \

@@ -35,6 +35,8 @@ struct point {
 struct stores {
 	uintptr_t lo, hi;
 	bool on;		/* the replica runs */
+	bool atomic;		/* the store that the hook is told of is one */
+	void (*begins)(void), (*ends)(void);	/* around the replica's work, or NULL */
 	void (*hook)(void *ctx, const struct point *p);
 	void *ctx;
 	/* The last long store, until the next one: what lay there before. */
@@ -46,8 +48,9 @@ struct stores {
 
 extern struct stores stores;
 
-/* Points of a long store that are still owed: at the end of each run of the replica. */
-void stores_settle(void);
+/* Around all work of the replica; at the end, points of a long store that are still owed. */
+void stores_begin(void);
+void stores_end(void);
 void stores_action(uintptr_t pc);
 /* Makes memory what it was at this point (torn ranges); called once, by whoever kills. */
 void stores_undo(const struct point *p);
