@@ -173,6 +173,15 @@ static void drop_connects(struct api *a, struct app *app)
 	}
 }
 
+static void drop_datagram(struct api *a, uint64_t whose)
+{
+	struct app *app = whose ? api_app_find(a, (uint32_t)(whose >> 32)) : NULL;
+	uint32_t slot = (uint32_t)whose;
+
+	if (app && slot < NEAT_SLOTS && app->slots[slot].kind == SLOT_UDP)
+		udp_skip(a->stack, app->slots[slot].obj);
+}
+
 void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out)
 {
 	stack_adopt(a->stack, death, out);
@@ -181,6 +190,7 @@ void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out)
 		settle_slots(a, a->apps[i]);
 	for (uint32_t i = 0; i < a->napps && out->drop_command; i++)
 		drop_connects(a, a->apps[i]);
+	drop_datagram(a, out->drop_datagram);
 	for (uint32_t i = 0; i < a->napps; i++) {
 		struct app *app = a->apps[i];
 

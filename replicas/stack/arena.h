@@ -36,6 +36,7 @@ enum arena_unit {
 	UNIT_TIMER = 3,
 	UNIT_COMMAND = 4,	/* of an application; its ring entry is not retired yet */
 	UNIT_OUTPUT = 5,	/* output that had no room earlier */
+	UNIT_DATAGRAM = 6,	/* from a socket's ring to its receiver, who may be here (lo); `datagram` says whose */
 };
 
 /* First line of the arena. */
@@ -48,7 +49,7 @@ struct arena_header {
 	neat_a32 high_tcb, high_request, high_time_wait, high_holes;
 	/* Faults in units that named no control block, and when the last was: see tcp_adopt.c. */
 	uint32_t strikes, strike_s;
-	uint64_t pad;
+	neat_a64 datagram;	/* [application 32][slot 32], stored before the journal says UNIT_DATAGRAM */
 };
 
 static inline uint64_t journal_word(enum arena_unit unit, uint32_t record)

@@ -250,9 +250,10 @@ static void on_start(struct replica *r, struct neat_msg_header *h)
 	eventfd_ring(r->nic_eventfd);
 	if (adopting)
 		fprintf(stderr, "neat-replica %u: epoch %u took over %u connections, %u half-open, %u in TIME_WAIT; "
-			"%u were reset%s%s\n", r->cfg.index, r->cfg.epoch, a.connections, a.half_open, a.time_waits,
+			"%u were reset%s%s%s\n", r->cfg.index, r->cfg.epoch, a.connections, a.half_open, a.time_waits,
 			a.corrupted, a.drop_frame ? "; the last frame was dropped" : "",
-			a.drop_command ? "; a connect() failed" : "");
+			a.drop_command ? "; a connect() failed" : "",
+			a.drop_datagram ? "; a datagram was dropped" : "");
 	r->phase = REPLICA_LIVE;
 	/* Last of all: listeners are there again before the nic passes a frame (checklist row 42). */
 	nicq_announce(r);

@@ -47,6 +47,12 @@ int stack_init(struct stack *s, const struct stack_config *cfg, const struct sta
 
 void stack_frame_begins(struct stack *s, bool lo) { unit_begin(s, lo ? UNIT_LO : UNIT_FRAME, NULL); }
 
+void stack_datagram_begins(struct stack *s, uint32_t app_id, uint32_t slot)
+{
+	a64_store(&s->tcp->arena->datagram, (uint64_t)app_id << 32 | slot);
+	unit_begin(s, UNIT_DATAGRAM, NULL);
+}
+
 void stack_units_done(struct stack *s) { unit_begin(s, UNIT_NONE, NULL); }
 
 uint64_t stack_deadline(const struct stack *s) { return timer_next(&s->wheel); }

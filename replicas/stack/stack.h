@@ -131,10 +131,12 @@ struct stack_adopted {
 	uint32_t corrupted;		/* records that made no sense: their connections were reset */
 	bool drop_frame;		/* the nic's next frame killed our predecessor: drop it once */
 	bool drop_command;		/* the same for the command at the head of a channel, the second time */
+	uint64_t drop_datagram;		/* and for the next datagram of this socket: [application 32][slot 32], 0 = none */
 };
 void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out);
 /* The journal (W14): a frame is being worked on; nothing is. */
 void stack_frame_begins(struct stack *s, bool lo);
+void stack_datagram_begins(struct stack *s, uint32_t app_id, uint32_t slot);
 void stack_units_done(struct stack *s);
 const char *stack_drop_name(enum stack_drop d);
 static inline void stack_drop(struct stack *s, enum stack_drop d) { s->count.drop[d]++; }
@@ -236,6 +238,8 @@ NEAT_CHECKED int udp_open(struct stack *s, const struct udp_open *o, struct udp_
 /* The application changed words of the slot: datagrams to send, peer, options. */
 void udp_kick(struct stack *s, struct udp_sock *u);
 void udp_later(struct stack *s, struct udp_sock *u);	/* the same at the next udp_resume() */
+/* The next datagram to send killed two of us. */
+void udp_skip(struct stack *s, struct udp_sock *u);
 void udp_close(struct stack *s, struct udp_sock *u);	/* last reference gone: what is queued is sent first */
 /* ICMP error about a datagram of ours. */
 void udp_icmp(struct stack *s, const struct flow_key *k, uint8_t type, uint8_t code);

@@ -545,7 +545,7 @@ static void go_on(const struct adoption *a, struct tcb *t)
 /* ---- entry ---- */
 
 /* What killed the predecessor is not done a second time: the frame never, a command that names no connection
- * once more. */
+ * and a datagram once more. */
 static void judge(const struct adoption *a)
 {
 	struct arena_header *h = a->s->tcp->arena;
@@ -554,13 +554,16 @@ static void judge(const struct adoption *a)
 	if (!a->fault)
 		return;
 	a->out->drop_frame = a->unit == UNIT_FRAME;
-	if (a->unit != UNIT_COMMAND || a->torn)
+	if ((a->unit != UNIT_COMMAND || a->torn) && a->unit != UNIT_DATAGRAM)
 		return;
 	if (now_s - h->strike_s > STRIKE_WINDOW_S)
 		h->strikes = 0;
 	h->strike_s = now_s;
 	h->strikes++;
-	a->out->drop_command = h->strikes >= STRIKES_COMMAND;
+	if (h->strikes < STRIKES_COMMAND)
+		return;
+	a->out->drop_command = a->unit == UNIT_COMMAND;
+	a->out->drop_datagram = a->unit == UNIT_DATAGRAM ? a64_relaxed(&h->datagram) : 0;
 }
 
 void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out)

@@ -318,36 +318,55 @@ static bool emit(struct stack *s, struct udp_sock *u, const struct neat_dgram *h
 	return ip_output(s, &p, &m);
 }
 
-/* One datagram. False: nothing is left, or there is no room for it (no_room). */
-static bool send_one(struct stack *s, struct udp_sock *u)
+/* The next datagram of the send ring. False: there is none. */
+static bool next_datagram(struct stack *s, struct udp_sock *u, struct neat_dgram *h, struct neat_span *payload)
 {
 	uint64_t left = u->tx_tail - u->tx_una, word;
-	struct neat_dgram h;
 	struct neat_span from;
 
 	if (!left)
 		return false;
 	/* Acquire: the ring word is at least as new as the tx_tail that promised these bytes. */
 	word = a64_acquire(&u->ref.app->tx_ring);
-	if (left < sizeof(h)) {
+	if (left < sizeof(*h)) {
 		broken(s, u);
 		return false;
 	}
-	from = neat_ring_span(u->ref.mem->app, u->ref.slot, NEAT_TX, word, u->tx_una, sizeof(h));
-	neat_span_read(&from, &h);
-	if (h.len > NEAT_DGRAM_MAX || h.len > left - sizeof(h)) {
+	from = neat_ring_span(u->ref.mem->app, u->ref.slot, NEAT_TX, word, u->tx_una, sizeof(*h));
+	neat_span_read(&from, h);
+	if (h->len > NEAT_DGRAM_MAX || h->len > left - sizeof(*h)) {
 		broken(s, u);
 		return false;
 	}
-	from = neat_ring_span(u->ref.mem->app, u->ref.slot, NEAT_TX, word, u->tx_una + sizeof(h), h.len);
-	if (!emit(s, u, &h, &from)) {
-		s->udp->no_room = true;
-		return false;
-	}
-	s->count.datagrams_out++;
-	u->tx_una += sizeof(h) + h.len;
-	a64_release(&u->ref.pub->tx_una, u->tx_una);	/* W4: after its effects */
+	*payload = neat_ring_span(u->ref.mem->app, u->ref.slot, NEAT_TX, word, u->tx_una + sizeof(*h), h->len);
 	return true;
+}
+
+static void retire(struct udp_sock *u, const struct neat_dgram *h)
+{
+	u->tx_una += sizeof(*h) + h->len;
+	a64_release(&u->ref.pub->tx_una, u->tx_una);	/* W4: after its effects */
+}
+
+/* One datagram. False: nothing is left, or there is no room for it (no_room). */
+static bool send_one(struct stack *s, struct udp_sock *u)
+{
+	struct neat_dgram h;
+	struct neat_span payload;
+	bool sent;
+
+	if (!next_datagram(s, u, &h, &payload))
+		return false;
+	stack_datagram_begins(s, u->ref.mem->app_id, u->ref.slot);
+	sent = emit(s, u, &h, &payload);
+	if (sent) {
+		s->count.datagrams_out++;
+		retire(u, &h);
+	} else {
+		s->udp->no_room = true;
+	}
+	stack_units_done(s);
+	return sent;
 }
 
 void udp_later(struct stack *s, struct udp_sock *u)
@@ -366,12 +385,31 @@ void udp_later(struct stack *s, struct udp_sock *u)
 	udp->resume_tail = i;
 }
 
+static void read_tx_tail(struct udp_sock *u)
+{
+	uint64_t tail = a64_acquire(&u->ref.app->tx_tail);
+
+	u->tx_tail = tail - u->tx_una <= RING_MAX && tail - u->tx_una >= u->tx_tail - u->tx_una ? tail : u->tx_tail;
+}
+
+void udp_skip(struct stack *s, struct udp_sock *u)
+{
+	struct neat_dgram h;
+	struct neat_span payload;
+
+	read_tx_tail(u);
+	if (!next_datagram(s, u, &h, &payload))
+		return;
+	stack_drop(s, DROP_UDP_SEND);
+	retire(u, &h);
+}
+
 /* Sends a batch; who was refused room before it, and has some now, is told. */
 static void drain(struct stack *s, struct udp_sock *u)
 {
-	uint64_t before = u->tx_una, tail = a64_acquire(&u->ref.app->tx_tail);
+	uint64_t before = u->tx_una;
 
-	u->tx_tail = tail - u->tx_una <= RING_MAX && tail - u->tx_una >= u->tx_tail - u->tx_una ? tail : u->tx_tail;
+	read_tx_tail(u);
 	for (unsigned n = 0; n < UDP_BATCH && send_one(s, u); n++)
 		;
 	if (u->tx_tail != u->tx_una)

@@ -146,3 +146,45 @@ def test_only_the_poisoned_connection_ends(poisoned: Rig, request: pytest.Fixtur
     kept = sorted((poisoned.directory / "evidence").iterdir())
     assert len(kept) == 3
     assert "signal 4" in kept[-1].read_text()
+
+
+DATAGRAM = """
+import socket, sys
+def bound():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("127.0.0.1", 0))
+    s.settimeout(20)
+    return s
+picky, other, sender = bound(), bound(), bound()
+picky.connect(other.getsockname())
+sender.sendto(b"before", other.getsockname())
+assert other.recv(10) == b"before"
+print("open", flush=True)
+sys.stdin.readline()
+sender.sendto(b"poison", picky.getsockname())  # port unreachable: it hears only the other
+sender.sendto(b"after", other.getsockname())
+print(other.recv(10).decode(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("poisoned", ["icmp_error"], indirect=True)
+def test_a_poisonous_datagram_is_dropped(poisoned: Rig) -> None:
+    """As with a command that names no connection: tried once more, then not again."""
+    lasting = start(poisoned, LASTING)
+    victim = start(poisoned, DATAGRAM)
+    try:
+        assert line(lasting) == "ready" and line(victim) == "open"
+        assert victim.stdin
+        victim.stdin.write("go\n")
+        victim.stdin.flush()
+        assert line(victim) == "after", poisoned.log()[-3000:]
+        before = int(line(lasting))
+        wait_until(lambda: int(line(lasting)) > before + 20, "the others go on")
+        replica = poisoned.status()["replicas"][0]
+    finally:
+        for process in (lasting, victim):
+            process.kill()
+            process.wait()
+    assert (replica["strikes"], replica["restarts"]) == (2, 2), poisoned.log()[-3000:]
+    said = re.findall(r"(\d+) were reset(.*)", poisoned.log())
+    assert said == [("0", ""), ("0", "; a datagram was dropped")]
