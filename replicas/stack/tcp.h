@@ -446,7 +446,7 @@ _Noreturn static inline void unit_distrust(const struct stack *s)
 static inline void unit_trusts(const struct stack *s, const struct tcb *t)
 {
 	if (__builtin_expect(t->seal_e == seal_e(t) && !t->ref.mem == !t->ref.slot &&
-			     seq_leq(t->snd_nxt, snd_max(t)), 1))
+			     t->snd_nxt - snd_una(t) <= snd_max(t) - snd_una(t), 1))
 		return;
 	if (tcp_state(t) != TCP_FREE && journal_record(a64_relaxed(&s->tcp->arena->journal)) != tcb_index(s, t) + 1)
 		unit_distrust(s);
