@@ -118,6 +118,27 @@ def sweep_cloexec(app: App, index: int) -> list[Orphan]:
     return _helper(app, ["--cloexec", str(index)], [])
 
 
+def left_over(app: App) -> list[Orphan]:
+    """What a predecessor of ours found by a sweep, and did not release to the end."""
+    closing = (abi.lib.NEAT_REFS_NEATD + 1) << 22  # neat_refs_closing() of ring.h
+    size = abi.ffi.sizeof("struct neat_sock")
+    start: int = abi.ffi.offsetof("struct neat_app", "socks")
+    word = abi.ffi.offsetof("struct neat_sock", "refs") // 4
+    at, end = start, start + abi.lib.NEAT_SOCKS_MAX * size
+    while at < end:
+        try:
+            at = start + (os.lseek(app.shared.fd, at, os.SEEK_DATA) - start) // size * size
+            stop = min(os.lseek(app.shared.fd, at + size - 1, os.SEEK_HOLE), end)
+        except OSError:  # ENXIO: only holes from here on
+            break
+        data = os.pread(app.shared.fd, stop - at, at)
+        words = memoryview(data[: len(data) // 4 * 4]).cast("I")
+        if at < end and closing in words[word :: size // 4]:
+            return _helper(app, ["--orphans"], [])
+        at = stop
+    return []
+
+
 def _helper(app: App, args: list[str], fds: list[int]) -> list[Orphan]:
     done = subprocess.run(
         [f"/proc/{os.getppid()}/exe", *args],

@@ -417,10 +417,13 @@ class Attachments:
         elif orphan.state == LIB.NEAT_SOCK_DGRAM:
             for replica in range(len(app.segments)):
                 sub = app.shared.at.socks[orphan.sock].sub[replica]
-                if sub.slot:
-                    self._release_slot(app, orphan, replica, int(sub.slot), int(sub.gen))
+                slot = int(sub.slot) & (LIB.NEAT_SLOTS - 1)
+                if slot:
+                    self._release_slot(app, orphan, replica, slot, int(sub.gen))
         self.release(app, orphan)
-        app.shared.at.socks[orphan.sock].state.v = LIB.NEAT_SOCK_FREE
+        record = app.shared.at.socks[orphan.sock]
+        record.state.v = LIB.NEAT_SOCK_FREE
+        record.refs.v = 0  # last: from here on it is anybody's
 
     def _release_slot(self, app: App, orphan: Orphan, replica: int, slot: int, gen: int) -> None:
         kind = LIB.NEAT_MSG_R_RELEASE
@@ -484,6 +487,7 @@ class Attachments:
 
     def recovered(self, app: App) -> None:
         """All of an application was recovered; one that never got a process goes."""
+        self._swept(app, lambda: apps.left_over(app))
         self.look_for_children(app)
         if not app.processes:
             self._drop_app(app)

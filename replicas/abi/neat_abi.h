@@ -154,6 +154,11 @@ enum {
  *  DGRAM     the fd itself is the kernel twin (L9); with BOUND, sub[] holds a slot in each replica it sends
  *            through, of which sub[replica] is home and receives
  */
+enum {
+	NEAT_REFS_NEATD = NEAT_PROCS_MAX,	/* in place of a process entry: swept, neatd sees to the rest */
+	NEAT_SLOT_BACK = 1 << 30,	/* in neat_sock.slot and .sub: the claim of the slot was given back, or is being */
+};
+
 enum neat_sock_state {
 	NEAT_SOCK_FREE = 0,
 	NEAT_SOCK_NEW = 1,
@@ -182,11 +187,17 @@ enum neat_sock_flags {
 struct neat_sock {		/* app writes */
 	neat_a32 state;		/* enum neat_sock_state; the commit */
 	neat_a32 gen;		/* +1 each time the record is claimed */
-	neat_a32 refs;		/* fd-table entries of all processes that name it; recomputed by neatd after a death */
+	/*
+	 * Fd-table entries of all processes that name it; 0 = free, claimed by CAS 0 -> 1. Who takes the last one
+	 * away makes it neat_refs_closing() of its process entry, which is what it owes: it ends the
+	 * connection, lets the port go, stores FREE, then 0. If it dies on the way, its sweeper finds what
+	 * it owed, and neatd what its predecessor did (NEAT_REFS_NEATD). Raised by fork before the child exists.
+	 */
+	neat_a32 refs;
 	neat_a32 flags;		/* enum neat_sock_flags */
 	neat_a32 lock;		/* holder's tid; guards rare multi-word changes (bind, connect, listen) */
 	uint32_t replica;	/* CONNECT: owner */
-	uint32_t slot;		/* CONNECT: slot in the (application, replica) segment */
+	uint32_t slot;		/* CONNECT: slot in the (application, replica) segment; NEAT_SLOT_BACK when closing */
 	uint32_t slot_gen;
 	uint32_t laddr;		/* NEW and LISTEN: bound address, host order */
 	uint16_t lport;

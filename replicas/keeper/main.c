@@ -290,7 +290,7 @@ int main(int argc, char **argv)
 	struct child *all[CHILDREN];
 	uint32_t n;
 
-	if (argc > 1 && (!strcmp(argv[1], "--sweep") || !strcmp(argv[1], "--cloexec")))
+	if (argc > 1 && (!strcmp(argv[1], "--sweep") || !strcmp(argv[1], "--cloexec") || !strcmp(argv[1], "--orphans")))
 		return sweep_main(argc, argv);
 	parse(&k.opt, argc, argv);
 	setup(&k);

@@ -6,7 +6,9 @@
  *
  * It is C because living processes change the same reference counts: who takes a count to zero
  * releases the socket (neat_abi.h), so each must be lowered by an atomic operation. Sockets that
- * this took to zero are written to fd 1; their records stay as they are, neatd frees them.
+ * this took to zero, those that the dead process had begun to close, and what an earlier sweep left because
+ * it or its neatd was killed are written to fd 1; their records stay as they are, neatd frees them.
+ * `neat-keeper --orphans`: only the last kind.
  *
  * All numbers in that memory are the application's: each is read once, checked, used.
  */
@@ -33,54 +35,84 @@ static void report(const struct orphan *o)
 }
 
 /* Lowers the count unless it is zero already (a hostile table may name a record too often). */
-static bool unref(struct neat_sock *s)
+static void unref(struct neat_sock *s)
 {
-	uint32_t refs = a32_relaxed(&s->refs);
+	const uint32_t ours = neat_refs_closing(NEAT_REFS_NEATD);
 
-	while (refs) {
-		if (a32_cas(&s->refs, refs, refs - 1))
-			return refs == 1;
-		refs = a32_relaxed(&s->refs);
+	for (;;) {
+		uint32_t refs = a32_relaxed(&s->refs);
+
+		if (!neat_refs_counted(refs) || a32_cas(&s->refs, refs, refs == 1 ? ours : refs - 1))
+			return;
 	}
-	return false;
 }
 
-/* As the library's last close: the claim of a connect() slot is given back. */
-static void give_slot_back(struct neat_app *app, uint32_t replica, uint32_t slot)
+/* As the library's last close: the claim of a connect() slot is given back, once. */
+static void give_slot_back(struct neat_app *app, uint32_t replica, uint32_t *word)
 {
-	uint32_t bit = slot - NEAT_SLOT_APP_FIRST;
+	volatile uint32_t *at = word;
+	uint32_t slot = *at, bit = slot - NEAT_SLOT_APP_FIRST;
 
 	if (replica >= NEAT_REPLICAS_MAX || slot < NEAT_SLOT_APP_FIRST || slot >= NEAT_SLOTS)
 		return;
+	*at = slot | NEAT_SLOT_BACK;
+	compiler_fence();
 	a64_and(&app->slot_bits[replica][bit / 64], ~(1ull << bit % 64));
 }
 
 static void give_slots_back(struct neat_app *app, const struct orphan *o)
 {
 	if (o->state == NEAT_SOCK_CONNECT)
-		give_slot_back(app, o->replica, o->slot);
+		give_slot_back(app, o->replica, &app->socks[o->sock].slot);
 	for (uint32_t r = 0; o->state == NEAT_SOCK_DGRAM && r < NEAT_REPLICAS_MAX; r++)
-		give_slot_back(app, r, *(volatile uint32_t *)&app->socks[o->sock].sub[r].slot);
+		give_slot_back(app, r, &app->socks[o->sock].sub[r].slot);
 }
 
 static void drop_word(struct neat_app *app, uint64_t word)
 {
 	uint32_t sock = (uint32_t)word, gen = (uint32_t)(word >> 32) & 0xffff;
-	struct orphan o = { .sock = sock };
 	struct neat_sock *s;
 
 	if (sock == 0 || sock >= NEAT_SOCKS_MAX)
 		return;
 	s = &app->socks[sock];
-	o.gen = a32_relaxed(&s->gen);
-	if ((o.gen & 0xffff) != gen || a32_acquire(&s->state) == NEAT_SOCK_FREE || !unref(s))
-		return;
-	o.state = a32_acquire(&s->state);
+	if ((a32_relaxed(&s->gen) & 0xffff) == gen && a32_acquire(&s->state) != NEAT_SOCK_FREE)
+		unref(s);
+}
+
+/* Nobody but neatd may touch the record any more. */
+static void orphan_found(struct neat_app *app, uint32_t sock)
+{
+	struct neat_sock *s = &app->socks[sock];
+	struct orphan o = { .sock = sock, .gen = a32_relaxed(&s->gen), .state = a32_acquire(&s->state) };
+
 	o.replica = *(volatile uint32_t *)&s->replica;
-	o.slot = *(volatile uint32_t *)&s->slot;
+	o.slot = *(volatile uint32_t *)&s->slot & ~(uint32_t)NEAT_SLOT_BACK;
 	o.slot_gen = *(volatile uint32_t *)&s->slot_gen;
 	give_slots_back(app, &o);
 	report(&o);
+}
+
+/* Records that the dead process (NEAT_REFS_NEATD: nobody) was closing, or an earlier sweep left to neatd. */
+static void find_orphans(struct neat_app *app, uint32_t closer)
+{
+	const uint32_t ours = neat_refs_closing(NEAT_REFS_NEATD), its = neat_refs_closing(closer);
+	const off_t begin = offsetof(struct neat_app, socks), size = sizeof(struct neat_sock);
+	off_t at = begin, end = begin + NEAT_SOCKS_MAX * size, stop;
+
+	for (; (at = lseek(STDIN_FILENO, at, SEEK_DATA)) >= 0 && at < end; at = stop) {
+		stop = lseek(STDIN_FILENO, at, SEEK_HOLE);
+		if (stop < 0 || stop > end)
+			stop = end;
+		for (off_t i = at < begin ? 0 : (at - begin) / size; begin + i * size < stop; i++) {
+			neat_a32 *refs = &app->socks[i].refs;
+
+			if (a32_relaxed(refs) == its)
+				a32_cas(refs, its, ours);
+			if (i && a32_relaxed(refs) == ours)
+				orphan_found(app, (uint32_t)i);
+		}
+	}
 }
 
 static void sweep_words(struct neat_app *app, neat_a64 *word, neat_a64 *end, bool cloexec)
@@ -137,7 +169,8 @@ static void close_channel(int fd, uint32_t process)
 
 int sweep_main(int argc, char **argv)
 {
-	unsigned long process = argc > 2 ? strtoul(argv[2], NULL, 10) : NEAT_PROCS_MAX;
+	bool orphans = !strcmp(argv[1], "--orphans");
+	unsigned long process = argc > 2 ? strtoul(argv[2], NULL, 10) : orphans ? 0 : NEAT_PROCS_MAX;
 	bool cloexec = !strcmp(argv[1], "--cloexec");
 	struct neat_app *app;
 	struct neat_proc *p;
@@ -148,8 +181,10 @@ int sweep_main(int argc, char **argv)
 	app = mmap(NULL, NEAT_APP_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, STDIN_FILENO, 0);
 	if (app == MAP_FAILED)
 		return 2;
-	if (cloexec) {
-		sweep_row(app, (uint32_t)process, true);
+	if (cloexec || orphans) {
+		if (cloexec)
+			sweep_row(app, (uint32_t)process, true);
+		find_orphans(app, NEAT_REFS_NEATD);
 		return fflush(stdout) ? 1 : 0;
 	}
 	p = &app->procs[process];
@@ -158,6 +193,7 @@ int sweep_main(int argc, char **argv)
 	for (int i = 4; i < argc; i++)
 		close_channel(atoi(argv[i]), (uint32_t)process);
 	sweep_row(app, (uint32_t)process, false);
+	find_orphans(app, (uint32_t)process);
 	a32_store(&p->fd_high, 0);
 	a32_cas(&p->state, NEAT_PROC_SWEPT, NEAT_PROC_FREE);
 	return fflush(stdout) ? 1 : 0;

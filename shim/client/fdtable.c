@@ -4,7 +4,8 @@
  *
  * The row lives in neat_app and outlives us: neatd derives the reference counts from it after a
  * death. An entry changes by one store. refs is raised before an entry is stored and lowered after
- * it is cleared, so a kill in between leaves refs too high, never too low; neatd recomputes.
+ * it is cleared, so a kill in between leaves refs too high, never too low. A last close that a kill cuts
+ * short is finished by whoever sweeps the process (neat_abi.h).
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -189,10 +190,8 @@ uint32_t nt_sock_claim(void)
 		uint32_t at = (uint32_t)(start + i) & (NEAT_SOCKS_MAX - 1);
 		struct neat_sock *s = &nt.app->socks[at];
 
-		if (at == 0 || a32_relaxed(&s->state) != NEAT_SOCK_FREE ||
-		    !a32_cas(&s->state, NEAT_SOCK_FREE, NEAT_SOCK_NEW))
+		if (at == 0 || a32_relaxed(&s->refs) || !a32_cas(&s->refs, 0, 1))
 			continue;
-		a32_store(&s->refs, 1);
 		a32_store(&s->gen, a32_relaxed(&s->gen) + 1);
 		a32_store(&s->flags, 0);
 		a32_store(&s->lock, 0);
@@ -202,6 +201,7 @@ uint32_t nt_sock_claim(void)
 		memset(&s->opts, 0, sizeof(s->opts));
 		memset(s->sub, 0, sizeof(s->sub));
 		s->replica = 0;
+		a32_release(&s->state, NEAT_SOCK_NEW);
 		if (i)
 			a64_store(&nt.app->sock_hint, at + 1);
 		return at;
@@ -220,6 +220,9 @@ void nt_drop_slot(struct neat_sock *s)
 	if (slot >= NEAT_SLOT_APP_FIRST) {
 		uint32_t bit = slot - NEAT_SLOT_APP_FIRST;
 
+		/* Noted first: twice, and it would be somebody else's claim. Killed in between, it is lost. */
+		*(volatile uint32_t *)&s->slot = slot | NEAT_SLOT_BACK;
+		compiler_fence();
 		/* The replica's status word says when the slot may really be used again. */
 		a64_and(&nt.app->slot_bits[r][bit / 64], ~(1ull << bit % 64));
 	}
@@ -246,12 +249,25 @@ static void release_port(struct neat_sock *s, uint32_t sock)
 	nt_notify_neatd(&m, sizeof(m), -1);
 }
 
+/* True: it was the last one, and the record is ours to close. */
+static bool unref(neat_a32 *refs)
+{
+	for (;;) {
+		uint32_t had = a32_relaxed(refs);
+
+		if (!neat_refs_counted(had))
+			return false;
+		if (a32_cas(refs, had, had == 1 ? neat_refs_closing(nt.proc) : had - 1))
+			return had == 1;
+	}
+}
+
 void nt_sock_unref(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
 	uint32_t state;
 
-	if (a32_add(&s->refs, (uint32_t)-1) != 1)
+	if (!unref(&s->refs))
 		return;
 	state = a32_acquire(&s->state);
 	nt_watch_forget(sock);
@@ -264,6 +280,7 @@ void nt_sock_unref(uint32_t sock)
 	else if (state == NEAT_SOCK_LISTEN || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
 		release_port(s, sock);
 	a32_release(&s->state, NEAT_SOCK_FREE);
+	a32_release(&s->refs, 0);
 }
 
 /* ---- locks that name their holder (contract L1) ---- */

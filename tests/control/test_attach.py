@@ -556,6 +556,55 @@ def test_orphaned_connection_gives_its_slot_back(instance: Instance) -> None:
     assert client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE
 
 
+CLOSED_BY_NEATD = (LIB.NEAT_REFS_NEATD + 1) << 22  # neat_refs_closing() of ring.h
+
+
+def test_sweep_finishes_last_closes(native: Path) -> None:
+    """Killed between the count's 0 and the end of the connection, at each step; the sweep, too."""
+    shared = abi.Object.create("struct neat_app", LIB.NEAT_OBJ_APP, 1, 1, LIB.NEAT_APP_SIZE)
+    channels = abi.Object.create("struct neat_channels", LIB.NEAT_OBJ_CHANNELS, 0, 1)
+    first, bits = LIB.NEAT_SLOT_APP_FIRST, shared.at.slot_bits[1]
+    dead, alive = 6 << 22, 8 << 22  # closers: entries 5 and 7
+
+    def record(sock: int, refs: int, state: int, slot: int = 0) -> None:
+        at = shared.at.socks[sock]
+        at.gen.v, at.refs.v, at.replica, at.slot, at.slot_gen = sock, refs, 1, slot, 9
+        at.state.v = state
+
+    def run(*args: str) -> list[tuple[int, ...]]:
+        command = [str(native / "neat-keeper"), *args]
+        done = subprocess.run(
+            command, stdin=shared.fd, stdout=subprocess.PIPE, check=True, pass_fds=[channels.fd]
+        )
+        return list(struct.iter_unpack("=6I", done.stdout))
+
+    connect, listen = LIB.NEAT_SOCK_CONNECT, LIB.NEAT_SOCK_LISTEN
+    record(1, dead, connect, first + 3)  # nothing done yet
+    record(2, dead, connect, LIB.NEAT_SLOT_BACK | first + 4)  # CLOSE sent, claim given back
+    record(3, dead, LIB.NEAT_SOCK_FREE)  # all done but the last store
+    record(4, alive, connect, first + 5)
+    record(5, CLOSED_BY_NEATD, listen)  # an earlier neatd was killed
+    record(65535, dead, LIB.NEAT_SOCK_NEW)
+    bits[0].v = 1 << 3 | 1 << 4 | 1 << 5  # that of record 2 has another owner by now
+    entry = shared.at.procs[5]
+    entry.pid.v, entry.state.v = 4242, LIB.NEAT_PROC_LIVE
+    want = [
+        (1, 1, connect, 1, first + 3, 9),
+        (2, 2, connect, 1, first + 4, 9),
+        (3, 3, LIB.NEAT_SOCK_FREE, 1, 0, 9),
+        (5, 5, listen, 1, 0, 9),
+        (65535, 65535, LIB.NEAT_SOCK_NEW, 1, 0, 9),
+    ]
+    assert run("--sweep", "5", "4242", str(channels.fd)) == want
+    assert bits[0].v == 1 << 4 | 1 << 5
+    bits[0].v = 1 << 3 | 1 << 4 | 1 << 5
+    assert run("--orphans") == want  # again, but nobody's claim is touched
+    assert bits[0].v == 1 << 3 | 1 << 4 | 1 << 5
+    assert shared.at.socks[4].refs.v == alive
+    shared.close()
+    channels.close()
+
+
 def test_sweep_lowers_counts_against_living_processes(native: Path) -> None:
     """The helper's decrements and those of a living process meet in the same words."""
     shared = abi.Object.create("struct neat_app", LIB.NEAT_OBJ_APP, 1, 1, LIB.NEAT_APP_SIZE)
@@ -592,7 +641,7 @@ def test_sweep_lowers_counts_against_living_processes(native: Path) -> None:
     assert (entry.state.v, channels.at.open[5].v) == (LIB.NEAT_PROC_LIVE, 9)
     swept = run(*command)
     # Record 1 lost one of two references, record 2 both, 65535 none (another generation).
-    assert [int(shared.at.socks[s].refs.v) for s in (1, 2, 65535)] == [1, 0, 2]
+    assert [int(shared.at.socks[s].refs.v) for s in (1, 2, 65535)] == [1, CLOSED_BY_NEATD, 2]
     assert swept == struct.pack("=6I", 2, 0x12345, LIB.NEAT_SOCK_NEW, 0, 0, 0)
     assert (entry.state.v, channels.at.open[5].v) == (LIB.NEAT_PROC_FREE, 10)
     assert not any(os.pread(shared.fd, LIB.NEAT_FDS_MAX * 8, row))

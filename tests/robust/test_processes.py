@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 from ..worlds import KERNEL
 from .rig import Bystander, Rig, wait_until
@@ -85,6 +89,73 @@ def test_fork_storm(rig: Rig, bystander: Bystander) -> None:
     ], done.stdout + done.stderr
     assert done.stderr == ""
     wait_until(lambda: len(rig.status()["apps"]) == 1, "the application is gone")
+
+
+# What a kill between the last reference and the end of the connection leaves: the table entry is
+# cleared, the record says who was closing it, nothing was said to the replica.
+CLOSING = """
+import ctypes, os, signal, socket, sys, time
+sys.path.insert(0, sys.argv[1])
+from neatsock import abi
+def base():
+    for line in open("/proc/self/maps"):
+        words = line.split()
+        if len(words) > 5 and "memfd:neat-app" in words[5]:
+            return int(words[0].split("-")[0], 16)
+a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen(64)
+far, near = os.pipe()
+pid = os.fork()
+if pid == 0:
+    c = socket.create_connection(a.getsockname(), 10); os.write(near, b"x")
+    shared = abi.ffi.cast("struct neat_app *", base())
+    proc = next(i for i in range(256) if shared.procs[i].pid.v == os.getpid())
+    row = base() + abi.lib.NEAT_APP_FDS + proc * abi.lib.NEAT_FDS_MAX * 8
+    word = ctypes.c_uint64.from_address(row + 8 * c.fileno())
+    record = shared.socks[word.value & 0xffffffff]
+    assert record.refs.v == 1
+    word.value = 0
+    record.refs.v = (proc + 1 if sys.argv[2] == "process" else abi.lib.NEAT_REFS_NEATD + 1) << 22
+    os.kill(os.getpid(), signal.SIGSTOP if sys.argv[2] == "neatd" else signal.SIGKILL)
+s, _ = a.accept(); os.read(far, 1)
+print(pid, flush=True)
+s.settimeout(20)
+print("end", s.recv(1), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_killed_in_the_middle_of_the_last_close(rig: Rig, bystander: Bystander) -> None:
+    """Its application lives on, and yet the peer sees the end."""
+    with rig.world.start(
+        *(sys.executable, "-c", CLOSING, rig.env["PYTHONPATH"], "process"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as program:
+        assert program.stdout and program.stdout.readline()
+        assert program.stdout.readline() == "end b''\n"
+        program.kill()
+
+
+def test_neatd_killed_between_sweep_and_order(tmp_path: Path) -> None:
+    """The next neatd gives the order: a stopped process holds nothing, its record is neatd's."""
+    rig = Rig(tmp_path, 1)
+    program = rig.world.start(
+        *(sys.executable, "-c", CLOSING, rig.env["PYTHONPATH"], "neatd"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert program.stdout
+        child = int(program.stdout.readline())
+        stat = Path(f"/proc/{child}/stat")
+        wait_until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "T", "it is stopped")
+        os.kill(rig.pids()["neatd"], signal.SIGKILL)
+        assert program.stdout.readline() == "end b''\n"
+        os.kill(child, signal.SIGKILL)
+    finally:
+        program.kill()
+        program.communicate()
+        rig.down()
 
 
 SHARED = """
