@@ -361,12 +361,12 @@ class Campaign:
         self.dice = random.Random(args.seed)
         self.trials: list[Trial] = []
         self.problems: list[str] = []
-        self.end = time.monotonic() + args.seconds
+        self.end = 0.0  # set when the first instance serves
 
     @property
     def over(self) -> bool:
         enough: bool = len(self.trials) >= self.args.faults
-        return enough or time.monotonic() > self.end
+        return enough or (len(self.trials) > 0 and time.monotonic() > self.end)
 
     def run(self) -> None:
         """Instance after instance."""
@@ -404,6 +404,7 @@ class Campaign:
 
     def _faults(self, instance: Instance, where: Path) -> None:
         instance.serve()
+        self.end = self.end or time.monotonic() + self.args.seconds
         for _ in range(self.args.fresh):
             due = time.monotonic() + (1 / self.args.rate if self.args.rate else 0)
             kind = self.dice.choice(self.args.kinds)
