@@ -38,7 +38,8 @@ def brief(crash: Path) -> list[str]:
 def test_connections_and_datagrams_go_on(crash: Path) -> None:
     rows = run(crash, 60)
     assert len(rows) > 45
-    assert all(row["points"] > 100 and row["runs"] > 10 for row in rows), rows
+    assert all(row["points"] > 100 for row in rows), rows
+    assert sum(row["runs"] for row in rows) > 1000, rows
 
 
 def test_frames_that_the_nic_had_not_taken_are_lost(crash: Path) -> None:
