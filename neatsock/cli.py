@@ -420,7 +420,7 @@ def _positive(most: int) -> Callable[[str], int]:
 
 
 def _limit_arguments(parser: argparse.ArgumentParser) -> None:
-    """What one application may hold; see docs/decisions.md 50."""
+    """What one application may hold; see docs/decisions.md 52."""
     limits = parser.add_argument_group("limits, so that no program takes all from the others")
     limits.add_argument(
         "--apps-max",

@@ -1,4 +1,4 @@
-"""What one application may hold of what all share; docs/decisions.md 50 has the reasons.
+"""What one application may hold of what all share; docs/decisions.md 52 has the reasons.
 
 Control blocks, request slots and buffers are the replicas' to give (stack/tcp_share.c); here is
 what neatd gives: places in the instance, ports, connections to the control socket.

@@ -1,6 +1,6 @@
 /*
  * tcp_share.c - what one application may hold of what all of them share in this replica: control
- * blocks, request slots, memory of buffers (docs/decisions.md 50).
+ * blocks, request slots, memory of buffers (docs/decisions.md 52).
  *
  * Of a pool an application may have one more while it holds no more than is free (dynamic thresholds,
  * Choudhury and Hahne 1998): one greedy application gets half, two get a third each, and a

@@ -1,4 +1,4 @@
-"""What one application may hold of what all share: tcp_share.c, docs/decisions.md 50."""
+"""What one application may hold of what all share: tcp_share.c, docs/decisions.md 52."""
 
 from __future__ import annotations
 
