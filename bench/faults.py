@@ -260,7 +260,7 @@ class Instance:
             trial.deaths = now["epoch"] - before["replicas"][trial.victim]["epoch"]
             trial.cause = str(now["last_death_cause"])
             trial.fell_back = bool(now["fell_back"])
-            return self._served(trial, places)
+        # A connection that was lost at rest shows when it is used: now, not at the next fault.
         self.watch(trial, places, SERVE_S)
         self._served(trial, places)
 
