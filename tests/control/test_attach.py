@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from neatsock import abi
+from replicas.attach import readable
 
 from .client import LIB, ROOT, Client, Instance, Puppet, Refused, ffi, kernel_may_bind, wait_for
 
@@ -315,17 +315,13 @@ def test_eventfd_reaches_the_replicas(shared: Instance, client: Client) -> None:
             c.open[0].v = gen
         client.eventfd(fd, gen)
         wait_for(lambda g=gen: all(c.ch[0].eventfd_known.v == g for c in channels), "known")
-        wait_for(lambda: readable(fd) and os.eventfd_read(fd), "rung")
+        wait_for(lambda: readable([fd]) and os.eventfd_read(fd), "rung")
     late = os.eventfd(0, os.EFD_NONBLOCK)
     client.eventfd(late, 7)
     assert client.bind(1) > 0  # answered after it was forwarded
     client.eventfd(fd, 9)
-    wait_for(lambda: readable(fd), "rung again")
-    assert not readable(late)
-
-
-def readable(fd: int) -> bool:
-    return bool(select.select([fd], [], [], 0)[0])
+    wait_for(lambda: readable([fd]), "rung again")
+    assert not readable([late])
 
 
 # ---- deaths ----

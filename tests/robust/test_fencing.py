@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from replicas.attach import readable
 
 from .rig import Bystander, Rig
 from .test_isolation import shared_writable
@@ -61,10 +62,6 @@ def replicas_that_write(objects: set[tuple[str, str]]) -> set[int]:
     return found
 
 
-def ended(pidfd: int) -> bool:
-    return bool(select.select([pidfd], [], [], 0)[0])
-
-
 def test_the_successor_waits_for_the_end_of_its_predecessor(rig2: Rig) -> None:
     bystander = Bystander(rig2.world)
     old, other = rig2.pids()["replica0"], rig2.pids()["replica1"]
@@ -92,7 +89,7 @@ def test_a_stopped_replica_is_dead_before_another_takes_over(tmp_path: Path) -> 
         pidfd = os.pidfd_open(old)
         os.kill(old, signal.SIGSTOP)
         rig.ready(0, epoch + 1)
-        assert ended(pidfd)
+        assert readable([pidfd])
         with pytest.raises(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGCONT)
         os.close(pidfd)
