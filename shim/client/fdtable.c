@@ -65,6 +65,35 @@ int nt_fd_install(int fd, uint32_t sock, uint32_t flags)
 	return 0;
 }
 
+/* True: it was the last one, and the record is ours to close. */
+static bool unref(neat_a32 *refs)
+{
+	for (;;) {
+		uint32_t had = a32_relaxed(refs);
+
+		if (!neat_refs_counted(had))
+			return false;
+		if (a32_cas(refs, had, had == 1 ? neat_refs_closing(nt.proc) : had - 1))
+			return had == 1;
+	}
+}
+
+static void finish_close(uint32_t sock);
+
+/*
+ * The descriptor no longer names the record. True: it was the last one, finish_close() is due. Killed at any
+ * point before that, the last reference is found again: by the word, or by the name that begins the close. Of
+ * several, one is lost if the kill falls between the word and the count: no system call may come between them.
+ */
+static bool begin_close(int fd, uint32_t sock)
+{
+	neat_a32 *refs = &nt_sock(sock)->refs;
+	bool last = a32_cas(refs, 1, neat_refs_closing(nt.proc));
+
+	a64_release(&nt.row[fd], 0);
+	return last || unref(refs);
+}
+
 void nt_fd_forget(int fd)
 {
 	uint32_t sock;
@@ -73,25 +102,25 @@ void nt_fd_forget(int fd)
 		return;
 	nt_epoll_fd_closed(fd);
 	sock = nt_fdword_sock(a64_relaxed(&nt.row[fd]));
-	if (!sock)
-		return;
-	a64_release(&nt.row[fd], 0);
-	nt_sock_unref(sock);
+	if (sock && begin_close(fd, sock))
+		finish_close(sock);
 }
 
 int nt_close(int fd)
 {
 	uint32_t sock = nt_lookup(fd);
 	int linger;
+	bool last;
 
 	nt_epoll_fd_closed(fd);
 	if (!sock)
 		return NT_KERNEL;
 	linger = nt_linger(sock);
-	/* Cleared first: the number may be handed out again as soon as the kernel has closed it. */
-	a64_release(&nt.row[fd], 0);
+	/* First: the number may be handed out again as soon as the kernel has closed it. */
+	last = begin_close(fd, sock);
 	nt_real.close(fd);
-	nt_sock_unref(sock);
+	if (last)
+		finish_close(sock);
 	return linger;
 }
 
@@ -175,8 +204,8 @@ void nt_exec_sweep(void)
 		if (fstat((int)fd, &st) == 0 && S_ISSOCK(st.st_mode) &&
 		    (uint32_t)st.st_ino == nt_sock(sock)->inode_lo)
 			continue;
-		a64_release(&nt.row[fd], 0);
-		nt_sock_unref(sock);
+		if (begin_close((int)fd, sock))
+			finish_close(sock);
 	}
 }
 
@@ -249,27 +278,11 @@ static void release_port(struct neat_sock *s, uint32_t sock)
 	nt_notify_neatd(&m, sizeof(m), -1);
 }
 
-/* True: it was the last one, and the record is ours to close. */
-static bool unref(neat_a32 *refs)
-{
-	for (;;) {
-		uint32_t had = a32_relaxed(refs);
-
-		if (!neat_refs_counted(had))
-			return false;
-		if (a32_cas(refs, had, had == 1 ? neat_refs_closing(nt.proc) : had - 1))
-			return had == 1;
-	}
-}
-
-void nt_sock_unref(uint32_t sock)
+static void finish_close(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
-	uint32_t state;
+	uint32_t state = a32_acquire(&s->state);
 
-	if (!unref(&s->refs))
-		return;
-	state = a32_acquire(&s->state);
 	nt_watch_forget(sock);
 	if (state == NEAT_SOCK_CONNECT)
 		nt_drop_slot(s);
@@ -281,6 +294,12 @@ void nt_sock_unref(uint32_t sock)
 		release_port(s, sock);
 	a32_release(&s->state, NEAT_SOCK_FREE);
 	a32_release(&s->refs, 0);
+}
+
+void nt_sock_unref(uint32_t sock)
+{
+	if (unref(&nt_sock(sock)->refs))
+		finish_close(sock);
 }
 
 /* ---- locks that name their holder (contract L1) ---- */

@@ -897,6 +897,24 @@ def killed_peer() -> None:
 
 
 @scenario
+def killed_in_close() -> None:
+    """SIGKILL takes effect within the system calls of close(), or thereabouts."""
+    a = listener()
+    ends = []
+    for _ in range(60):
+        pid = os.fork()
+        if pid == 0:
+            a.accept()[0].sendall(b"alive")
+            signal.pause()
+        c = socket.create_connection(a.getsockname())
+        c.recv(5, socket.MSG_WAITALL)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        ends.append(c.recv(1))
+    print(set(ends))
+
+
+@scenario
 def executed() -> None:
     c, d = pair()
     code = (
