@@ -131,6 +131,8 @@ def left_over(app: App) -> list[Orphan]:
             stop = min(os.lseek(app.shared.fd, at + size - 1, os.SEEK_HOLE), end)
         except OSError:  # ENXIO: only holes from here on
             break
+        if at >= end:  # the next data is behind the records
+            break
         data = os.pread(app.shared.fd, stop - at, at)
         words = memoryview(data[: len(data) // 4 * 4]).cast("I")
         if at < end and closing in words[word :: size // 4]:

@@ -81,17 +81,13 @@ static bool unref(neat_a32 *refs)
 static void finish_close(uint32_t sock);
 
 /*
- * The descriptor no longer names the record. True: it was the last one, finish_close() is due. Killed at any
- * point before that, the last reference is found again: by the word, or by the name that begins the close. Of
- * several, one is lost if the kill falls between the word and the count: no system call may come between them.
+ * The descriptor no longer names the record. True: it was the last one, finish_close() is due, and a kill on the
+ * way to that is made good. A kill between the two stores keeps the record: no system call may come there.
  */
 static bool begin_close(int fd, uint32_t sock)
 {
-	neat_a32 *refs = &nt_sock(sock)->refs;
-	bool last = a32_cas(refs, 1, neat_refs_closing(nt.proc));
-
 	a64_release(&nt.row[fd], 0);
-	return last || unref(refs);
+	return unref(&nt_sock(sock)->refs);
 }
 
 void nt_fd_forget(int fd)
