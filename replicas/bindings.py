@@ -535,6 +535,9 @@ class Bindings:
     def recovered(self) -> None:
         """All of the store was read: wait for the answers that are missing, publish the rest."""
         for binding in self.table.values():
+            # In use already: it is new replicas that have not answered, and nobody waits for those.
+            if binding.subs and self.state.registry.listening(binding.key):
+                binding.pending.clear()
             if binding.pending:
                 binding.timer = self.loop.call_later(ANSWER_S, self._too_late, binding)
             elif binding.claim.listening:

@@ -109,6 +109,10 @@ class Registry:
             entry.state.v = lib.NEAT_PORT_BOUND
         self.changed()
 
+    def listening(self, key: Key) -> bool:
+        """Programs may connect to it."""
+        return bool(self.at.ports[self._index[key]].state.v == abi.lib.NEAT_PORT_LISTENING)
+
     def set_home(self, key: Key, home: int, owner: int) -> None:
         """A UDP port: the replica that receives, and the application that may open it there."""
         entry = self.at.ports[self._index[key]]
