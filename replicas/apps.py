@@ -135,7 +135,7 @@ def left_over(app: App) -> list[Orphan]:
             break
         data = os.pread(app.shared.fd, stop - at, at)
         words = memoryview(data[: len(data) // 4 * 4]).cast("I")
-        if at < end and closing in words[word :: size // 4]:
+        if closing in words[word :: size // 4]:
             return _helper(app, ["--orphans"], [])
         at = stop
     return []

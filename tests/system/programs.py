@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -44,6 +45,17 @@ class Site:
     root: Path
     small: bytes
     large: bytes
+
+    @classmethod
+    def made(cls, root: Path, size: int, seed: int) -> Site:
+        """Both files in a new folder that the servers' users may read; the large one's size."""
+        root.mkdir()
+        for path in (root, root.parent):
+            path.chmod(0o755)
+        site = cls(root, b"twenty bytes of text", random.Random(seed).randbytes(size))
+        (root / "small.txt").write_bytes(site.small)
+        (root / "large.bin").write_bytes(site.large)
+        return site
 
 
 ASGI = """

@@ -38,14 +38,7 @@ def multi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    root = tmp_path_factory.mktemp("components") / "www"
-    root.mkdir()
-    for path in (root, root.parent):
-        path.chmod(0o755)
-    made = Site(root, b"twenty bytes of text", random.Random(7).randbytes(1 << 24))
-    (root / "small.txt").write_bytes(made.small)
-    (root / "large.bin").write_bytes(made.large)
-    return made
+    return Site.made(tmp_path_factory.mktemp("components") / "www", 1 << 24, seed=7)
 
 
 def parts(rig: Rig) -> dict[str, tuple[int, int, str]]:

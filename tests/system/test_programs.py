@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -25,14 +24,7 @@ from .programs import Site, free_port, need, serving
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    root = tmp_path_factory.mktemp("site") / "www"
-    root.mkdir()
-    for path in (root, root.parent):
-        path.chmod(0o755)
-    made = Site(root, b"twenty bytes of text", random.Random(1).randbytes(1 << 26))
-    (root / "small.txt").write_bytes(made.small)
-    (root / "large.bin").write_bytes(made.large)
-    return made
+    return Site.made(tmp_path_factory.mktemp("site") / "www", 1 << 26, seed=1)
 
 
 def can_unshare() -> bool:

@@ -484,30 +484,26 @@ print("whole")
 """
 
 
-def test_fragments_of_a_kernel_peer_reach_the_home_of_their_port(net: Net) -> None:
-    """Only the first fragment has ports: the nic puts datagrams together before it steers."""
-    server = net.neat.start(sys.executable, "-c", FRAGMENTS_SERVER, OURS, stdout=subprocess.PIPE)
-    assert server.stdout
+def send_fragments(server: World, address: str, client: World) -> None:
+    serving = server.start(sys.executable, "-c", FRAGMENTS_SERVER, address, stdout=subprocess.PIPE)
+    assert serving.stdout
     try:
-        ports = server.stdout.readline().split()
-        said = net.peer.run(sys.executable, "-c", FRAGMENTS_CLIENT, OURS, *ports).stdout
+        ports = serving.stdout.readline().split()
+        said = client.run(sys.executable, "-c", FRAGMENTS_CLIENT, address, *ports).stdout
         assert said == "whole\n"
     finally:
-        server.kill()
-        server.wait()
+        serving.kill()
+        serving.wait()
+
+
+def test_fragments_of_a_kernel_peer_reach_the_home_of_their_port(net: Net) -> None:
+    """Only the first fragment has ports: the nic puts datagrams together before it steers."""
+    send_fragments(net.neat, OURS, net.peer)
 
 
 def test_fragments_of_ours_reach_a_kernel_peer(net: Net) -> None:
     """The first datagram to a neighbour that is not known yet, too; IP_MTU_DISCOVER as ip(7)."""
-    server = net.peer.start(sys.executable, "-c", FRAGMENTS_SERVER, PEER, stdout=subprocess.PIPE)
-    assert server.stdout
-    try:
-        ports = server.stdout.readline().split()
-        said = net.neat.run(sys.executable, "-c", FRAGMENTS_CLIENT, PEER, *ports).stdout
-        assert said == "whole\n"
-    finally:
-        server.kill()
-        server.wait()
+    send_fragments(net.peer, PEER, net.neat)
 
 
 def test_a_datagram_larger_than_the_wire(net: Net) -> None:
