@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from bench import cases, components, faults, idle, kills, programs, render, scale, svg
+from bench import cases, components, faults, idle, kills, preserved, programs, render, scale, svg
 from bench.cases import Case, Timing
 from bench.errors import CaseFailed, SkipCase
 from bench.measure import Plan, run_case
@@ -40,7 +40,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog="`python -m bench kills`, `faults`, `scale`, `components` have their own options.",
+        epilog="`python -m bench kills`, `faults`, `scale`, `components`, `preserved` have "
+        "their own options.",
     )
     p.add_argument(
         "groups",
@@ -211,6 +212,7 @@ if __name__ == "__main__":
         "faults": faults.main,
         "scale": scale.main,
         "components": components.main,
+        "preserved": preserved.main,
     }
     alone = own.get("".join(sys.argv[1:2]))
     sys.exit(alone(sys.argv[2:]) if alone else main())

@@ -7,11 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import calls, faults, programs, render, svg
+from bench import calls, components, faults, preserved, programs, render, svg
 from bench.cases import last_json, read_rate
 from bench.errors import CaseFailed
 from bench.measure import Window, check_through, foreign, shares
 from bench.model import Reading, Report, Result, Sample, Side, Split
+from bench.scatter import Point, scatter
 from bench.worlds import KERNEL, World
 
 WRK = """Running 1s test @ http://127.0.0.1:1/page.txt
@@ -147,6 +148,23 @@ def test_svg_is_well_formed_and_fits_both_themes() -> None:
     text = svg.plot(report())
     ElementTree.fromstring(text)
     assert "prefers-color-scheme: dark" in text
+
+
+def test_a_scatter_plot_is_well_formed_and_marks_each_point() -> None:
+    points = [Point("a <b>", "x 1", 3.0, 0.5, True), Point("c", "x 2", 0.0, 1.0, False)]
+    root = ElementTree.fromstring(scatter("title", ("x", "y"), points, "foot"))
+    marks = [e for e in root.iter() if e.tag.endswith("circle")]
+    assert len(marks) == 4  # the legend has one for each series
+
+
+def test_what_a_crash_leaves_by_the_papers_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6.5.4: 1 - 1/N for one process, 1 - (code of tcp / code of all) / N for four."""
+    sizes = {"neat-tcp": 60, "neat-ip": 20, "neat-udp": 10, "neat-filter": 10, "neat-replica": 80}
+    monkeypatch.setattr(components, "code_bytes", lambda path: sizes[path.name])
+    assert preserved.Setup("single", "stateless", 4).modelled == pytest.approx(0.75)
+    assert preserved.Setup("multi", "stateless", 2).modelled == pytest.approx(0.70)
+    assert preserved.Setup("multi", "stateful", 1).modelled == 1.0
+    assert preserved.Setup("multi", "stateless", 1).code["replica"] == 60
 
 
 def loss(replica: int | None, who: str = "client one 1") -> faults.Loss:
