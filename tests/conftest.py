@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from .long import TIMES
 from .worlds import Instance, World
 
 
@@ -26,3 +27,12 @@ def neat(instance: Instance) -> World:
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
     return tmp_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """What runs N times as long may take N times as long."""
+    if TIMES > 1:
+        for item in items:
+            mark = item.get_closest_marker("timeout")
+            usual = mark.args[0] if mark else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(usual * TIMES), append=False)

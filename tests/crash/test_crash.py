@@ -1,6 +1,6 @@
 """A replica killed before each of its stores (crash.c), and what both ends of each connection see.
 
-By default a sample of the points within a minute, another one at each run; NEATSOCK_LONG=1: every
+By default a sample of the points within a minute, another one at each run; NEATSOCK_LONG: every
 point. Of points that leave the same memory behind one is enough ("same" in the output). A failure
 prints the line that runs it again: build with `python tests/crash/build.py DIR`, then
 DIR/crash again ..."""
@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(1800 if os.environ.get("NEATSOCK_LONG") else 300)
-LONG = bool(os.environ.get("NEATSOCK_LONG"))
+from ..long import LONG
+
+pytestmark = pytest.mark.timeout(3600 if LONG else 300)
 JOBS = str(os.cpu_count() or 1)
 
 

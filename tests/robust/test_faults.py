@@ -6,27 +6,26 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from ..long import TIMES
 from ..worlds import ROOT
 
-LONG = int(os.environ.get("NEATSOCK_LONG", "1"))
 FAULTS = 40
 
 
 def test_no_fault_reaches_anybody_else(tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
     size = ("--lasting", "4", "--churning", "2", "--blocking", "1")
-    limits = ("--faults", str(FAULTS * LONG), "--seconds", str(8 * LONG))
+    limits = ("--faults", str(FAULTS * TIMES), "--seconds", str(8 * TIMES))
     done = subprocess.run(
         [sys.executable, "-m", "bench", "faults", *size, *limits, "--json", str(out)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=180 + 30 * LONG,
+        timeout=180 + 30 * TIMES,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())

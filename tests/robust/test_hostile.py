@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from ..long import TIMES
 from .rig import Bystander, Rig, wait_until
 
-SECONDS = float(os.environ.get("NEATSOCK_HOSTILE_S", "8"))
+SECONDS = 8 * TIMES
 HOSTILE = Path(__file__).with_name("hostile.py")
 LIFE_S = 3.0  # of one hostile program, if it does not kill itself earlier
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ..long import TIMES
 from .rig import Bystander, Rig, wait_until
 
-TAKE_OVERS = int(os.environ.get("NEATSOCK_TAKE_OVERS", "40"))
+TAKE_OVERS = 40 * TIMES
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ import pytest
 
 from neatsock.instance import native
 
+from ..long import TIMES
 from .rig import Bystander, Rig, stopped, wait_until
 
-SECONDS = float(os.environ.get("NEATSOCK_KILL_SECONDS", "15"))
+SECONDS = 15 * TIMES
 BYSTANDERS = 4
 
 
@@ -154,7 +155,7 @@ def open_files(pid: int) -> int:
 
 
 def test_random_combinations_of_kills(own: Callable[..., Rig], scratch: Path) -> None:
-    """NEATSOCK_KILL_SECONDS for longer. The keeper alone is spared."""
+    """The keeper alone is spared."""
     rig = own(2, "--wire", str(scratch / "wire"), "--address", "10.77.0.1/24")
     children = Children(rig)
     wait_until(lambda: children.last("standby")[0], "the standby")

@@ -20,11 +20,11 @@ from bench.killer import VICTIMS, Killer
 from bench.peers import OURS, Namespace, namespace, on_instance
 from bench.worlds import Neat, neat_up
 
+from ..long import TIMES
 from ..system.programs import Site, free_port, lighttpd, need, nginx, redis, serving
 from ..worlds import World
 
-LONG = int(os.environ.get("NEATSOCK_LONG", "1"))
-SECONDS = 3 * LONG
+SECONDS = 3 * TIMES
 RATE = 20.0
 
 
@@ -105,9 +105,9 @@ def test_wrk_sees_no_error(stage: Stage, site: Site, scratch: Path, server: str)
 
 def test_redis_benchmark_sees_no_error(stage: Stage, site: Site, scratch: Path) -> None:
     port = free_port()
-    load = ("-p", str(port), "-c", "50", "-n", str(60000 * LONG), "-t", "set,get", "-q")
+    load = ("-p", str(port), "-c", "50", "-n", str(60000 * TIMES), "-t", "set,get", "-q")
     with serving(stage.ours, redis(site, port), port, scratch / "log"), stage.killing() as killer:
-        done = stage.ours.run(need("redis-benchmark"), *load, timeout=120 * LONG)
+        done = stage.ours.run(need("redis-benchmark"), *load, timeout=120 * TIMES)
     assert "rror" not in done.stdout + done.stderr, f"{done.stdout}{done.stderr}{killer.done}"
 
 

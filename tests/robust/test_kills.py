@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ..long import TIMES
 from ..worlds import ROOT
-
-LONG = int(os.environ.get("NEATSOCK_LONG", "1"))
 
 
 @pytest.mark.parametrize(
@@ -34,14 +32,14 @@ LONG = int(os.environ.get("NEATSOCK_LONG", "1"))
 )
 def test_nobody_notices(options: tuple[str, ...], tmp_path: Path) -> None:
     """No failed request, reset or wrong byte, and nothing is left of the programs at the end."""
-    size = ("--kills", str(50 * LONG), "--rate", "10", "--phase", str(5 * LONG))
+    size = ("--kills", str(50 * TIMES), "--rate", "10", "--phase", str(5 * TIMES))
     command = [sys.executable, "-m", "bench", "kills", *size, *options]
     done = subprocess.run(
         [*command, "--connections", "100", "--json", str(tmp_path / "kills.json")],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120 + 30 * LONG,
+        timeout=120 + 30 * TIMES,
     )
     if done.stderr.startswith("skipped:"):
         pytest.skip(done.stderr)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ..long import TIMES
 from ..system.programs import Site, free_port, need, nginx, redis, serving
 from .rig import Rig, stopped, wait_until
 
@@ -48,9 +49,7 @@ print(n)
 """
 
 
-def away(default: float) -> float:
-    """Seconds that neatd is away. NEATSOCK_LONG=60 is the contract's minute."""
-    return float(os.environ.get("NEATSOCK_LONG", default))
+AWAY_S = 2 * TIMES  # neatd is stopped for so long
 
 
 @contextmanager
@@ -80,7 +79,7 @@ def calling(rig: Rig, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_forking_server_while_neatd_is_stopped(rig: Rig) -> None:
     """Entries of dead processes are freed by the living."""
-    with forking(rig) as port, calling(rig, port, str(away(2)), "400") as caller:
+    with forking(rig) as port, calling(rig, port, str(AWAY_S), "400") as caller:
         with stopped(rig.pids()["neatd"]):
             assert int(caller.communicate("\n", timeout=180)[0]) >= 400
         rig.world.run(sys.executable, "-c", CALLER, port, "0", "20", input="\n")
@@ -126,12 +125,12 @@ def test_servers_while_neatd_is_stopped(rig: Rig, scratch: Path, what: str) -> N
             need("wrk"),
             "-t1",
             "-c16",
-            f"-d{int(away(2)) + 1}s",
+            f"-d{AWAY_S + 1}s",
             f"http://127.0.0.1:{port}/small",
         ]
     else:
         command = redis(site, port)
-        count = str(int(away(2) * 20000))
+        count = str(AWAY_S * 20000)
         load = [
             need("redis-benchmark"),
             "-p",
@@ -149,7 +148,7 @@ def test_servers_while_neatd_is_stopped(rig: Rig, scratch: Path, what: str) -> N
         name = Path(load[0]).name
         wait_until(lambda: any(a["name"] == name for a in rig.status()["apps"]), "it is attached")
         with stopped(rig.pids()["neatd"]):
-            out = client.communicate(timeout=away(2) + 120)[0]
+            out = client.communicate(timeout=AWAY_S + 120)[0]
     assert client.returncode == 0, out
     assert "requests in" in out or "requests per second" in out, out
     assert "errors" not in out and "Non-2xx" not in out and "rror:" not in out, out

@@ -17,10 +17,11 @@ import pytest
 from neatsock.instance import ask
 
 from ..churn import Churn
+from ..long import TIMES
 from ..system.programs import free_port
 from .rig import Rig, wait_until
 
-CYCLES = int(os.environ.get("NEATSOCK_SCALE_CYCLES", "2"))
+CYCLES = 2 * TIMES
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from pathlib import Path
 
 import pytest
 
+from ..long import LONG
 from ..worlds import World
 from . import programs
 from .programs import Site, free_port, need, serving
@@ -16,9 +16,7 @@ from .test_programs import replicas  # noqa: F401 (a fixture)
 
 PIECE, PIECES = 1 << 26, 16
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("NEATSOCK_LONG") != "1", reason="1 GiB bodies take minutes: NEATSOCK_LONG=1"
-)
+pytestmark = pytest.mark.skipif(not LONG, reason="1 GiB bodies take minutes: NEATSOCK_LONG=1")
 
 
 @pytest.fixture(scope="module")

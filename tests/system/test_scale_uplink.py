@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from ..churn import CHURN, Churn
+from ..long import TIMES
 from .programs import free_port, wait_until
 from .test_uplink import OURS, PEER, Net, uplinked
 
-CYCLES = int(os.environ.get("NEATSOCK_SCALE_CYCLES", "2"))
+CYCLES = 2 * TIMES
 # Upper 0.1 % point of chi-square with 3 degrees of freedom (any table).
 CHI_SQUARE_3 = 16.27
 
