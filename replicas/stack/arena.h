@@ -22,7 +22,7 @@ enum {
 	TCB_SIZE = 512,
 	ARENA_LINE = 64,
 	ARENA_MAGIC = 0x4152454e,
-	ARENA_VERSION = 3,
+	ARENA_VERSION = 4,
 };
 
 /*

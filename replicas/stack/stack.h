@@ -32,7 +32,7 @@ struct sockmem {
 	void *owner;			/* api.c's record of the application */
 };
 
-/* A slot as a control block refers to it; pointers are derived, rebuilt at adoption (class D). */
+/* A slot as a control block refers to it; pointers are rebuilt at adoption. */
 struct sockref {
 	struct sockmem *mem;		/* NULL: no application (embryonic or orphaned connection) */
 	struct neat_slot_pub *pub;
@@ -40,6 +40,11 @@ struct sockref {
 	uint32_t slot;
 	uint32_t gen;
 };
+/* Where its payload rings are counted from: by what the reference says itself, which is under a seal. */
+static inline void *sockref_seg(const struct sockref *r)
+{
+	return (uint8_t *)(r->app - r->slot) - offsetof(struct neat_seg_app, slots);
+}
 
 /* Why a packet or segment was dropped: one list, one counter each (trace.c names them). */
 #define STACK_DROPS(X) \

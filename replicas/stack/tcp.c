@@ -310,7 +310,9 @@ void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *from)
 							     TCP_FIN_TIMEOUT_MS);
 	t->cc = (uint8_t)u32_min(o.w[NEAT_OPT_CONGESTION], UINT8_MAX);
 	t->tos_ttl = (uint16_t)((o.w[NEAT_OPT_TOS] & 0xff) << 8 | (ttl > 255 ? 0 : ttl));
-	t->linger0 = t->opt_flags & NEAT_OPTF_LINGER && o.w[NEAT_OPT_LINGER_S] == 0;
+	t->flags &= ~(uint32_t)TCB_LINGER0;
+	if (t->opt_flags & NEAT_OPTF_LINGER && o.w[NEAT_OPT_LINGER_S] == 0)
+		t->flags |= TCB_LINGER0;
 	if (mss && t->mss)
 		t->mss = (uint16_t)u32_min(t->mss, u32_max(mss, TCP_MSS_MIN));
 	if (t->opt_flags & NEAT_OPTF_QUICKACK_OFF)
@@ -541,7 +543,7 @@ void tcp_close_rest(struct stack *s, struct tcb *t)
 
 	last_words(t);
 	/* RFC 1122 4.2.2.13, RFC 2525 2.17: unread data means that the peer must not believe it was read. */
-	if (state == TCP_SYN_SENT || state == TCP_SYN_RCVD || rx_tail(t) < rx_head(t) || t->linger0) {
+	if (state == TCP_SYN_SENT || state == TCP_SYN_RCVD || rx_tail(t) < rx_head(t) || t->flags & TCB_LINGER0) {
 		tcp_abort(s, t, 0);
 		return;
 	}

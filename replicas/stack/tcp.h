@@ -107,6 +107,7 @@ enum tcb_flag {		/* class D */
 	TCB_UNDO = 2048,	/* undo_cwnd/undo_ssthresh are valid (RFC 4015) */
 	TCB_OPEN_PASSIVE = 4096,
 	TCB_PUSH_HELD = 8192,	/* CORK or MSG_MORE holds a partial segment; cork_at is its limit */
+	TCB_LINGER0 = 16384,	/* SO_LINGER with zero: close() resets */
 	TCB_SNDBUF_FIXED = 32768,
 };
 
@@ -176,15 +177,15 @@ struct tcb {
 	uint32_t snd_wnd_max;
 	uint32_t rcvbuf;
 
-	/* line 2: I, and who we belong to */
-	struct flow_key key;		/* I */
-	uint32_t iss, irs;		/* I: extended numbers are relative to these */
-	uint32_t ts_offset;		/* I: added to our timestamps (RFC 7323 7.1) */
-	uint8_t options;		/* I: enum tcp_option */
-	uint8_t snd_wscale, rcv_wscale;	/* I */
-	uint8_t quick;			/* D: ACKs still to be sent at once */
-	uint32_t app_id;		/* I: of the application that owns the slot */
-	struct sockref ref;		/* I: slot and gen, slot 0 = let go; pointers are D */
+	/* line 2: I, and who we belong to; all of it is sealed */
+	struct flow_key key;
+	uint32_t iss, irs;		/* extended numbers are relative to these */
+	uint32_t ts_offset;		/* added to our timestamps (RFC 7323 7.1) */
+	uint8_t options;		/* enum tcp_option */
+	uint8_t snd_wscale, rcv_wscale;
+	uint8_t pad;
+	uint32_t app_id;		/* of the application that owns the slot */
+	struct sockref ref;		/* slot 0 = let go; a successor makes the pointers anew */
 
 	/* line 3: D, round-trip time and acknowledgement */
 	uint64_t snd_wl1, snd_wl2;	/* RFC 9293: segment that last set snd_wnd */
@@ -231,11 +232,11 @@ struct tcb {
 	uint32_t user_timeout_ms;
 	uint32_t sndbuf;		/* published tx_limit */
 	uint8_t keepcnt, syn_retries;
-	uint8_t linger0;		/* SO_LINGER with zero: close() resets */
+	uint8_t quick;			/* ACKs still to be sent at once */
 	uint8_t rcvbuf_fixed;		/* 0 = autotune */
 	uint16_t linger2_ms;
 	uint16_t min_rtt_s;		/* when min_rtt_us was seen, low bits */
-	uint32_t seal_e, seal_i;	/* over class E, after each unit; over class I, when it is final */
+	uint32_t seal_e, seal_i;	/* over class E, after each unit; over line 2, when it changes */
 	struct tcp_sent *sent;		/* NULL: nothing in flight, or nothing recorded */
 
 	/* line 7: D */
@@ -257,7 +258,7 @@ struct tcb {
 static_assert(sizeof(struct tcb) <= TCB_SIZE, "control block");
 static_assert(sizeof(struct tcp_sent) <= 2048, "half a page");
 static_assert(offsetof(struct tcb, snd_nxt) == 64, "hot line");
-static_assert(offsetof(struct tcb, key) == 128, "identity line");
+static_assert(offsetof(struct tcb, key) == 128 && offsetof(struct tcb, snd_wl1) == 192, "identity line");
 
 /* A listening socket; plain memory, reinstalled by R_LISTEN after a crash. */
 struct listener {
@@ -409,18 +410,14 @@ static inline uint32_t seal_e(const struct tcb *t)
 		h += (a64_relaxed(&w[i]) ^ i) * (0xbf58476d1ce4e5b9ull + 2 * i * 0x94d049bb133111ebull);
 	return (uint32_t)(h >> 32) ^ (uint32_t)h;
 }
+/* The identity line. What differs in one word differs in the sum, and what is written over several at random does so
+ * but for one case in 2^32; that must do, for it is compared with each unit of work. */
 static inline uint32_t seal_i(const struct tcb *t)
 {
-	const uint64_t w[] = {
-		(uint64_t)t->key.laddr << 32 | t->key.raddr, (uint64_t)t->key.lport << 16 | t->key.rport,
-		(uint64_t)t->iss << 32 | t->irs, (uint64_t)t->app_id << 32 | t->ref.slot,
-		(uint64_t)t->ts_offset << 32 | (uint64_t)t->options << 16 | (uint64_t)t->snd_wscale << 8 |
-			t->rcv_wscale,
-	};
-	uint64_t h = t->ref.gen;
+	uint64_t w[8], h;
 
-	for (unsigned i = 0; i < sizeof(w) / sizeof(w[0]); i++)
-		h = (h ^ w[i]) * 0x9e3779b97f4a7c15ull + (h >> 29);
+	memcpy(w, (const uint8_t *)t + offsetof(struct tcb, key), sizeof(w));
+	h = (w[0] ^ w[1]) ^ (w[2] ^ w[3]) ^ (w[4] ^ w[5]) ^ (w[6] ^ w[7]);
 	return (uint32_t)(h >> 32) ^ (uint32_t)h;
 }
 /* The invariants of arena.h, true after every single store into a record that is not free (tcp.c). */
@@ -445,7 +442,7 @@ _Noreturn static inline void unit_distrust(const struct stack *s)
 /* Of the one that the journal names already, a unit of work may be under way. */
 static inline void unit_trusts(const struct stack *s, const struct tcb *t)
 {
-	if (__builtin_expect(t->seal_e == seal_e(t) && !t->ref.mem == !t->ref.slot &&
+	if (__builtin_expect(t->seal_e == seal_e(t) && t->seal_i == seal_i(t) &&
 			     t->snd_nxt - snd_una(t) <= snd_max(t) - snd_una(t), 1))
 		return;
 	if (tcp_state(t) != TCP_FREE && journal_record(a64_relaxed(&s->tcp->arena->journal)) != tcb_index(s, t) + 1)

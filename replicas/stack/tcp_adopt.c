@@ -140,7 +140,7 @@ static void soft_bounds(struct stack *s, struct tcb *t)
 /* Half changed: only what every single store leaves true counts. */
 static void soft_reset(struct tcb *t)
 {
-	t->flags &= TCB_PINGPONG | TCB_SHUT_RD | TCB_OPEN_PASSIVE | TCB_SNDBUF_FIXED;
+	t->flags &= TCB_PINGPONG | TCB_SHUT_RD | TCB_OPEN_PASSIVE | TCB_SNDBUF_FIXED | TCB_LINGER0;
 	t->min_rtt_us = 0;
 	t->flags |= TCB_ACK_NOW;
 	t->holes = NULL;
@@ -174,7 +174,6 @@ static void soft(const struct adoption *a, struct tcb *t)
 	t->recover = t->high_rxt = snd_una(t);
 	soft_bounds(s, t);
 	unit_end(t);
-	t->seal_i = seal_i(t);
 }
 
 /* ---- first: every record is somebody's or free ---- */
@@ -207,7 +206,7 @@ static void take_record(const struct adoption *a, struct tcb *t)
 		corrupted(a, t);
 		return;
 	}
-	t->ref.mem = NULL;
+	unit_repairs(s, UNIT_OUTPUT, t);	/* until its seals fit again */
 	soft(a, t);
 	if (tcp_state(t) != TCP_CLOSED && flow_insert(s, &t->key, t)) {
 		corrupted(a, t);
@@ -215,13 +214,10 @@ static void take_record(const struct adoption *a, struct tcb *t)
 	}
 	s->tcp->used++;
 	ref = t->ref;
-	if (ref.slot && sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref)) {
-		t->ref = ref;		/* slot and gen as they were: only pointers are new */
-		share_count(t);
-		return;
-	}
-	unit_repairs(s, UNIT_OUTPUT, t);	/* until the seal fits again */
-	t->ref.slot = 0;
+	if (!ref.slot || !sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref))
+		ref = (struct sockref){ .gen = ref.gen };
+	t->ref = ref;		/* slot and gen as they were, if it has a slot: only pointers are new */
+	share_count(t);
 	t->seal_i = seal_i(t);
 }
 

@@ -166,7 +166,7 @@ static bool send_data(struct stack *s, struct tcb *t, uint64_t seq, uint32_t len
 	if (len) {
 		/* Acquire: the ring word is at least as new as the tx_tail that promised these bytes. */
 		uint64_t word = a64_acquire(&t->ref.app->tx_ring);
-		struct neat_span f = neat_ring_span(t->ref.mem->app, t->ref.slot, NEAT_TX, word, seq - 1, len);
+		struct neat_span f = neat_ring_span(sockref_seg(&t->ref), t->ref.slot, NEAT_TX, word, seq - 1, len);
 
 		p.frag[0].p = f.p[0];
 		p.frag[0].len = f.len[0];

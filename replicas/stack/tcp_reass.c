@@ -71,7 +71,7 @@ static bool rx_reserve(struct tcb *t, uint64_t end)
 		return false;
 	if (live != from && end - from <= neat_ringword_size(rx_ring(t)))
 		return true;
-	word = neat_ring_reserve(t->ref.mem->app, t->ref.slot, NEAT_RX, rx_ring(t), from, live,
+	word = neat_ring_reserve(sockref_seg(&t->ref), t->ref.slot, NEAT_RX, rx_ring(t), from, live,
 				 end > live ? end - live : 0);
 	if (word != rx_ring(t))
 		e_rx_ring(t, word);
@@ -85,7 +85,7 @@ static bool rx_write(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 
 	if (!t->ref.mem || !rx_reserve(t, off + g->len))
 		return false;
-	to = neat_ring_span(t->ref.mem->app, t->ref.slot, NEAT_RX, rx_ring(t), off, g->len);
+	to = neat_ring_span(sockref_seg(&t->ref), t->ref.slot, NEAT_RX, rx_ring(t), off, g->len);
 	return payload_copy(s, g->p, g->hdr_len + g->skip, &to);
 }
 

@@ -544,6 +544,12 @@ uint32_t host_blocks(struct host *h, uint32_t *states, uint32_t cap)
 	return n;
 }
 
+/* One bit of the connection's control block, as a fault would. */
+void host_flip(struct host *h, uint32_t slot, uint32_t bit)
+{
+	((uint8_t *)h->tcb[slot])[bit / 8] ^= (uint8_t)(1 << bit % 8);
+}
+
 uint32_t host_time_waits(struct host *h)
 {
 	uint32_t n = 0;

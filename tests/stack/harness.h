@@ -53,6 +53,7 @@ API uint64_t host_drops(struct host *h, uint32_t which);
 API const char *host_drop_name(uint32_t which);
 API uint32_t host_blocks(struct host *h, uint32_t *states, uint32_t cap);
 API uint32_t host_time_waits(struct host *h);
+API void host_flip(struct host *h, uint32_t slot, uint32_t bit);
 API void host_accept_fail(struct host *h, uint32_t count);
 API void host_icmp(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
 		   uint32_t seq, uint8_t type, uint8_t code, uint32_t mtu);

@@ -265,6 +265,10 @@ class Host:
     def time_waits(self) -> int:
         return int(self.lib.host_time_waits(self.h))
 
+    def flip(self, slot: int, bit: int) -> None:
+        """One bit of the slot's control block changes."""
+        self.lib.host_flip(self.h, slot, bit)
+
     def drops(self) -> dict[str, int]:
         """Counters that are not zero, by name."""
         out, i = {}, 0
