@@ -230,13 +230,6 @@ static bool alive(const struct tcb *t)
 	return tcp_state(t) != TCP_FREE && tcp_state(t) != TCP_CLOSED;
 }
 
-/* Silence may be the answer to segments that carry a wrong identity. */
-static void check_identity(const struct stack *s, const struct tcb *t)
-{
-	if (tcp_state(t) != TCP_SYN_SENT && tcp_state(t) != TCP_SYN_RCVD && t->seal_i != seal_i(t))
-		unit_distrust(s);
-}
-
 static void tcb_timer(struct stack *s, struct timer *timer)
 {
 	struct tcb *t = (struct tcb *)(void *)((uint8_t *)timer - offsetof(struct tcb, timer));
@@ -257,7 +250,6 @@ static void tcb_timer(struct stack *s, struct timer *timer)
 	}
 	if (t->rtx_at_us && t->rtx_at_us <= now) {
 		t->rtx_at_us = 0;
-		check_identity(s, t);
 		rtx_expired(s, t);
 	}
 	if (alive(t) && t->aux_at_us && t->aux_at_us <= now)
