@@ -510,9 +510,12 @@ bool nt_has_error(const struct nt_conn *c, uint32_t flags)
 	return flags & NEAT_SLOT_ERROR && a32_relaxed(&c->pub->err_seq) != a32_relaxed(&c->app->err_taken);
 }
 
+/* Done, or given up by a shutdown(), which no replica has to confirm. */
 static bool connect_done(void *arg)
 {
-	return nt_conn_flags(arg) & (NEAT_SLOT_CONNECTED | NEAT_SLOT_ERROR | NEAT_SLOT_HUP);
+	const struct nt_conn *c = arg;
+
+	return nt_conn_flags(c) & (NEAT_SLOT_CONNECTED | NEAT_SLOT_ERROR | NEAT_SLOT_HUP) || a32_acquire(&c->app->shut);
 }
 
 static bool connect_begun(void *arg) { return nt_conn_flags(arg) != 0; }
@@ -566,7 +569,7 @@ static int connect_wait(uint32_t sock)
 	a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN);
 	err = nt_take_error(&c);
 	if (!err && !(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED))
-		err = -ECONNABORTED;
+		err = a32_relaxed(&c.app->shut) ? -ECONNRESET : -ECONNABORTED;
 	return err;
 }
 
@@ -626,6 +629,16 @@ static int listener_shutdown(uint32_t sock)
 	return 0;
 }
 
+/* Linux: inet_shutdown() of a socket in SYN-SENT disconnects it; connect() is ECONNRESET for whoever waits in it. */
+static void connect_shutdown(uint32_t sock, const struct nt_conn *c)
+{
+	a32_or(&c->app->shut, 3);
+	nt_command(c->rep, NEAT_CMD_ABORT, c->gen, c->slot);
+	nt_lock(&nt.watch_lock);
+	nt_watch_fire(sock);
+	nt_unlock(&nt.watch_lock);
+}
+
 int nt_shutdown(int fd, int how)
 {
 	uint32_t sock = nt_lookup(fd), state;
@@ -648,6 +661,10 @@ int nt_shutdown(int fd, int how)
 		return -ENOTCONN;
 	}
 	c = nt_conn(s);
+	if (!connect_done(&c)) {
+		connect_shutdown(sock, &c);
+		return 0;
+	}
 	if (!(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED) || nt_conn_flags(&c) & NEAT_SLOT_HUP)
 		return -ENOTCONN;
 	/* SHUT_RD 0, SHUT_WR 1, SHUT_RDWR 2 become the bits 1, 2, 3. */

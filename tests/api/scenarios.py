@@ -478,6 +478,30 @@ def shutdown_wakes_reader() -> None:
 
 
 @scenario
+def shutdown_while_connecting() -> None:
+    a = listener(backlog=0)
+    queued = []
+    while True:
+        c = socket.socket()
+        c.setblocking(False)
+        c.connect_ex(a.getsockname())
+        if not until(lambda s=c: revents(s, 0, select.POLLOUT) != "0", 0.3):  # type: ignore[misc]
+            break  # the queue is full, nobody answers
+        queued.append(c)
+    say("shutdown", c.shutdown, socket.SHUT_RDWR)
+    print(until(lambda: {"OUT", "ERR", "HUP"} <= set(revents(c).split("|"))))
+    say("error", c.getsockopt, socket.SOL_SOCKET, socket.SO_ERROR)
+    d = socket.socket()
+    result: list[str] = []
+    job = threading.Thread(target=lambda: result.append(outcome(d.connect, a.getsockname())))
+    job.daemon = True
+    job.start()
+    print(until(lambda: outcome(d.shutdown, socket.SHUT_RDWR) == "None"))
+    job.join(5)
+    print(result)
+
+
+@scenario
 def reset() -> None:
     c, d = pair()
     c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
