@@ -281,8 +281,8 @@ static void buffer_options(struct stack *s, struct tcb *t, const struct neat_opt
 	uint32_t snd = o->w[NEAT_OPT_SNDBUF] / 2;
 
 	if (o->w[NEAT_OPT_RCVBUF] / 2)
-		t->rcvbuf_fixed = 1;
-	if (t->rcvbuf_fixed || !t->rcvbuf)
+		t->flags |= TCB_RCVBUF_FIXED;
+	if (t->flags & TCB_RCVBUF_FIXED || !t->rcvbuf)
 		t->rcvbuf = share_buffer(s, t, t->rcvbuf, tcp_rcvbuf_for(s, o));
 	if (snd) {
 		t->flags |= TCB_SNDBUF_FIXED;
@@ -351,7 +351,7 @@ void tcb_bind(struct tcb *t, const struct sockref *ref)
 {
 	t->ref = *ref;
 	t->app_id = ref->mem ? ref->mem->app_id : 0;
-	t->seal_i = seal_i(t);
+	seal_identity(t);
 }
 
 int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)

@@ -109,6 +109,7 @@ enum tcb_flag {		/* class D */
 	TCB_PUSH_HELD = 8192,	/* CORK or MSG_MORE holds a partial segment; cork_at is its limit */
 	TCB_LINGER0 = 16384,	/* SO_LINGER with zero: close() resets */
 	TCB_SNDBUF_FIXED = 32768,
+	TCB_RCVBUF_FIXED = 65536,	/* otherwise it is tuned */
 };
 
 /* Kinds of timers of ours in the wheel. */
@@ -177,7 +178,7 @@ struct tcb {
 	uint32_t snd_wnd_max;
 	uint32_t rcvbuf;
 
-	/* line 2: I, and who we belong to; all of it is sealed */
+	/* line 2: I, and the pointers to whom we belong to; all of it is sealed */
 	struct flow_key key;
 	uint32_t iss, irs;		/* extended numbers are relative to these */
 	uint32_t ts_offset;		/* added to our timestamps (RFC 7323 7.1) */
@@ -185,7 +186,7 @@ struct tcb {
 	uint8_t snd_wscale, rcv_wscale;
 	uint8_t pad;
 	uint32_t app_id;		/* of the application that owns the slot */
-	struct sockref ref;		/* slot 0 = let go; a successor makes the pointers anew */
+	struct sockref ref;		/* slot 0 = let go; pointers are D, a successor makes them anew */
 
 	/* line 3: D, round-trip time and acknowledgement */
 	uint64_t snd_wl1, snd_wl2;	/* RFC 9293: segment that last set snd_wnd */
@@ -233,10 +234,10 @@ struct tcb {
 	uint32_t sndbuf;		/* published tx_limit */
 	uint8_t keepcnt, syn_retries;
 	uint8_t quick;			/* ACKs still to be sent at once */
-	uint8_t rcvbuf_fixed;		/* 0 = autotune */
+	uint8_t seal_p;			/* over the pointers of `ref` */
 	uint16_t linger2_ms;
 	uint16_t min_rtt_s;		/* when min_rtt_us was seen, low bits */
-	uint32_t seal_e, seal_i;	/* over class E, after each unit; over line 2, when it changes */
+	uint32_t seal_e, seal_i;	/* over class E, after each unit; over class I, when it changes */
 	struct tcp_sent *sent;		/* NULL: nothing in flight, or nothing recorded */
 
 	/* line 7: D */
@@ -410,15 +411,29 @@ static inline uint32_t seal_e(const struct tcb *t)
 		h += (a64_relaxed(&w[i]) ^ i) * (0xbf58476d1ce4e5b9ull + 2 * i * 0x94d049bb133111ebull);
 	return (uint32_t)(h >> 32) ^ (uint32_t)h;
 }
-/* The identity line. What differs in one word differs in the sum, and what is written over several at random does so
- * but for one case in 2^32; that must do, for it is compared with each unit of work. */
+/* What differs in one word differs in the sum, and what is written over several at random does so but for one case
+ * in 2^32; that must do, for it is compared with each unit of work. */
 static inline uint32_t seal_i(const struct tcb *t)
 {
-	uint64_t w[8], h;
+	uint64_t w[4], h;
 
 	memcpy(w, (const uint8_t *)t + offsetof(struct tcb, key), sizeof(w));
-	h = (w[0] ^ w[1]) ^ (w[2] ^ w[3]) ^ (w[4] ^ w[5]) ^ (w[6] ^ w[7]);
+	h = (w[0] ^ w[1]) ^ (w[2] ^ w[3]) ^ ((uint64_t)t->ref.gen << 32 | t->ref.slot);
 	return (uint32_t)(h >> 32) ^ (uint32_t)h;
+}
+/* Finds each flipped bit; pointers that are garbage altogether end in a fault of their own. */
+static inline uint8_t seal_p(const struct tcb *t)
+{
+	uint64_t h = (uintptr_t)t->ref.mem ^ (uintptr_t)t->ref.pub ^ (uintptr_t)t->ref.app;
+
+	h ^= h >> 32;
+	h ^= h >> 16;
+	return (uint8_t)(h ^ h >> 8);
+}
+static inline void seal_identity(struct tcb *t)
+{
+	t->seal_i = seal_i(t);
+	t->seal_p = seal_p(t);
 }
 /* The invariants of arena.h, true after every single store into a record that is not free (tcp.c). */
 bool tcp_numbers_ok(const struct tcb *t);
@@ -442,7 +457,7 @@ _Noreturn static inline void unit_distrust(const struct stack *s)
 /* Of the one that the journal names already, a unit of work may be under way. */
 static inline void unit_trusts(const struct stack *s, const struct tcb *t)
 {
-	if (__builtin_expect(t->seal_e == seal_e(t) && t->seal_i == seal_i(t) &&
+	if (__builtin_expect(t->seal_e == seal_e(t) && t->seal_i == seal_i(t) && t->seal_p == seal_p(t) &&
 			     t->snd_nxt - snd_una(t) <= snd_max(t) - snd_una(t), 1))
 		return;
 	if (tcp_state(t) != TCP_FREE && journal_record(a64_relaxed(&s->tcp->arena->journal)) != tcb_index(s, t) + 1)

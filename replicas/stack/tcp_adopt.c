@@ -140,7 +140,8 @@ static void soft_bounds(struct stack *s, struct tcb *t)
 /* Half changed: only what every single store leaves true counts. */
 static void soft_reset(struct tcb *t)
 {
-	t->flags &= TCB_PINGPONG | TCB_SHUT_RD | TCB_OPEN_PASSIVE | TCB_SNDBUF_FIXED | TCB_LINGER0;
+	t->flags &= TCB_PINGPONG | TCB_SHUT_RD | TCB_OPEN_PASSIVE | TCB_SNDBUF_FIXED | TCB_RCVBUF_FIXED |
+		    TCB_LINGER0;
 	t->min_rtt_us = 0;
 	t->flags |= TCB_ACK_NOW;
 	t->holes = NULL;
@@ -206,7 +207,6 @@ static void take_record(const struct adoption *a, struct tcb *t)
 		corrupted(a, t);
 		return;
 	}
-	unit_repairs(s, UNIT_OUTPUT, t);	/* until its seals fit again */
 	soft(a, t);
 	if (tcp_state(t) != TCP_CLOSED && flow_insert(s, &t->key, t)) {
 		corrupted(a, t);
@@ -214,11 +214,13 @@ static void take_record(const struct adoption *a, struct tcb *t)
 	}
 	s->tcp->used++;
 	ref = t->ref;
-	if (!ref.slot || !sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref))
+	if (!ref.slot || !sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref)) {
+		unit_repairs(s, UNIT_OUTPUT, t);	/* until the seal fits again */
 		ref = (struct sockref){ .gen = ref.gen };
+	}
 	t->ref = ref;		/* slot and gen as they were, if it has a slot: only pointers are new */
 	share_count(t);
-	t->seal_i = seal_i(t);
+	seal_identity(t);
 }
 
 static void take_records(const struct adoption *a)

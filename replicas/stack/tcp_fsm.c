@@ -179,6 +179,6 @@ void tcp_detach_if_idle(struct stack *s, struct tcb *t)
 {
 	if (t->ref.mem && tcp_app_closed(t) && tx_una(t) == tx_tail(t)) {
 		tcp_detach(s, t);
-		t->seal_i = seal_i(t);
+		seal_identity(t);
 	}
 }

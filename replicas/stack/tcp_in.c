@@ -224,7 +224,7 @@ static void negotiate(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 	t->snd_wl1 = 0;
 	t->snd_wl2 = g->ack;
 	e_wnd(&t->e, g->wnd, g->has & TCP_OPT_TS ? g->ts_val : 0);
-	t->seal_i = seal_i(t);
+	seal_identity(t);
 	(void)s;
 }
 

@@ -235,7 +235,7 @@ void tcp_rcvbuf_tune(struct stack *s, struct tcb *t)
 	uint64_t read, want, ceiling = s->cfg.rcvbuf;
 	uint32_t rtt_us = t->srtt_us ? t->srtt_us : 10000;
 
-	if (t->rcvbuf_fixed || s->now_us - t->drs_start_us < rtt_us)
+	if (t->flags & TCB_RCVBUF_FIXED || s->now_us - t->drs_start_us < rtt_us)
 		return;
 	read = rx_tail(t) - t->drs_tail;
 	t->drs_tail = rx_tail(t);
