@@ -240,11 +240,10 @@ def clean_environment() -> dict[str, str]:
 
 
 def programs(options: StartOptions) -> list[str]:
-    """Options of neat-keeper: what a replica is started from."""
+    """Options of neat-keeper: what a replica is started from. Components lie beside neat-tcp."""
     if options.components != "multi":
         return ["--replica-bin", str(native("neat-replica"))]
-    prefix = native("neat-ip").with_name("neat-")
-    return ["--replica-bin", str(native("neat-tcp")), "--component-bin", str(prefix)]
+    return ["--replica-bin", str(native("neat-tcp"))]
 
 
 def start(name: str, options: StartOptions) -> dict[str, Any]:
@@ -364,8 +363,8 @@ def stop(name: str) -> None:
         )
 
 
-def check_replica_program(path: str) -> None:
-    """InstanceError if `path` is no neat-replica of this version."""
+def check_program(path: str, kind: str) -> None:
+    """InstanceError if `path` is no `kind` (as its --version says) of this version."""
     import subprocess
 
     try:
@@ -373,8 +372,8 @@ def check_replica_program(path: str) -> None:
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as err:
         raise InstanceError(f"cannot run {path} --version: {err}") from err
     words = done.stdout.split()
-    if words[:2] != ["neat-replica", "ABI"]:
-        raise InstanceError(f"{path} is no neat-replica")
+    if words[:2] != [kind, "ABI"]:
+        raise InstanceError(f"{path} is no {kind}")
     if words[2:3] != [str(ABI_VERSION)]:
         raise InstanceError(
             f"{path} speaks version {' '.join(words[2:3])} of the protocol, not {ABI_VERSION}; "
@@ -383,8 +382,15 @@ def check_replica_program(path: str) -> None:
 
 
 def upgrade(name: str, replica_bin: str | None) -> int:
-    """Replace each replica by one of another program; returns their number when all are ready."""
-    check_replica_program(replica_bin or str(native("neat-replica")))
+    """Replace each replica by one of another program; returns their number when all are ready.
+
+    Of replicas that are several processes `replica_bin` is neat-tcp; the others lie beside it.
+    """
+    multi = status(name)["components"] == "multi"
+    program = Path(replica_bin or native("neat-tcp" if multi else "neat-replica"))
+    check_program(str(program), "neat-tcp" if multi else "neat-replica")
+    for kind in ("neat-ip", "neat-udp", "neat-filter") if multi else ():
+        check_program(str(program.with_name(kind)), kind)
     path = os.path.abspath(replica_bin) if replica_bin else ""
     answer = ask(socket_path(name), {"cmd": "upgrade", "replica_bin": path}, UPGRADE_S)
     return int(answer["upgraded"])

@@ -571,7 +571,8 @@ struct neat_flow {
 struct neat_flow_table {
 	struct neat_header h;
 	neat_a32 used;		/* entries ever used; raised before the entry is filled in */
-	uint32_t pad[7];
+	neat_a32 heartbeat;	/* +1 with each turn of the nic's loop; the keeper looks (watch.c) */
+	uint32_t pad[6];
 	/* followed by struct neat_flow[] up to h.size */
 };
 

@@ -8,6 +8,8 @@
 #include "component.h"
 #include <errno.h>
 #include <sched.h>
+#include <stdio.h>
+#include <string.h>
 
 enum { STATUS_LOOPS = 64 };
 
@@ -262,10 +264,15 @@ static _Noreturn void loop(struct component *c)
 	}
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-	struct component *c = map_anonymous(sizeof(*c));
+	struct component *c;
 
+	if (argc > 1 && !strcmp(argv[1], "--version")) {
+		printf("%s ABI %d fingerprint %08x\n", role_program, NEAT_ABI_VERSION, neat_abi_fingerprint());
+		return 0;
+	}
+	c = map_anonymous(sizeof(*c));
 	random_seed(c->random);
 	c->control_word = control_setup();
 	loop(c);

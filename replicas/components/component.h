@@ -37,6 +37,7 @@ struct component {
 };
 
 /* ---- what each component gives to component.c ---- */
+extern const char role_program[];		/* what --version says of us */
 /* Before the first frame: everything of R_CONFIG, queues and rules is there. */
 void role_start(struct component *c);
 void role_rules(struct component *c);		/* R_FILTER came after the start */

@@ -4,6 +4,8 @@
  */
 #include "component.h"
 
+const char role_program[] = "neat-filter";
+
 static struct frameq *peer(struct stack *s, int which) { return &component_of(s)->queue[which]; }
 
 /* False: no room. What nobody has to wait for is dropped then. */

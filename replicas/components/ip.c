@@ -5,6 +5,8 @@
 #include "component.h"
 #include "link.h"
 
+const char role_program[] = "neat-ip";
+
 static bool to_nic(void *world, const struct pkt *p)
 {
 	struct component *c = world;

@@ -6,6 +6,8 @@
 #include "main.h"
 #include "tcp.h"
 
+const char replica_program[] = "neat-tcp";
+
 enum { TO_FILTER, TO_UDP, QUEUES };
 
 /* A torn or unfinished read is repeated at the next look; false until there is something to read. */

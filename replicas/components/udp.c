@@ -5,6 +5,8 @@
  */
 #include "component.h"
 
+const char role_program[] = "neat-udp";
+
 /* Header and checksum of a received datagram; what is cut short or broken is dropped. */
 static bool datagram_ok(struct stack *s, struct pkt *p, const struct ip_meta *m)
 {

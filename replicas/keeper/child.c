@@ -64,7 +64,6 @@ static _Noreturn void child_exec(struct keeper *k, const struct child *c, int so
 {
 	char *const nic[] = { (char *)(uintptr_t)k->opt.nic_bin, NULL };
 	char *const *argv = c->role == NEAT_ROLE_NEATD ? k->opt.neatd_args : nic;
-	const struct program *p = c->quarantine ? &k->quarantine : &k->program;
 	struct rlimit no_core = { 0, 0 };
 	char name[32];
 	sigset_t none;
@@ -79,9 +78,9 @@ static _Noreturn void child_exec(struct keeper *k, const struct child *c, int so
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
 	if (role_is_component(c->role))
-		component_exec(k, c);
-	if (c->role == NEAT_ROLE_REPLICA || c->role == NEAT_ROLE_STANDBY)
-		program_exec(p);
+		program_exec(&k->part[c->role - NEAT_ROLE_IP]);
+	else if (c->role == NEAT_ROLE_REPLICA || c->role == NEAT_ROLE_STANDBY)
+		program_exec(c->quarantine ? &k->quarantine : &k->program);
 	else
 		execv(argv[0], argv);
 	fprintf(stderr, "neat-keeper: cannot start %s: %s\n", child_name(c, name, sizeof(name)), strerror(errno));
@@ -175,7 +174,7 @@ void child_start(struct keeper *k, struct child *c)
 	tell_neatd(k, NEAT_MSG_K_STARTED, c, NULL);
 	if (c->role == NEAT_ROLE_REPLICA)
 		tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
-	if (c->role == NEAT_ROLE_REPLICA || role_is_component(c->role))
+	if (c->role != NEAT_ROLE_STANDBY)
 		watch_start(k, c);
 }
 

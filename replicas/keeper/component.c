@@ -7,7 +7,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
+
+bool is_multi(const struct keeper *k) { return k->opt.components && !strcmp(k->opt.components, "multi"); }
 
 bool role_is_component(uint32_t role) { return role >= NEAT_ROLE_IP && role < NEAT_ROLE_IP + COMPONENTS; }
 
@@ -18,16 +19,32 @@ const char *component_name(uint32_t role)
 
 const struct child *queue_holder(const struct keeper *k, uint32_t index)
 {
-	return k->opt.component_bin ? &k->component[0][index] : &k->replica[index];
+	return is_multi(k) ? &k->component[0][index] : &k->replica[index];
 }
 
-_Noreturn void component_exec(const struct keeper *k, const struct child *c)
+bool components_open(struct program *part, const char *tcp)
 {
-	char path[4096];
-	char *argv[] = { path, NULL };
+	static const char own[] = "tcp";
+	size_t n = strlen(tcp), prefix = n - (sizeof(own) - 1);
 
-	snprintf(path, sizeof(path), "%s%s", k->opt.component_bin ? k->opt.component_bin : "", component_name(c->role));
-	execv(path, argv);
-	fprintf(stderr, "neat-keeper: cannot start %s: %s\n", path, strerror(errno));
-	_exit(127);
+	for (uint32_t i = 0; i < COMPONENTS; i++)
+		part[i].fd = -1;
+	errno = EINVAL;
+	if (n < sizeof(own) || n >= sizeof(part->path) || strcmp(tcp + prefix, own))
+		return false;
+	for (uint32_t i = 0; i < COMPONENTS; i++) {
+		char path[sizeof(part->path) + 8];
+
+		snprintf(path, sizeof(path), "%.*s%s", (int)prefix, tcp, component_name(NEAT_ROLE_IP + i));
+		program_open(&part[i], path);
+		if (part[i].fd < 0)
+			return false;
+	}
+	return true;
+}
+
+void components_close(struct program *part)
+{
+	for (uint32_t i = 0; i < COMPONENTS; i++)
+		program_close(&part[i]);
 }

@@ -92,7 +92,7 @@ struct child {
 	uint32_t nfaults;
 	uint64_t start_at;		/* ms; restart not before */
 	/* watch.c */
-	const struct neat_replica_status *status_page;
+	const neat_a32 *beats;		/* in a page that it writes; NULL = it has none yet */
 	clockid_t cpu_clock;
 	timer_t cpu_timer;
 	bool watched;			/* cpu_clock and cpu_timer are valid */
@@ -108,7 +108,7 @@ struct child {
 struct keeper_options {
 	const char *dir, *name;
 	const char *replica_bin, *nic_bin, *python;
-	const char *component_bin;	/* path up to the name of a component, NULL = replicas are one process */
+	const char *components;		/* "multi": replicas are several processes (component.c) */
 	char *neatd_args[ARGS_MAX];	/* after the interpreter's own; NULL-terminated */
 	uint32_t faults_max;		/* faults within the window: the next start is stateless */
 	uint32_t fault_window_ms;
@@ -124,7 +124,8 @@ struct keeper {
 	struct child component[COMPONENTS][NEAT_REPLICAS_MAX];	/* by role, from NEAT_ROLE_IP on */
 	struct child standby;		/* runs whenever all wanted replicas are ready */
 	struct program program, quarantine;
-	struct program before;		/* while upgrading: the one to go back to */
+	struct program part[COMPONENTS];	/* of components, by role; fd -1 = replicas are one process */
+	struct program before, part_before[COMPONENTS];	/* while upgrading: those to go back to */
 	bool upgrading;
 	uint64_t rerandomize_at;	/* ms */
 	uint32_t rerandomize_next;
@@ -181,11 +182,14 @@ void child_kill(struct child *c);	/* SIGKILL, wait: when it returns the process 
 const char *child_name(const struct child *c, char *text, size_t size);
 
 /* component.c: replicas of several processes */
+bool is_multi(const struct keeper *k);
 bool role_is_component(uint32_t role);
 const char *component_name(uint32_t role);
 /* The process of replica `index` that has the queue pair with the nic. */
 const struct child *queue_holder(const struct keeper *k, uint32_t index);
-_Noreturn void component_exec(const struct keeper *k, const struct child *c);
+/* Those that belong to `tcp`, the program of the process with the sockets; false and errno if one cannot be. */
+bool components_open(struct program *part, const char *tcp);
+void components_close(struct program *part);
 
 /* recovery.c: what a death means, and how the successor starts */
 enum neat_death death_of(const struct child *c, int status);
@@ -195,7 +199,8 @@ void configure(struct keeper *k, struct child *c, struct neat_msg_r_config *conf
 void became_ready(struct keeper *k, struct child *c);
 uint64_t youngest_fault(const struct child *c);		/* ms; 0 = none */
 bool stateful(const struct child *c);
-const struct msg *stored_config(const struct child *c);	/* R_CONFIG; NULL = none yet */
+const struct msg *stored(const struct child *c, uint16_t type, uint32_t len);	/* NULL = none yet, or shorter */
+const struct msg *stored_config(const struct child *c);	/* R_CONFIG */
 void became_idle(struct child *c);	/* drained: it ends by itself and is not replaced */
 struct msg *health_message(const struct keeper *k, const struct child *c);
 

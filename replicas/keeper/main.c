@@ -146,6 +146,8 @@ static void setup(struct keeper *k)
 	k->neatd.wanted = true;
 	program_open(&k->program, k->opt.replica_bin);
 	program_open_quarantine(&k->quarantine, &k->program);
+	if (is_multi(k) && !components_open(k->part, k->program.path))
+		keeper_die("the programs of --components multi");
 }
 
 /* ---- loop ---- */

@@ -21,8 +21,8 @@ static const char **text_option(struct keeper_options *o, const char *arg)
 		return &o->name;
 	if (!strcmp(arg, "--replica-bin"))
 		return &o->replica_bin;
-	if (!strcmp(arg, "--component-bin"))
-		return &o->component_bin;
+	if (!strcmp(arg, "--components"))
+		return &o->components;
 	if (!strcmp(arg, "--nic-bin"))
 		return &o->nic_bin;
 	if (!strcmp(arg, "--python"))
@@ -76,7 +76,7 @@ void parse(struct keeper_options *o, int argc, char **argv)
 	for (int i = 1; i < argc; i++) {
 		uint32_t most, *value = number_option(o, argv[i], &most);
 		const char **own = text_option(o, argv[i]);
-		bool shared = own == &o->dir || own == &o->name;
+		bool shared = own == &o->dir || own == &o->name || own == &o->components;
 
 		if (n + 3 > ARGS_MAX || ((own || value) && i + 1 == argc))
 			usage();

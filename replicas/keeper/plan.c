@@ -1,6 +1,6 @@
 /*
- * plan.c - replicas that are replaced although nothing is wrong with them: an upgrade of their
- * program, a new address layout, the way back from the quarantine build.
+ * plan.c - replicas, and components of them, that are replaced although nothing is wrong: an upgrade of
+ * their program, a new address layout, the way back from the quarantine build.
  *
  * One after another, each only when all are ready and its successor waits as the standby. To the
  * successor it is a death from outside, so what makes a kill harmless makes these harmless.
@@ -29,31 +29,62 @@ static void answer_upgrade(struct keeper *k, int status, const char *text)
 	keeper_log("upgrade: %s", text);
 }
 
+static bool of_replica(const struct child *c)
+{
+	return c->role == NEAT_ROLE_REPLICA || role_is_component(c->role);
+}
+
+/* All processes of replica `i`. */
+static void plan_replica(struct keeper *k, uint32_t i, bool planned)
+{
+	k->replica[i].planned = planned && k->replica[i].wanted;
+	for (uint32_t role = 0; role < COMPONENTS; role++)
+		k->component[role][i].planned = planned && k->component[role][i].wanted;
+}
+
+/* False, and answered, if a program cannot be opened; then all is as before. */
+static bool open_programs(struct keeper *k, const char *path)
+{
+	struct program fresh, part[COMPONENTS] = { 0 };
+	char text[200];
+
+	program_open(&fresh, path);
+	if (fresh.fd < 0 || (is_multi(k) && !components_open(part, path))) {
+		int err = errno;
+
+		snprintf(text, sizeof(text), "cannot open %.100s%s: %s", path,
+			 fresh.fd < 0 ? "" : " or a component beside it", strerror(err));
+		if (fresh.fd >= 0 && is_multi(k))
+			components_close(part);
+		program_close(&fresh);
+		answer_upgrade(k, -err, text);
+		return false;
+	}
+	k->before = k->program;
+	k->program = fresh;
+	k->program.generation = k->before.generation + 1;
+	memcpy(k->part_before, k->part, sizeof(k->part));
+	memcpy(k->part, part, sizeof(k->part));
+	return true;
+}
+
 void upgrade_begin(struct keeper *k, const char *path)
 {
-	struct program fresh;
+	char name[sizeof(k->program.path)];
 
 	if (k->upgrading) {
 		answer_upgrade(k, -EBUSY, "another one is under way");
 		return;
 	}
-	program_open(&fresh, *path ? path : k->program.path);
-	if (fresh.fd < 0) {
-		char text[200];
-
-		snprintf(text, sizeof(text), "cannot open %.100s: %s", fresh.path, strerror(errno));
-		answer_upgrade(k, -errno, text);
+	snprintf(name, sizeof(name), "%s", *path ? path : k->program.path);
+	if (!open_programs(k, name))
 		return;
-	}
-	k->before = k->program;
-	k->program = fresh;
-	k->program.generation = k->before.generation + 1;
 	k->upgrading = true;
-	keeper_log("upgrade to %s, generation %u", fresh.path, k->program.generation);
+	keeper_log("upgrade to %s, generation %u", name, k->program.generation);
 	if (k->standby.pid)
 		child_end(&k->standby, NEAT_DEATH_OUTSIDE);
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
-		k->replica[i].planned = k->replica[i].wanted;
+		plan_replica(k, i, true);
 		k->replica[i].quarantined = false;
 	}
 }
@@ -65,9 +96,13 @@ void upgrade_failed(struct keeper *k)
 	/* What was started from it stays known as another generation. */
 	k->before.generation = k->program.generation + 1;
 	k->program = k->before;
+	if (is_multi(k)) {
+		components_close(k->part);
+		memcpy(k->part, k->part_before, sizeof(k->part));
+	}
 	k->upgrading = false;
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
-		k->replica[i].planned = false;
+		plan_replica(k, i, false);
 	if (k->standby.pid)
 		child_end(&k->standby, NEAT_DEATH_OUTSIDE);
 	answer_upgrade(k, -EIO, "the new program failed before it was ready; replicas go on with the old one");
@@ -75,14 +110,16 @@ void upgrade_failed(struct keeper *k)
 
 static void check_upgrade(struct keeper *k)
 {
-	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
-		const struct child *c = &k->replica[i];
+	struct child *all[CHILDREN];
+	uint32_t n = keeper_children(k, all);
 
-		if (c->wanted && (!c->ready || c->planned || c->fate))
+	for (uint32_t i = 0; i < n; i++)
+		if (of_replica(all[i]) && all[i]->wanted && (!all[i]->ready || all[i]->planned || all[i]->fate))
 			return;
-	}
 	k->upgrading = false;
 	program_close(&k->before);
+	if (is_multi(k))
+		components_close(k->part_before);
 	program_close(&k->quarantine);
 	program_open_quarantine(&k->quarantine, &k->program);
 	answer_upgrade(k, 0, "done");
@@ -113,10 +150,10 @@ static int rerandomize(struct keeper *k, uint64_t now)
 	if (now >= k->rerandomize_at) {
 		k->rerandomize_at = now + every;
 		for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
-			struct child *c = &k->replica[k->rerandomize_next++ % NEAT_REPLICAS_MAX];
+			uint32_t next = k->rerandomize_next++ % NEAT_REPLICAS_MAX;
 
-			if (c->wanted && !c->quarantined) {
-				c->planned = true;
+			if (k->replica[next].wanted && !k->replica[next].quarantined) {
+				plan_replica(k, next, true);
 				break;
 			}
 		}
@@ -124,15 +161,23 @@ static int rerandomize(struct keeper *k, uint64_t now)
 	return (int)(k->rerandomize_at - now);
 }
 
+/* A component starts by itself, so it needs no standby; of those that are down one is enough. */
 static void replace_next(struct keeper *k)
 {
-	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++) {
-		struct child *c = &k->replica[i];
+	struct child *all[CHILDREN];
+	uint32_t n = keeper_children(k, all);
+	char name[32];
 
-		if (!c->planned || !c->pid)
+	for (uint32_t i = 0; i < n; i++)
+		if (role_is_component(all[i]->role) && all[i]->wanted && (!all[i]->ready || all[i]->fate))
+			return;
+	for (uint32_t i = 0; i < n; i++) {
+		struct child *c = all[i];
+
+		if (!of_replica(c) || !c->planned || !c->pid)
 			continue;
-		if (standby_ready(k)) {
-			keeper_log("replica %u (pid %d) is replaced as planned", i, c->pid);
+		if (c->role != NEAT_ROLE_REPLICA || standby_ready(k)) {
+			keeper_log("%s (pid %d) is replaced as planned", child_name(c, name, sizeof(name)), c->pid);
 			child_end(c, NEAT_DEATH_OUTSIDE);
 		}
 		return;

@@ -46,12 +46,17 @@ uint32_t strikes(const struct keeper *k, const struct child *c, uint64_t now_ms)
 	return n;
 }
 
-const struct msg *stored_config(const struct child *c)
+const struct msg *stored(const struct child *c, uint16_t type, uint32_t len)
 {
 	for (const struct entry *e = c->stored; e; e = e->next)
-		if (e->m->u.h.type == NEAT_MSG_R_CONFIG && e->m->len >= sizeof(struct neat_msg_r_config))
+		if (e->m->u.h.type == type && e->m->len >= len)
 			return e->m;
 	return NULL;
+}
+
+const struct msg *stored_config(const struct child *c)
+{
+	return stored(c, NEAT_MSG_R_CONFIG, sizeof(struct neat_msg_r_config));
 }
 
 bool stateful(const struct child *c)

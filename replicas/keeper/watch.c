@@ -1,15 +1,17 @@
 /*
- * watch.c - is a running replica alive? Costs nothing while it sleeps.
+ * watch.c - is a running replica, component or nic alive? Costs nothing while it sleeps.
  *
- * Hang: its CPU time advances and its heartbeat does not. A timer on the replica's own CPU clock
- * asks for the look, so a replica that is starved on a loaded machine, or asleep, is never looked
- * at. Stopped (SIGSTOP): the kernel tells a parent by SIGCHLD. Under a debugger neither happens.
+ * Hang: its CPU time advances and its heartbeat does not. A timer on its own CPU clock asks for the
+ * look, so a process that is starved on a loaded machine, or asleep, is never looked at. Stopped
+ * (SIGSTOP): the kernel tells a parent by SIGCHLD. Under a debugger neither happens. neatd is not
+ * watched: programs go on without it, and somebody who stops it may want to look at it.
  */
 #define _GNU_SOURCE
 #include "keeper.h"
 #include "ring.h"
 #include <errno.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -19,18 +21,29 @@
 
 enum { LOOKS = 4 };	/* during the time that makes a hang */
 
-static void map_status(struct child *c)
+/* The word at `offset` of the object behind a descriptor of a stored message. */
+static const neat_a32 *map_word(const struct msg *m, int which, size_t offset)
 {
-	const struct msg *config = stored_config(c);
+	size_t size = offset + sizeof(neat_a32);
 	struct stat st;
-	void *p;
+	char *p;
 
-	if (c->status_page || !config || config->nfds < 2 || fstat(config->fds[1], &st) ||
-	    (size_t)st.st_size < sizeof(*c->status_page))
+	if (!m || m->nfds <= which || fstat(m->fds[which], &st) || (size_t)st.st_size < size)
+		return NULL;
+	p = mmap(NULL, size, PROT_READ, MAP_SHARED, m->fds[which], 0);
+	return p == MAP_FAILED ? NULL : (const neat_a32 *)(const void *)(p + offset);
+}
+
+/* Stays mapped: successors write the same page. */
+static void map_beats(struct child *c)
+{
+	if (c->beats)
 		return;
-	p = mmap(NULL, sizeof(*c->status_page), PROT_READ, MAP_SHARED, config->fds[1], 0);
-	if (p != MAP_FAILED)
-		c->status_page = p;
+	if (c->role == NEAT_ROLE_NIC)
+		c->beats = map_word(stored(c, NEAT_MSG_N_FLOWS, sizeof(struct neat_msg_header)), 0,
+				    offsetof(struct neat_flow_table, heartbeat));
+	else
+		c->beats = map_word(stored_config(c), 1, offsetof(struct neat_replica_status, heartbeat));
 }
 
 static uint64_t cpu_us(const struct child *c)
@@ -51,15 +64,15 @@ void watch_start(struct keeper *k, struct child *c)
 	struct itimerspec timer = { every, every };
 	char name[32];
 
-	map_status(c);
-	if (!ns || !c->status_page)
+	map_beats(c);
+	if (!ns || !c->beats)
 		return;
 	if (clock_getcpuclockid(c->pid, &c->cpu_clock) || timer_create(c->cpu_clock, &tell, &c->cpu_timer)) {
 		keeper_log("%s is not watched for hangs: %s", child_name(c, name, sizeof(name)), strerror(errno));
 		return;
 	}
 	c->watched = true;
-	c->heartbeat = a32_relaxed(&c->status_page->heartbeat);
+	c->heartbeat = a32_relaxed(c->beats);
 	c->beat_cpu_us = cpu_us(c);
 	timer_settime(c->cpu_timer, 0, &timer, NULL);
 }
@@ -82,7 +95,7 @@ void watch_look(struct keeper *k, uint32_t who)
 
 	if (!c || !c->watched || c->fate)
 		return;
-	beat = a32_relaxed(&c->status_page->heartbeat);
+	beat = a32_relaxed(c->beats);
 	cpu = cpu_us(c);
 	if (beat != c->heartbeat) {
 		c->heartbeat = beat;
@@ -106,8 +119,7 @@ void watch_stops(struct keeper *k)
 		struct child *c = all[i];
 		siginfo_t si = { 0 };
 
-		if (!c->pid || (c->role != NEAT_ROLE_REPLICA && c->role != NEAT_ROLE_STANDBY &&
-				!role_is_component(c->role)))
+		if (!c->pid || c->role == NEAT_ROLE_NEATD)
 			continue;
 		while (!waitid(P_PIDFD, (id_t)c->pidfd, &si, WSTOPPED | WCONTINUED | WNOHANG) && si.si_pid) {
 			c->stopped_at = si.si_code == CLD_STOPPED ? clock_ms() : 0;

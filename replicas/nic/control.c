@@ -223,6 +223,7 @@ static void on_flows(struct nic *n, const struct message *msg)
 		nic_die("mmap of the table of connections");
 	if (!neat_header_ok(&table->h, NEAT_OBJ_FLOWS, (uint64_t)st.st_size))
 		nic_die("the table of connections has another layout (version skew?)");
+	n->heartbeat = &table->heartbeat;
 	set_flows(n, table, room < FLOWS_LIMIT ? (uint32_t)room : FLOWS_LIMIT);
 }
 

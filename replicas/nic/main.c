@@ -324,6 +324,8 @@ static _Noreturn void nic_loop(struct nic *n)
 
 		n->now_us = clock_us();
 		n->count[NEAT_NIC_LOOPS]++;
+		if (n->heartbeat)
+			a32_store(n->heartbeat, a32_relaxed(n->heartbeat) + 1);
 		for (int i = 0; i < got; i++)
 			serve(n, &ev[i]);
 		wake_replicas(n);	/* they work while we write */

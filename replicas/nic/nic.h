@@ -42,6 +42,7 @@ struct nic {
 	uint64_t now_us;			/* CLOCK_MONOTONIC, once per loop */
 	int epoll;
 	uint64_t count[NEAT_NIC_STATS];
+	neat_a32 *heartbeat;		/* in the table of connections; NULL before N_FLOWS */
 	uint8_t frame[NIC_FRAME];		/* one received frame */
 	uint8_t segment[NIC_FRAME];		/* one segment cut from a super-segment */
 };

@@ -274,7 +274,7 @@ int main(int argc, char **argv)
 	static struct replica r;	/* large; reached only through the pointer below */
 
 	if (argc > 1 && !strcmp(argv[1], "--version")) {
-		printf("neat-replica ABI %d fingerprint %08x\n", NEAT_ABI_VERSION, neat_abi_fingerprint());
+		printf("%s ABI %d fingerprint %08x\n", replica_program, NEAT_ABI_VERSION, neat_abi_fingerprint());
 		return 0;
 	}
 	random_seed(r.random);

@@ -53,6 +53,7 @@ void control_drain(struct replica *r);
 
 /* main_queue.c, nicq.c: the replica's end of its queue pair; a component has components/tcp_queue.c instead. */
 void nicq_attach(struct replica *r, struct message *msg);	/* R_QUEUE, R_PEER */
+extern const char replica_program[];		/* what --version says of us */
 void nicq_announce(struct replica *r);		/* from now on the nic may pass frames */
 void nicq_arm(struct replica *r, uint32_t asleep);
 void nicq_sleep_on(struct replica *r, struct sleep_set *set);

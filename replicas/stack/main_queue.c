@@ -4,6 +4,8 @@
  */
 #include "main.h"
 
+const char replica_program[] = "neat-replica";
+
 void nicq_announce(struct replica *r)
 {
 	if (r->queue)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.inject import LOOP, Target
 from neatsock.instance import native
 
 from ..long import TIMES
@@ -102,6 +103,73 @@ def test_rerandomize_under_open_connections(own: Callable[..., Rig]) -> None:
     with bystanders(rig):
         wait_until(lambda: min(rig.epochs()) >= 3, "each was replaced twice")
     assert all(r["strikes"] == 0 for r in rig.status()["replicas"])
+
+
+def test_upgrade_and_rerandomize_replace_every_component(own: Callable[..., Rig]) -> None:
+    rig = own(1, "--components", "multi", "--rerandomize", "1")
+    with bystanders(rig) as all_:
+        before = parts(rig)
+        assert len(before) == 4
+        done = rig.cli("upgrade")
+        assert done.returncode == 0, done.stderr
+        after = parts(rig)
+        assert not set(before.values()) & set(after.values()), (before, after)
+        for one in all_:
+            one.lively(50)
+        wait_until(lambda: not set(parts(rig).values()) & set(after.values()), "all again")
+    assert "strike" not in rig.log()
+
+
+def parts(rig: Rig) -> dict[str, int]:
+    """Processes of replica 0 by name."""
+    found = rig.status()["replicas"][0]
+    return {"tcp": found["pid"]} | {part["name"]: part["pid"] for part in found["components"]}
+
+
+@pytest.mark.parametrize(
+    ("layout", "program", "kind"),
+    [("multi", "neat-replica", "neat-tcp"), ("single", "neat-tcp", "neat-replica")],
+)
+def test_upgrade_to_a_program_of_the_other_kind_is_refused(
+    own: Callable[..., Rig], layout: str, program: str, kind: str
+) -> None:
+    rig = own(1, "--components", layout)
+    before = rig.pids()
+    done = rig.cli("upgrade", "--replica-bin", str(native(program)))
+    assert done.returncode == 1 and f"{native(program)} is no {kind}" in done.stderr, done.stderr
+    assert rig.pids() == before
+
+
+# ---- the nic ----
+
+
+def wire(scratch: Path) -> tuple[str, ...]:
+    """There is a nic only with an uplink."""
+    return "--wire", str(scratch / "wire"), "--address", "10.98.9.1/24"
+
+
+def nic(rig: Rig) -> int:
+    return int(wait_until(rig.status, "neatd answers")["nic"]["pid"] or 0)
+
+
+def test_a_stopped_nic_is_replaced(own: Callable[..., Rig], scratch: Path) -> None:
+    rig = own(1, "--stopped", "0.2", *wire(scratch))
+    before = nic(rig)
+    os.kill(before, signal.SIGSTOP)
+    wait_until(lambda: nic(rig) not in (0, before), "another nic")
+
+
+def test_a_nic_that_hangs_is_replaced(own: Callable[..., Rig], scratch: Path) -> None:
+    """An endless loop is written into its code, as a bug of its own would be."""
+    rig = own(1, "--hang", "0.1", *wire(scratch))
+    before = nic(rig)
+    target = Target(before)
+    base, known = target.code()
+    target.write(base + known["control_receive"][0], LOOP)
+    target.close()
+    os.kill(rig.pids()["replica0"], signal.SIGKILL)  # the nic is told
+    wait_until(lambda: nic(rig) not in (0, before), "another nic")
+    assert "nic" in rig.log() and "hangs" in rig.log()
 
 
 # ---- neatd in any state ----
