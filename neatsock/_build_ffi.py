@@ -1,7 +1,7 @@
 """Writes neatsock/_abi.py: the layouts of replicas/abi/neat_abi.h for Python, without a compiler.
 
 cffi's out-of-line ABI mode: the result is pure Python, so one wheel serves every CPython. Run at
-build time (`python neatsock/_build_ffi.py`) and, in a source tree, whenever the header is newer.
+build time (`python neatsock/_build_ffi.py`) and, in a source tree, whenever a header is newer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HEADER = Path(__file__).resolve().parent.parent / "replicas" / "abi" / "neat_abi.h"
+PARTS = (HEADER, HEADER.with_name("neat_msg.h"))  # what it is made of
 OUTPUT = Path(__file__).resolve().parent / "_abi.py"
 # Sizes and offsets that do not fit an enum constant.
 DEFINES = (

@@ -17,11 +17,10 @@ from neatsock import _build_ffi
 
 
 def _load() -> Any:
-    output, header = _build_ffi.OUTPUT, _build_ffi.HEADER
+    output = _build_ffi.OUTPUT
     # In a source tree the header may be newer than what was generated from it.
-    if header.exists() and not (
-        output.exists() and output.stat().st_mtime_ns > header.stat().st_mtime_ns
-    ):
+    changed = max((p.stat().st_mtime_ns for p in _build_ffi.PARTS if p.exists()), default=0)
+    if changed and not (output.exists() and output.stat().st_mtime_ns > changed):
         _build_ffi.write()
         importlib.invalidate_caches()
     return importlib.import_module("neatsock._abi").ffi
