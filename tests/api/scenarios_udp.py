@@ -1,4 +1,4 @@
-"""Scenarios of datagram sockets; the rules are those of scenarios.py.
+"""Datagram sockets.
 
 Readiness between two ends is asynchronous on neatsock (docs/differences.md 3), so what was sent is
 waited for before it is looked at without waiting.
@@ -13,26 +13,17 @@ import errno
 import fcntl
 import os
 import select
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import termios
 import threading
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.api.scenarios import bits, revents, say, settled, until  # noqa: E402
+from .tools import bits, revents, say, scenario, settled, until
 
-SCENARIOS: dict[str, Any] = {}
 HOST = "127.0.0.1"
-
-
-def scenario(f: Any) -> Any:
-    SCENARIOS[f.__name__] = f
-    return f
 
 
 def udp(bound: bool = True) -> socket.socket:
@@ -645,8 +636,3 @@ def udp_mixed_sends() -> None:
         ours.sendto(data, peer)
         say("ours", s.recv, 100)
     print(child.wait(5))
-
-
-if __name__ == "__main__":
-    signal.alarm(40)
-    SCENARIOS[sys.argv[1]]()

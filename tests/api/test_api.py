@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 from ..worlds import KERNEL, World
-from . import scenarios, scenarios_udp
+from . import scenarios_process, scenarios_ready, scenarios_tcp, scenarios_udp
+from .tools import SCENARIOS
 
-HERE = Path(__file__).parent
-ALL = [("scenarios.py", name) for name in scenarios.SCENARIOS]
-ALL += [("scenarios_udp.py", name) for name in scenarios_udp.SCENARIOS]
+RUN = Path(__file__).with_name("scenarios.py")
+SUBJECTS = {
+    module.__name__: module.__name__.rpartition("scenarios_")[2]
+    for module in (scenarios_tcp, scenarios_ready, scenarios_process, scenarios_udp)
+}
 
 
-@pytest.mark.parametrize(("script", "name"), ALL, ids=[name for _, name in ALL])
-def test_same_as_linux(script: str, name: str, neat: World) -> None:
-    command = (sys.executable, str(HERE / script), name)
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_same_as_linux(name: str, neat: World) -> None:
+    command = (sys.executable, str(RUN), SUBJECTS[SCENARIOS[name].__module__], name)
     expected = KERNEL.run(*command)
     got = neat.run(*command)
     assert got.stdout == expected.stdout, f"again: {neat.again(command)}"

@@ -1,0 +1,178 @@
+"""Readiness: poll, select, epoll."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+
+from .tools import bits, listener, pair, revents, say, scenario, settled, until
+
+
+@scenario
+def poll_mixed() -> None:
+    c, d = pair()
+    r, w = os.pipe()
+    p = select.poll()
+    p.register(d, select.POLLIN)
+    p.register(r, select.POLLIN)
+    print(p.poll(0))
+    threading.Timer(0.02, os.write, [w, b"x"]).start()
+    print([fd == r for fd, _ in p.poll(5000)])
+    os.read(r, 1)
+    threading.Timer(0.02, c.send, [b"y"]).start()
+    print([fd == d.fileno() for fd, _ in p.poll(5000)])
+    os.write(w, b"z")
+    until(lambda: len(p.poll(0)) == 2)
+    print(len(p.poll(0)))
+    d.recv(1)
+    os.read(r, 1)
+    start = time.monotonic()
+    print(p.poll(30), time.monotonic() - start >= 0.029)
+
+
+@scenario
+def select_call() -> None:
+    c, d = pair()
+    r, w = os.pipe()
+    print([len(x) for x in select.select([d, r], [c, w], [d], 0)])
+    c.send(b"x")
+    until(lambda: select.select([d], [], [], 0)[0])
+    print([len(x) for x in select.select([d, r], [c], [c], 0)])
+    c.close()
+    d.recv(1)
+    settled(d, "IN|OUT|RDHUP|RDNORM|WRNORM")
+    print([len(x) for x in select.select([d], [d], [d], 5)])
+
+
+@scenario
+def epoll_level() -> None:
+    c, d = pair()
+    ep = select.epoll()
+    ep.register(d, select.EPOLLIN | select.EPOLLRDHUP)
+    print(ep.poll(0))
+    c.send(b"abc")
+    print([bits(e) for _, e in ep.poll(5)], [bits(e) for _, e in ep.poll(0)])
+    d.recv(1)
+    print([bits(e) for _, e in ep.poll(0)])
+    d.recv(10)
+    print(ep.poll(0))
+    say("register twice", ep.register, d, select.EPOLLIN)
+    ep.modify(d, select.EPOLLIN | select.EPOLLOUT)
+    print([bits(e) for _, e in ep.poll(0)])
+    ep.modify(d, 0)
+    print(ep.poll(0))
+    c.close()
+    until(lambda: revents(d) != "OUT|WRNORM")
+    ep.modify(d, select.EPOLLIN | select.EPOLLRDHUP)
+    print([bits(e) for _, e in ep.poll(1)])
+    say("unregister", ep.unregister, d)
+    say("unregister", ep.unregister, d)
+    say("modify", ep.modify, d, 1)
+    print(ep.poll(0))
+
+
+@scenario
+def epoll_edge() -> None:
+    c, d = pair()
+    ep = select.epoll()
+    ep.register(d, select.EPOLLIN | select.EPOLLET)
+    c.send(b"abc")
+    print([bits(e) for _, e in ep.poll(5)], ep.poll(0.01))
+    c.send(b"def")
+    print([bits(e) for _, e in ep.poll(5)], ep.poll(0.01))
+    d.recv(2)
+    print(ep.poll(0.01))
+    ep.modify(d, select.EPOLLIN | select.EPOLLET)
+    print([bits(e) for _, e in ep.poll(5)], ep.poll(0.01))
+    d.recv(100)
+    c.close()
+    print([bits(e) for _, e in ep.poll(5)], ep.poll(0.01))
+
+
+@scenario
+def epoll_oneshot() -> None:
+    c, d = pair()
+    ep = select.epoll()
+    ep.register(d, select.EPOLLIN | select.EPOLLONESHOT)
+    c.send(b"abc")
+    print([bits(e) for _, e in ep.poll(5)], ep.poll(0.01))
+    c.send(b"def")
+    print(ep.poll(0.01))
+    ep.modify(d, select.EPOLLIN | select.EPOLLONESHOT)
+    print([bits(e) for _, e in ep.poll(5)], ep.poll(0.01))
+
+
+@scenario
+def epoll_mixed() -> None:
+    c, d = pair()
+    r, w = os.pipe()
+    ep = select.epoll()
+    ep.register(r, select.EPOLLIN)
+    ep.register(d, select.EPOLLIN)
+    threading.Timer(0.02, c.send, [b"x"]).start()
+    print([fd == d.fileno() for fd, _ in ep.poll(5)])
+    d.recv(1)
+    threading.Timer(0.02, os.write, [w, b"x"]).start()
+    print([fd == r for fd, _ in ep.poll(5)])
+    c.send(b"y")
+    seen: set[int] = set()
+    until(lambda: seen.update(fd for fd, _ in ep.poll(0)) or len(seen) == 2)
+    print(len(seen))
+
+
+@scenario
+def epoll_closed_and_dup() -> None:
+    c, d = pair()
+    ep = select.epoll()
+    ep.register(d, select.EPOLLIN)
+    c.send(b"x")
+    print(len(ep.poll(5)))
+    d.close()
+    print(ep.poll(0.01))
+    e, g = pair()
+    ep.register(g, select.EPOLLIN)
+    h = g.dup()
+    ep.register(h, select.EPOLLIN)
+    e.send(b"x")
+    until(lambda: len(ep.poll(0)) == 2)
+    print(len(ep.poll(0)))
+
+
+@scenario
+def epoll_before_connect() -> None:
+    a = listener()
+    ep = select.epoll()
+    s = socket.socket()
+    s.setblocking(False)
+    ep.register(s, select.EPOLLIN | select.EPOLLOUT)
+    print([bits(e) for _, e in ep.poll(1)])
+    s.connect_ex(a.getsockname())
+    until(lambda: [bits(e) for _, e in ep.poll(0.1)] == ["OUT"])
+    print([bits(e) for _, e in ep.poll(1)])
+    ep.register(a, select.EPOLLIN)
+    print(any(fd == a.fileno() for fd, _ in ep.poll(1)))
+
+
+@scenario
+def epoll_two_threads() -> None:
+    pairs = [pair() for _ in range(2)]
+    results: list[bool] = []
+
+    def wait(server: socket.socket) -> None:
+        ep = select.epoll()
+        ep.register(server, select.EPOLLIN)
+        got = ep.poll(5)
+        results.append([fd for fd, _ in got] == [server.fileno()] and server.recv(1) == b"t")
+
+    jobs = [threading.Thread(target=wait, args=[d]) for _, d in pairs]
+    for j in jobs:
+        j.start()
+    time.sleep(0.02)
+    for c, _ in reversed(pairs):
+        c.send(b"t")
+    for j in jobs:
+        j.join(10)
+    print(results)
