@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from neatsock import abi
 
@@ -50,9 +51,16 @@ class Refused(Exception):
 
 
 class Client:
+    """One attached process. It owns what it received, until close()."""
+
+    made: ClassVar[list[Client]] = []  # by this process, not closed yet
+
     def __init__(self, path: Path, attach: bool = True) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(20)
+        self._owned = ExitStack()
+        self._owned.callback(self.sock.close)
+        Client.made.append(self)
         self.sock.connect(str(path))
         self.seq = 0
         if attach:
@@ -65,7 +73,7 @@ class Client:
         self.sock.sendmsg([data], rights)
 
     def receive(self) -> tuple[Any, bytes, list[int]]:
-        """(header, datagram, descriptors); Refused for NEAT_MSG_ERROR, EOFError at the end."""
+        """(header, datagram, our descriptors); Refused for NEAT_MSG_ERROR, EOFError at the end."""
         data, ancillary, _, _ = self.sock.recvmsg(abi.MSG_MAX, socket.CMSG_SPACE(4 * FDS))
         if not data:
             raise EOFError
@@ -73,6 +81,8 @@ class Client:
         for _, kind, raw in ancillary:
             if kind == socket.SCM_RIGHTS:
                 fds.frombytes(raw)
+        for fd in fds:
+            self._owned.callback(os.close, fd)
         head = abi.header(data)
         if head.type == LIB.NEAT_MSG_ERROR:
             raise Refused(abi.text(abi.unpack("struct neat_msg_error", data).text))
@@ -100,9 +110,9 @@ class Client:
         self.instance, self.spin_us = int(attached.instance), int(attached.spin_us)
         self.registry_fd, self.app_fd = fds
         size = ffi.sizeof("struct neat_registry")
-        self._registry = mmap.mmap(self.registry_fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._registry = self._read_only(self.registry_fd, size)
         self.registry = ffi.cast("struct neat_registry *", ffi.from_buffer(self._registry))
-        self.app = abi.Object("struct neat_app", self.app_fd, LIB.NEAT_APP_SIZE)
+        self.app = self._object("struct neat_app", self.app_fd, LIB.NEAT_APP_SIZE)
         self._pub: dict[int, mmap.mmap] = {}
         self._channels: dict[int, abi.Object] = {}
         self.segments: list[tuple[Any, list[int]]] = []
@@ -110,6 +120,16 @@ class Client:
             head, data, fds = self.receive()
             assert head.type == LIB.NEAT_MSG_SEGMENT
             self.segments.append((abi.unpack("struct neat_msg_segment", data), fds))
+
+    def _read_only(self, fd: int, size: int) -> mmap.mmap:
+        memory = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._owned.callback(memory.close)
+        return memory
+
+    def _object(self, ctype: str, fd: int, size: int) -> abi.Object:
+        made = abi.Object(ctype, os.dup(fd), size)
+        self._owned.callback(made.close)
+        return made
 
     def child(self, proc: int) -> Client:
         """What a forked child does: it enters itself and wants a connection of its own."""
@@ -119,6 +139,9 @@ class Client:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own = Client.__new__(Client)
         own.__dict__ |= self.__dict__ | {"sock": ours, "seq": 0, "proc": proc}
+        own._owned = ExitStack()  # the rest is the parent's
+        own._owned.callback(ours.close)
+        Client.made.append(own)
         ours.settimeout(20)
         fields = {"pid": os.getpid(), "proc": proc, "app_id": self.app_id}
         message = abi.pack(
@@ -138,7 +161,7 @@ class Client:
         if replica not in self._pub:
             size = ffi.sizeof("struct neat_seg_pub")
             fd = self.segments[replica][1][0]
-            self._pub[replica] = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+            self._pub[replica] = self._read_only(fd, size)
         seg = ffi.cast("struct neat_seg_pub *", ffi.from_buffer(self._pub[replica]))
         return seg.slots[slot]
 
@@ -146,7 +169,7 @@ class Client:
         """struct neat_channels of a replica."""
         if replica not in self._channels:
             fd, size = self.segments[replica][1][2], ffi.sizeof("struct neat_channels")
-            self._channels[replica] = abi.Object("struct neat_channels", fd, size)
+            self._channels[replica] = self._object("struct neat_channels", fd, size)
         return self._channels[replica].at
 
     def eventfd(self, fd: int, gen: int) -> None:
@@ -214,7 +237,10 @@ class Client:
             i = (i + 1) % entries
 
     def close(self) -> None:
-        self.sock.close()
+        """Twice is once. Shared memory that it gave out must not be touched afterwards."""
+        if self in Client.made:
+            Client.made.remove(self)
+        self._owned.close()
 
 
 class Instance:

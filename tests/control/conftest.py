@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .client import ROOT, Instance, Puppet
+from .client import ROOT, Client, Instance, Puppet
 
 WARNINGS = [
     f"-W{name}"
@@ -45,6 +45,16 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     empty.write_text("int neat_dummy(void);\nint neat_dummy(void) { return 1; }\n")
     compile_c(directory / "libneatsock.so", [empty], "-shared", "-fPIC")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def descriptors() -> Iterator[None]:
+    """Closes the clients that a test made; with them it leaves no descriptor behind."""
+    before = open_files(os.getpid())
+    yield
+    for client in list(Client.made):
+        client.close()
+    assert open_files(os.getpid()) == before
 
 
 @pytest.fixture

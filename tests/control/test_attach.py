@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,12 @@ def client(shared: Instance) -> Iterator[Client]:
 
 
 def kernel_bind(port: int, **options: bool) -> socket.socket:
-    sock = socket.socket()
-    if options.get("reuse"):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("0.0.0.0", port))
+    with ExitStack() as failed:
+        sock = failed.enter_context(socket.socket())
+        if options.get("reuse"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", port))
+        failed.pop_all()
     return sock
 
 
@@ -322,6 +325,8 @@ def test_eventfd_reaches_the_replicas(shared: Instance, client: Client) -> None:
     client.eventfd(fd, 9)
     wait_for(lambda: readable([fd]), "rung again")
     assert not readable([late])
+    os.close(fd)
+    os.close(late)
 
 
 # ---- deaths ----
@@ -373,7 +378,9 @@ def test_dead_child_releases_what_only_it_held(instance: Instance) -> None:
             signal.pause()  # until killed
         finally:
             os._exit(1)
+    os.close(go_w)
     os.read(go_r, 1)
+    os.close(go_r)
     # The parent closes its descriptor of socket 2, which moves to the child by a crash in between.
     client.set_fd(6, 0, 0)
     client.set_fd(6, 2, proc=1)
@@ -645,3 +652,4 @@ def test_sweep_lowers_counts_against_living_processes(native: Path) -> None:
         code = subprocess.run([*command[:2], bad], stdin=shared.fd, check=False).returncode
         assert code == (0 if bad == "" else 2)
     shared.close()
+    channels.close()

@@ -162,6 +162,7 @@ def test_other_users_are_refused(native: Path) -> None:
             os.close(write)
             os.waitpid(pid, 0)
             assert b"belongs to user 0" in os.read(read, 500)
+            os.close(read)
         finally:
             instance.down()
 
