@@ -205,6 +205,11 @@ def fingerprint() -> int:
     return value >> 32
 
 
+def refs_closing(who: int) -> int:
+    """neat_refs_closing() of ring.h: neat_sock.refs while `who`, a process entry, closes it."""
+    return who + 1 << int(lib.NEAT_REFS_CLOSER_SHIFT)
+
+
 def source_root() -> Path:
     """Directory that holds the neatsock package: what PYTHONPATH of a child must name."""
     return Path(__file__).resolve().parent.parent

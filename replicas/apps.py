@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from neatsock import abi
@@ -70,21 +71,27 @@ def live_entries(app: App) -> dict[int, tuple[int, int]]:
     return found
 
 
+def data_parts(fd: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of what is not a hole in [start, end).
+
+    Reading a hole through a mapping would fill it; pread does not.
+    """
+    at = start
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+            stop = min(os.lseek(fd, at, os.SEEK_HOLE), end)
+        except OSError:  # ENXIO: only holes from here on
+            return
+        if at < end:
+            yield at, os.pread(fd, stop - at, at)
+        at = stop
+
+
 def has_descriptors(app: App, index: int) -> bool:
     """The process's table names a socket."""
     start = abi.lib.NEAT_APP_FDS + index * ROW_BYTES
-    at, end = start, start + ROW_BYTES
-    while at < end:
-        try:
-            # Reading a hole through a mapping would fill it; pread does not.
-            at = os.lseek(app.shared.fd, at, os.SEEK_DATA)
-            stop = min(os.lseek(app.shared.fd, at, os.SEEK_HOLE), end)
-        except OSError:  # ENXIO: only holes from here on
-            return False
-        if at < end and any(os.pread(app.shared.fd, stop - at, at)):
-            return True
-        at = stop
-    return False
+    return any(any(data) for _, data in data_parts(app.shared.fd, start, start + ROW_BYTES))
 
 
 @dataclass(frozen=True)
@@ -120,24 +127,14 @@ def sweep_cloexec(app: App, index: int) -> list[Orphan]:
 
 def left_over(app: App) -> list[Orphan]:
     """What a predecessor of ours found by a sweep, and did not release to the end."""
-    closing = (abi.lib.NEAT_REFS_NEATD + 1) << 22  # neat_refs_closing() of ring.h
     size = abi.ffi.sizeof("struct neat_sock")
     start: int = abi.ffi.offsetof("struct neat_app", "socks")
-    word = abi.ffi.offsetof("struct neat_sock", "refs") // 4
-    at, end = start, start + abi.lib.NEAT_SOCKS_MAX * size
-    while at < end:
-        try:
-            at = start + (os.lseek(app.shared.fd, at, os.SEEK_DATA) - start) // size * size
-            stop = min(os.lseek(app.shared.fd, at + size - 1, os.SEEK_HOLE), end)
-        except OSError:  # ENXIO: only holes from here on
-            break
-        if at >= end:  # the next data is behind the records
-            break
-        data = os.pread(app.shared.fd, stop - at, at)
+    refs = start + abi.ffi.offsetof("struct neat_sock", "refs")
+    closing = abi.refs_closing(abi.lib.NEAT_REFS_NEATD)
+    for at, data in data_parts(app.shared.fd, start, start + abi.lib.NEAT_SOCKS_MAX * size):
         words = memoryview(data[: len(data) // 4 * 4]).cast("I")
-        if closing in words[word :: size // 4]:
+        if closing in words[(refs - at) % size // 4 :: size // 4]:
             return _helper(app, ["--orphans"], [])
-        at = stop
     return []
 
 

@@ -155,6 +155,7 @@ enum {
  *            through, of which sub[replica] is home and receives
  */
 enum {
+	NEAT_REFS_CLOSER_SHIFT = 22,	/* see neat_refs_closing() */
 	NEAT_REFS_NEATD = NEAT_PROCS_MAX,	/* in place of a process entry: swept, neatd sees to the rest */
 	NEAT_SLOT_BACK = 1 << 30,	/* in neat_sock.slot and .sub: the claim of the slot was given back, or is being */
 };

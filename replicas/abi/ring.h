@@ -99,7 +99,7 @@ static inline uint32_t neat_door_state(uint32_t door) { return door & 0xff; }
 static inline uint32_t neat_door_round(uint32_t door) { return door >> 8; }
 
 /* neat_sock.refs: nobody names the record any more, and `who` (process entry, NEAT_REFS_NEATD) closes it. */
-static inline uint32_t neat_refs_closing(uint32_t who) { return (who + 1) << 22; }
+static inline uint32_t neat_refs_closing(uint32_t who) { return (who + 1) << NEAT_REFS_CLOSER_SHIFT; }
 static inline bool neat_refs_counted(uint32_t refs) { return refs && refs < neat_refs_closing(0); }
 
 /* One life of a socket record; never 0. */

@@ -93,6 +93,21 @@ static void orphan_found(struct neat_app *app, uint32_t sock)
 	report(&o);
 }
 
+/*
+ * The next part of [*at, end) that holds data: *at is where it starts, the answer where it ends, 0 = there is
+ * none. Reading a hole through the mapping would fill it.
+ */
+static off_t next_data(off_t *at, off_t end)
+{
+	off_t stop;
+
+	*at = lseek(STDIN_FILENO, *at, SEEK_DATA);
+	if (*at < 0 || *at >= end)
+		return 0;
+	stop = lseek(STDIN_FILENO, *at, SEEK_HOLE);
+	return stop < 0 || stop > end ? end : stop;
+}
+
 /* Records that the dead process (NEAT_REFS_NEATD: nobody) was closing, or an earlier sweep left to neatd. */
 static void find_orphans(struct neat_app *app, uint32_t closer)
 {
@@ -100,11 +115,8 @@ static void find_orphans(struct neat_app *app, uint32_t closer)
 	const off_t begin = offsetof(struct neat_app, socks), size = sizeof(struct neat_sock);
 	off_t at = begin, end = begin + NEAT_SOCKS_MAX * size, stop;
 
-	for (; (at = lseek(STDIN_FILENO, at, SEEK_DATA)) >= 0 && at < end; at = stop) {
-		stop = lseek(STDIN_FILENO, at, SEEK_HOLE);
-		if (stop < 0 || stop > end)
-			stop = end;
-		for (off_t i = at < begin ? 0 : (at - begin) / size; begin + i * size < stop; i++) {
+	for (; (stop = next_data(&at, end)) != 0; at = stop) {
+		for (off_t i = (at - begin) / size; begin + i * size < stop; i++) {
 			neat_a32 *refs = &app->socks[i].refs;
 
 			if (a32_relaxed(refs) == its)
@@ -127,18 +139,12 @@ static void sweep_words(struct neat_app *app, neat_a64 *word, neat_a64 *end, boo
 	}
 }
 
-/* Only parts of the row that hold data: reading a hole through the mapping would fill it. */
 static void sweep_row(struct neat_app *app, uint32_t process, bool cloexec)
 {
 	off_t at = NEAT_APP_FDS + (off_t)process * NEAT_FDS_MAX * 8, end = at + NEAT_FDS_MAX * 8, stop;
 
-	while ((at = lseek(STDIN_FILENO, at, SEEK_DATA)) >= 0 && at < end) {
-		stop = lseek(STDIN_FILENO, at, SEEK_HOLE);
-		if (stop < 0 || stop > end)
-			stop = end;
+	for (; (stop = next_data(&at, end)) != 0; at = stop)
 		sweep_words(app, (neat_a64 *)((uint8_t *)app + at), (neat_a64 *)((uint8_t *)app + stop), cloexec);
-		at = stop;
-	}
 }
 
 /* True: nobody else sweeps this entry. Abandoned half-way by somebody who died: again. */

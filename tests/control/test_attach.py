@@ -559,7 +559,7 @@ def test_orphaned_connection_gives_its_slot_back(instance: Instance) -> None:
     assert client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE
 
 
-CLOSED_BY_NEATD = (LIB.NEAT_REFS_NEATD + 1) << 22  # neat_refs_closing() of ring.h
+CLOSED_BY_NEATD = abi.refs_closing(LIB.NEAT_REFS_NEATD)
 
 
 def test_sweep_finishes_last_closes(native: Path) -> None:
@@ -567,7 +567,7 @@ def test_sweep_finishes_last_closes(native: Path) -> None:
     shared = abi.Object.create("struct neat_app", LIB.NEAT_OBJ_APP, 1, 1, LIB.NEAT_APP_SIZE)
     channels = abi.Object.create("struct neat_channels", LIB.NEAT_OBJ_CHANNELS, 0, 1)
     first, bits = LIB.NEAT_SLOT_APP_FIRST, shared.at.slot_bits[1]
-    dead, alive = 6 << 22, 8 << 22  # closers: entries 5 and 7
+    dead, alive = abi.refs_closing(5), abi.refs_closing(7)
 
     def record(sock: int, refs: int, state: int, slot: int = 0) -> None:
         at = shared.at.socks[sock]

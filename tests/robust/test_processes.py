@@ -114,7 +114,7 @@ if pid == 0:
     record = shared.socks[word.value & 0xffffffff]
     assert record.refs.v == 1
     word.value = 0
-    record.refs.v = (proc + 1 if sys.argv[2] == "process" else abi.lib.NEAT_REFS_NEATD + 1) << 22
+    record.refs.v = abi.refs_closing(proc if sys.argv[2] == "process" else abi.lib.NEAT_REFS_NEATD)
     os.kill(os.getpid(), signal.SIGSTOP if sys.argv[2] == "neatd" else signal.SIGKILL)
 s, _ = a.accept(); os.read(far, 1)
 print(pid, flush=True)

@@ -1,4 +1,7 @@
-"""Which pids in an application's table are processes of it (proc_pid_stat(5), proc_pid_maps(5))."""
+"""Which pids in an application's table are processes of it (proc_pid_stat(5), proc_pid_maps(5)).
+
+And which records a sweep left to neatd.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from neatsock import abi
 from replicas import apps
 
 
@@ -46,3 +50,19 @@ def test_a_dying_process_is_none_yet(app: Any) -> None:
     assert not apps.stranger(app, pid)
     os.waitpid(pid, 0)
     assert apps.stranger(app, pid)
+
+
+@pytest.mark.parametrize("sock", [1, 11, 40000, 65535])
+def test_a_record_that_a_sweep_left_is_found(sock: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it lies in a page; another word of that value is none."""
+    monkeypatch.setattr(apps, "_helper", lambda app, args, fds: args)
+    shared = abi.Object.create("struct neat_app", abi.lib.NEAT_OBJ_APP, 1, 1, abi.lib.NEAT_APP_SIZE)
+    app: Any = SimpleNamespace(shared=shared)
+    closing = abi.refs_closing(abi.lib.NEAT_REFS_NEATD)
+    record = shared.at.socks[sock]
+    record.gen.v = record.flags.v = record.rcvlowat = closing
+    record.refs.v = abi.refs_closing(5)
+    assert apps.left_over(app) == []
+    record.refs.v = closing
+    assert apps.left_over(app) == ["--orphans"]
+    shared.close()
