@@ -31,11 +31,9 @@ static void to_filter(struct stack *s, const struct pkt *p, bool in)
 
 void ip_received(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl)
 {
-	struct pkt whole = *p;
+	const struct pkt whole = pkt_unpulled(p, ihl);
 
 	(void)m;
-	whole.data -= ihl;
-	whole.len += ihl;
 	to_filter(s, &whole, true);
 }
 

@@ -131,14 +131,12 @@ static bool passes(struct stack *s, enum neat_filter_action action)
 bool filter_in(struct stack *s, const struct pkt *p, const struct ip_meta *m, uint32_t ihl)
 {
 	enum neat_filter_action action = verdict(s->filter, NEAT_FILTER_IN, p, m);
-	struct pkt whole = *p;
+	const struct pkt whole = pkt_unpulled(p, ihl);
 
 	if (passes(s, action))
 		return true;
 	if (action != NEAT_FILTER_REJECT)
 		return false;
-	whole.data -= ihl;
-	whole.len += ihl;
 	if (m->proto != IP_PROTO_TCP)
 		icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PORT, &whole);
 	/* What nobody sent is not answered. */

@@ -5,10 +5,8 @@
 
 static void unknown_protocol(struct stack *s, const struct pkt *p, uint32_t ihl)
 {
-	struct pkt whole = *p;
+	const struct pkt whole = pkt_unpulled(p, ihl);
 
-	whole.data -= ihl;
-	whole.len += ihl;
 	stack_drop(s, DROP_IP_PROTO);
 	icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PROTO, &whole);
 }

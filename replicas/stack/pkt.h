@@ -52,6 +52,16 @@ NEAT_CHECKED static inline bool pkt_pull(struct pkt *p, uint32_t n)
 	return true;
 }
 
+/* The packet as it was before the last pkt_pull() of n bytes. */
+static inline struct pkt pkt_unpulled(const struct pkt *p, uint32_t n)
+{
+	struct pkt whole = *p;
+
+	whole.data -= n;
+	whole.len += n;
+	return whole;
+}
+
 /* Cut the packet to `total` bytes (link-layer padding); never grows it. */
 static inline void pkt_trim(struct pkt *p, uint32_t total)
 {

@@ -189,11 +189,8 @@ static void receive(struct stack *s, struct udp_sock *u, const struct pkt *p, ui
 
 static void no_port(struct stack *s, const struct pkt *p, uint32_t ihl)
 {
-	struct pkt whole = *p;
+	const struct pkt whole = pkt_unpulled(p, ihl);
 
-	/* The IP header, options included, lies in front of what was pulled. */
-	whole.data -= ihl;
-	whole.len += ihl;
 	stack_drop(s, DROP_UDP_NO_PORT);
 	icmp_error(s, ICMP_UNREACHABLE, ICMP_UNREACH_PORT, &whole);
 }
