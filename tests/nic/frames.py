@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import struct
 
+from tests.stack.packet import checksum
+
 OUR_MAC = bytes.fromhex("020000000001")
 PEER_MAC = bytes.fromhex("0200000000aa")
 BROADCAST = b"\xff" * 6
 OUR = 0x0A000001  # 10.0.0.1
 PEER = 0x0A000002
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
-
-
-def checksum(data: bytes) -> int:
-    """RFC 1071, word by word."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def ethernet(payload: bytes, kind: int = 0x0800, to_us: bool = True) -> bytes:

@@ -11,14 +11,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from neatsock.instance import InstanceError, ask, native
 
+from ..waiting import wait_until
 from ..worlds import World, neatsock_env
 
 BYSTANDER = """
@@ -68,17 +68,6 @@ while True:
     rounds += 1
     print(rounds, flush=True)
 """
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
-    """The first true value of `condition`. AssertionError at the deadline."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.002)
 
 
 class Bystander:

@@ -399,3 +399,25 @@ def show(seg: Segment) -> str:
     extra = f" sack {o.sack}" if o.sack else ""
     end = seg.seq + len(seg.data)
     return f"[{seg.at}us {seg.letters} {seg.seq}:{end} ack {seg.ack} win {seg.window}{extra}]"
+
+
+def autotuned(host: Host) -> int:
+    """Receive buffer after 20 round trips in which the peer sends what the window allows.
+
+    The program reads at once.
+    """
+    listener, peer = host.listen(80), Peer(host)
+    peer.syn(Options(mss=1460, wscale=0, sack_ok=True))
+    host.advance(10 * MS)
+    peer.send("A", 1, 1)
+    slot = host.accept(listener)
+    at, right = 0, 65535
+    for _ in range(20):
+        for off in range(at, right, 1460):
+            peer.send("A", 1 + off, 1, bytes(min(1460, right - off)))
+        at = right
+        host.read(slot)
+        host.advance(10 * MS)
+        for seg in peer.recv():
+            right = max(right, seg.ack - 1 + (seg.window << 4))
+    return int(host.info(slot).rcvbuf)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from ..nic import pcapng
+from ..waiting import wait_until
 from ..worlds import Instance, neatsock_env
-from .programs import free_port, need, wait_until
+from .programs import free_port, need
 
 NEAR, FAR = "10.89.0.1", "10.89.0.2"
 TCP = 6

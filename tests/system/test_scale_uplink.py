@@ -15,7 +15,8 @@ import pytest
 
 from ..churn import CHURN, Churn
 from ..long import TIMES
-from .programs import free_port, wait_until
+from ..waiting import wait_until
+from .programs import free_port
 from .test_uplink import OURS, PEER, Net, uplinked
 
 CYCLES = 2 * TIMES

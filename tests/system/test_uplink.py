@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from ..waiting import wait_until
 from ..worlds import Instance, World, neatsock_env
 from . import programs
-from .programs import Site, free_port, need, wait_until
+from .programs import Site, free_port, need
 
 OURS, PEER, FAR = "10.99.7.2", "10.99.7.1", "198.51.100.1"
 
