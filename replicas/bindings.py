@@ -70,6 +70,7 @@ class Binding:
     order: bytes = b""  # neat_msg_r_listen that makes its subsockets
     subs: dict[int, tuple[int, int]] = field(default_factory=dict)  # replica -> (slot, gen)
     pending: set[int] = field(default_factory=set)  # replicas that have not answered
+    published: bool = False  # listens for all to see; listen() again takes nothing back
     failure: int = 0  # errno of the first replica that refused
     waiters: list[tuple[Connection, int]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
@@ -397,6 +398,7 @@ class Bindings:
             binding.timer.cancel()
             binding.timer = None
         code = binding.failure
+        binding.published = not code
         if code:
             self._unlisten(binding)
             binding.claim = replace(binding.claim, listening=False)
@@ -428,7 +430,7 @@ class Bindings:
             return
         mask = 0
         for binding in self.table.values():
-            if binding.key == at and binding.claim.listening and not binding.pending:
+            if binding.key == at and binding.published:
                 for replica in binding.subs:
                     mask |= 1 << replica
         self.state.registry.set_mask(at, mask)
@@ -538,6 +540,7 @@ class Bindings:
             # In use already: it is new replicas that have not answered, and nobody waits for those.
             if binding.subs and self.state.registry.listening(binding.key):
                 binding.pending.clear()
+            binding.published = binding.claim.listening and not binding.pending
             if binding.pending:
                 binding.timer = self.loop.call_later(ANSWER_S, self._too_late, binding)
             elif binding.claim.listening:
@@ -551,7 +554,7 @@ class Bindings:
             {
                 "port": binding.claim.port,
                 "address": socket.inet_ntoa(binding.claim.addr.to_bytes(4, "big")),
-                "listening": binding.claim.listening and not binding.pending,
+                "listening": binding.published,
             }
             for binding in self.table.values()
             if binding.claim.app_id == app_id

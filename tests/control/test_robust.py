@@ -220,6 +220,28 @@ def test_listen_waits_for_a_replica_that_is_down(instance: Instance) -> None:
     assert (head.seq, answer.status) == (9, 0) and answer.sub[0].slot and answer.sub[1].slot
 
 
+def test_a_listener_that_listens_again_stays_published(fresh: Instance) -> None:
+    """Also while a replica has not answered, and another socket leaves the port."""
+    fresh.up("--replicas", "2", "--stopped", "0")
+    client, other = Client(fresh.path), Client(fresh.path)
+    shared = LIB.NEAT_SOCKF_REUSEPORT
+    port = client.listen(1, flags=shared).port
+    assert other.listen(1, port, flags=shared).status == 0
+    pid = replica(fresh, 0)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    again = {"sock": 1, "sock_gen": 1, "port": port, "flags": shared, "backlog": 9}
+    client.send(abi.pack("struct neat_msg_listen", LIB.NEAT_MSG_LISTEN, 9, **again))
+    # What neatd answers twice later, it read after the request.
+    assert other.bind(2) > 0 and other.bind(3) > 0
+    other.unbind(1)
+    assert other.bind(4) > 0
+    assert client.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
+    os.kill(pid, signal.SIGCONT)
+    _, data, _ = client.receive()
+    assert abi.unpack("struct neat_msg_listening", data).status == 0
+    assert client.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
+
+
 def test_killed_neatd_takes_over_where_it_was(instance: Instance, puppets: list[Puppet]) -> None:
     client = Client(instance.path)
     ports = [client.listen(1).port, client.bind(2)]
