@@ -43,7 +43,8 @@ struct nt_epwait {
 
 struct nt_epoll {
 	struct nt_epoll *next;
-	int epfd;
+	int epfd;			/* one of its numbers */
+	uint32_t numbers;		/* descriptors of this process that name it, by dup() */
 	int wakefd;			/* -1: none of ours was ever added */
 	uint32_t owner_pid;		/* whose process eventfd is in the kernel set */
 	uint32_t nours;
@@ -62,6 +63,15 @@ static struct nt_epoll *epoll_find(int epfd)
 	return nt.epoll_of && (unsigned)epfd < NEAT_FDS_MAX ? nt.epoll_of[epfd] : NULL;
 }
 
+/* Under watch_lock. */
+static void name(struct nt_epoll *ep, int epfd)
+{
+	nt.epoll_of[epfd] = ep;
+	ep->numbers++;
+	if ((uint32_t)epfd >= nt.epoll_high)
+		nt.epoll_high = (uint32_t)epfd + 1;
+}
+
 static struct nt_epoll *epoll_make(int epfd, uint32_t nkernel)
 {
 	struct nt_epoll *ep;
@@ -73,14 +83,14 @@ static struct nt_epoll *epoll_make(int epfd, uint32_t nkernel)
 	ep = nt.epoll_of ? nt_map_private(sizeof(*ep)) : NULL;
 	if (!ep)
 		return NULL;
-	ep->epfd = epfd;
 	ep->wakefd = -1;
 	ep->nkernel = nkernel;
 	ep->ready_tail = &ep->ready;
 	nt_lock(&nt.watch_lock);
 	ep->next = nt.epolls;
 	nt.epolls = ep;
-	nt.epoll_of[epfd] = ep;
+	ep->epfd = epfd;
+	name(ep, epfd);
 	nt_unlock(&nt.watch_lock);
 	return ep;
 }
@@ -535,6 +545,29 @@ static int wait_kernel_only(struct nt_epoll *ep, struct kernel_wait *k)
 	return n;
 }
 
+/*
+ * A set that was made by another image or process, or before we lost our sockets: our entries are not
+ * here, but eventfds of that time may be in it.
+ */
+static int foreign_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask)
+{
+	int64_t deadline = nt_deadline(timeout_ns);
+	int n;
+
+	do {
+		int k = 0;
+
+		n = nt_real.epoll_pwait(epfd, ev, max, wait_ms(deadline), mask);
+		if (n <= 0)
+			return n < 0 ? -errno : 0;
+		for (int i = 0; i < n; i++)
+			if (ev[i].data.u64 != MAGIC && (ev[i].data.u64 & ~0xffffull) != TWIN)
+				ev[k++] = ev[i];
+		n = k;
+	} while (n == 0 && wait_ms(deadline) != 0);
+	return n;
+}
+
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask)
 {
 	struct nt_epoll *ep = epoll_find(epfd);
@@ -542,8 +575,10 @@ int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns,
 	struct kernel_wait k = { ep, ev, max, 0, mask };
 	int n;
 
-	if (!ep || max <= 0 || !nt_on())
+	if (max <= 0)
 		return NT_KERNEL;
+	if (!ep || !nt_on())
+		return !ep || ep->owner_pid ? foreign_wait(epfd, ev, max, timeout_ns, mask) : NT_KERNEL;
 	ep->call++;
 	nt_bells();
 	if (NT_UNLIKELY(nt.resubscribe))
@@ -585,7 +620,6 @@ static void epoll_destroy(struct nt_epoll *ep)
 	while (*at != ep)
 		at = &(*at)->next;
 	*at = ep->next;
-	nt.epoll_of[ep->epfd] = NULL;
 	if (ep->wakefd >= 0) {
 		if (nt.row)
 			a64_release(&nt.row[ep->wakefd], 0);
@@ -596,6 +630,19 @@ static void epoll_destroy(struct nt_epoll *ep)
 	munmap(ep, sizeof(*ep));
 }
 
+/* The set goes with its last number, as in the kernel. */
+static void unname(struct nt_epoll *ep, int fd)
+{
+	nt.epoll_of[fd] = NULL;
+	if (--ep->numbers == 0) {
+		epoll_destroy(ep);
+		return;
+	}
+	for (uint32_t i = 0; ep->epfd == fd && i < nt.epoll_high; i++)
+		if (nt.epoll_of[i] == ep)
+			ep->epfd = (int)i;
+}
+
 void nt_epoll_fd_closed(int fd)
 {
 	struct nt_epoll *ep = epoll_find(fd);
@@ -604,11 +651,31 @@ void nt_epoll_fd_closed(int fd)
 		return;
 	nt_lock(&nt.watch_lock);
 	if (ep)
-		epoll_destroy(ep);
+		unname(ep, fd);
 	for (ep = nt.epolls; ep; ep = ep->next)
 		if (ep->nours && ep->items[fd].sock)
 			item_remove(&ep->items[fd]);
 	nt_unlock(&nt.watch_lock);
+}
+
+bool nt_epoll_known(int fd) { return epoll_find(fd) != NULL; }
+
+void nt_epoll_dup(int oldfd, int newfd)
+{
+	struct nt_epoll *ep = epoll_find(oldfd);
+
+	if (!ep || (unsigned)newfd >= NEAT_FDS_MAX)
+		return;
+	nt_lock(&nt.watch_lock);
+	name(ep, newfd);
+	nt_unlock(&nt.watch_lock);
+}
+
+void nt_epoll_range_closed(uint32_t first, uint32_t last)
+{
+	for (uint32_t fd = first; nt.epolls && fd <= last && fd < nt.epoll_high; fd++)
+		if (nt.epoll_of[fd])
+			nt_epoll_fd_closed((int)fd);
 }
 
 void nt_epoll_to_kernel(int fd)

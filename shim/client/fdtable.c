@@ -94,9 +94,9 @@ void nt_fd_forget(int fd)
 {
 	uint32_t sock;
 
+	nt_epoll_fd_closed(fd);
 	if (!in_row(fd))
 		return;
-	nt_epoll_fd_closed(fd);
 	sock = nt_fdword_sock(a64_relaxed(&nt.row[fd]));
 	if (sock && begin_close(fd, sock))
 		finish_close(sock);
@@ -148,11 +148,15 @@ int nt_dup(int oldfd, int newfd, int min, int flags)
 	if (newfd >= 0 && nt_fd_internal(newfd))
 		return -EBUSY;		/* dup2(2): a race with open(); the number is not to be had */
 	if (!sock) {
-		if (newfd < 0 || newfd == oldfd || !nt_lookup(newfd))
+		bool lands_on_ours = newfd >= 0 && (nt_lookup(newfd) || nt_epoll_known(newfd));
+
+		if (newfd == oldfd || (!lands_on_ours && !nt_epoll_known(oldfd)))
 			return NT_KERNEL;
 		fd = real_dup(oldfd, newfd, min, flags);
-		if (fd >= 0)
+		if (fd >= 0) {
 			nt_fd_forget(fd);	/* a kernel descriptor sits on our number now */
+			nt_epoll_dup(oldfd, fd);
+		}
 		return fd;
 	}
 	if (oldfd == newfd)
@@ -174,6 +178,8 @@ void nt_close_range(unsigned first, unsigned last, unsigned flags)
 {
 	enum { RANGE_CLOEXEC = 1 << 2 };	/* CLOSE_RANGE_CLOEXEC */
 
+	if (!(flags & RANGE_CLOEXEC))
+		nt_epoll_range_closed(first, last);
 	for (uint32_t fd = first; nt.row && fd <= last && fd < fd_high(); fd++) {
 		if (nt_fd_internal((int)fd))
 			continue;

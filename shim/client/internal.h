@@ -107,6 +107,7 @@ struct nt_process {
 	uint32_t sleepers, kernel_sleepers;
 	struct nt_epoll *epolls;	/* list of live epoll sets, under watch_lock */
 	struct nt_epoll **epoll_of;	/* [NEAT_FDS_MAX] */
+	uint32_t epoll_high;		/* entries of epoll_of end below this */
 	struct nt_replica rep[NEAT_REPLICAS_MAX];
 	struct nt_counters count;
 	char socket_path[108];
@@ -284,6 +285,9 @@ unsigned nt_ready(uint32_t sock);	/* EPOLL* bits that hold now */
 void nt_epoll_fire(void *item);		/* under watch_lock */
 void nt_epoll_dead(void *item);		/* under watch_lock: its record is gone */
 void nt_epoll_fd_closed(int fd);	/* fd is the program's, ours or kernel's, or an epoll set */
+void nt_epoll_range_closed(uint32_t first, uint32_t last);
+bool nt_epoll_known(int fd);		/* an epoll set of this process */
+void nt_epoll_dup(int oldfd, int newfd);	/* after the kernel's dup(): one set, two numbers */
 void nt_epoll_to_kernel(int fd);		/* the record became the kernel's: entries move there */
 void nt_epoll_twin(uint32_t sock);		/* its kernel side counts from now on */
 void nt_epoll_fork_child(void);

@@ -445,6 +445,9 @@ int nt_fcntl(int fd, int cmd, long arg)
 {
 	uint32_t sock = nt_lookup(fd);
 
+	if (cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC)
+		return (int)arg < 0 ? NT_KERNEL :
+		       nt_dup(fd, -1, (int)arg, cmd == F_DUPFD ? 0 : O_CLOEXEC);
 	if (!sock)
 		return NT_KERNEL;
 	switch (cmd) {
@@ -454,10 +457,6 @@ int nt_fcntl(int fd, int cmd, long arg)
 		return set_status_flags(nt_sock(sock), fd, arg);
 	case F_SETFD:
 		return set_cloexec(fd, arg & FD_CLOEXEC);
-	case F_DUPFD:
-		return nt_dup(fd, -1, (int)arg, 0);
-	case F_DUPFD_CLOEXEC:
-		return nt_dup(fd, -1, (int)arg, O_CLOEXEC);
 	}
 	return NT_KERNEL;
 }
