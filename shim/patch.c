@@ -60,14 +60,22 @@ enum { JUMP_SLOT = R_X86_64_JUMP_SLOT, GLOB_DAT = R_X86_64_GLOB_DAT, ABSOLUTE = 
 enum { JUMP_SLOT = R_AARCH64_JUMP_SLOT, GLOB_DAT = R_AARCH64_GLOB_DAT, ABSOLUTE = R_AARCH64_ABS64 };
 #endif
 
-/* The page may be read-only after relocation (RELRO): writable for the store, then as before. */
+/*
+ * The page may be read-only after relocation (RELRO): writable for the store, then as before. One that is
+ * writable stays so: the dynamic linker resolves into it lazily, or is relocating it just now. Two
+ * threads do not meet here, dl_iterate_phdr() holds a lock.
+ */
 static void store(void **slot, void *value)
 {
-	uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE), page = (uintptr_t)slot & ~(size - 1);
+	uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE);
+	void *page = (void *)((uintptr_t)slot & ~(size - 1));
+	bool writable = madvise(page, size, MADV_POPULATE_WRITE) == 0;
 
-	if (mprotect((void *)page, size, PROT_READ | PROT_WRITE))
+	if (!writable && mprotect(page, size, PROT_READ | PROT_WRITE))
 		return;
 	__atomic_store_n(slot, value, __ATOMIC_RELEASE);
+	if (!writable)
+		mprotect(page, size, PROT_READ);
 }
 
 static void relocations(struct object *o, const ElfW(Rela) *rela, size_t bytes)
@@ -155,7 +163,7 @@ static void *patched_dlopen(const char *file, int flags)
 	return handle;
 }
 
-/* Number of entries rewritten. default_on: every new AF_INET stream socket is ours. */
+/* Number of entries rewritten. default_on: every new AF_INET stream or datagram socket is ours. */
 SHIM int neatsock_patch(int default_on)
 {
 	int count = 0;

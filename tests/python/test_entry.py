@@ -98,3 +98,21 @@ def test_module_and_script(instance: Instance, tmp_path: Path) -> None:
         )
         assert result.stdout == "['one', '--two']\nb'HELLO'\n", result.stderr
         assert result.stderr == ""
+
+
+def test_patch_leaves_protections_as_they_were(instance: Instance) -> None:
+    """What the dynamic linker made read-only after relocation (RELRO) is read-only again."""
+    code = (
+        "import cffi, socket, ssl, neatsock\nfrom neatsock import _core\n"
+        "def writable():\n"
+        "    lines = [line.split() for line in open('/proc/self/maps')]\n"
+        "    pages = set()\n"
+        "    for span, mode, _, _, _, *name in lines:\n"
+        "        if 'w' in mode and name and '.so' in name[0]:\n"
+        "            first, last = (int(end, 16) for end in span.split('-'))\n"
+        "            pages.update(range(first, last, 4096))\n"
+        "    return pages\n"
+        "_core.library()\nbefore = writable()\nprint(neatsock.patch() > 10)\n"
+        "print(writable() == before, len(before) > 10)"
+    )
+    assert python(instance, code) == "True\nTrue True\n"
