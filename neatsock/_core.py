@@ -45,7 +45,7 @@ def patch(default_on: bool, name: str | None = None) -> int:
 
 @contextmanager
 def explicit() -> Iterator[None]:
-    """AF_INET stream sockets that this thread makes inside are on neatsock."""
+    """AF_INET stream and datagram sockets that this thread makes inside are on neatsock."""
     loaded = library()
     loaded.neatsock_explicit(1)
     try:

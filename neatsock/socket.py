@@ -2,7 +2,7 @@
 
 The surface is the standard library's: everything that `import socket` offers, with `socket`,
 `create_connection`, `create_server` and `fromfd` made of this module's class. Sockets that are not
-AF_INET streams are the kernel's, as everywhere in neatsock. Importing loads libneatsock.so and
+AF_INET streams or datagrams are the kernel's, as everywhere. Importing loads libneatsock.so and
 starts the user's default instance if none is up (InstanceError says why it could not).
 """
 
