@@ -1,6 +1,4 @@
-"""Scenarios at the edges of what the library sees: duplicated epoll sets, wrong pointers, programs that
-inherit sockets.
-"""
+"""Edges of what the library sees: duplicated epoll sets, wrong pointers, inherited sockets."""
 
 from __future__ import annotations
 
