@@ -103,6 +103,9 @@ void api_start(struct api *a, uint32_t death, struct stack_adopted *out)
 		for (uint32_t i = 0; i < a->napps; i++)
 			free_left(a->apps[i]);
 	a->started = true;
+	/* All that adoption published before the look at open[]: a process that opens its channel now, and is not told
+	 * below, finds it when it looks (Dekker; it opens, fences, looks at words). */
+	neat_fence();
 	for (uint32_t i = 0; i < a->napps; i++)
 		api_channels_look(a, a->apps[i]);
 	channels_wake(a);

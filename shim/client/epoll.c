@@ -12,6 +12,7 @@
 #include "internal.h"
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/single_threaded.h>
 #include <unistd.h>
 
 static const uint64_t MAGIC = 0x9d3f5b7c2e61a84full;	/* data of our own eventfds in the kernel set */
@@ -141,6 +142,9 @@ static void unqueue(struct nt_epitem *i)
 /* One sleeper is enough: it takes the whole list. */
 static void wake_one(struct nt_epoll *ep)
 {
+	/* The entry is in the list before the look at who was signaled already: nt_waiter_begin() is the other half. */
+	if (!__libc_single_threaded)
+		neat_fence();
 	for (struct nt_epwait *w = ep->waiters; w; w = w->next)
 		if (a32_relaxed(&w->w.signaled) != 1) {
 			nt_wake(&w->w);
@@ -513,8 +517,7 @@ static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 	for (;;) {
 		int n;
 
-		a32_store(&w->w.signaled, 0);
-		neat_fence();	/* before the look at the ready list: a later event signals us */
+		nt_waiter_begin(&w->w);
 		n = harvest(ep, k->ev, k->max);
 		if (n) {
 			ep->spin = true;

@@ -262,6 +262,8 @@ void nt_watch_unlink(struct nt_watch *w);	/* under watch_lock */
 void nt_watch_look(uint32_t sock);
 
 /* ---- wait.c ---- */
+/* Before a look at levels or the ready list: who changes them later signals, whoever signaled earlier is seen (Dekker). */
+void nt_waiter_begin(struct nt_waiter *w);
 void nt_wake(struct nt_waiter *w);
 bool nt_spin(struct nt_waiter *w, int64_t deadline_ns);	/* true: signaled */
 /* Sleeps until signaled, an event, the deadline or a signal: 0, -ETIMEDOUT, -EINTR. */

@@ -177,7 +177,7 @@ static int poll_wait(struct poll_call *p)
 	for (;;) {
 		int ready, kernel = 0;
 
-		a32_store(&w.signaled, 0);
+		nt_waiter_begin(&w);
 		ready = scan_ours(p, true);
 		if (ready || (p->deadline != INT64_MAX && nt_now_ns() >= p->deadline && looked))
 			return (kernel = kernel_look(p)) ? kernel : ready;

@@ -20,6 +20,12 @@ static neat_a32 restarts;
 void nt_note_restart(void) { a32_store(&restarts, 1); }
 bool nt_restarts(void) { return a32_relaxed(&restarts); }
 
+void nt_waiter_begin(struct nt_waiter *w)
+{
+	a32_store(&w->signaled, W_AWAKE);
+	neat_fence();
+}
+
 void nt_wake(struct nt_waiter *w)
 {
 	uint64_t one = 1;
@@ -219,7 +225,7 @@ int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadli
 	nt_bells();
 	nt_watch_add(&watch, sock, WATCH_WAITER, &w);
 	for (;;) {
-		a32_store(&w.signaled, W_AWAKE);
+		nt_waiter_begin(&w);
 		nt_watch_look(sock);
 		if (ready(arg)) {
 			err = 0;

@@ -13,7 +13,7 @@
  *   --fenced       frames that the NIC had not taken at the death are lost
  *   --delay X --until Y   the stores of field X (machine_name) become visible only after the next one of
  *                  field Y: what the compiler could do without the rule that orders the two
- *   --forget X     the successor goes without a rule: window, links, wl, persist, look, wake (forget.c)
+ *   --forget X     the successor goes without a rule: window, links, wl, persist, look, look last, wake (forget.c)
  *   --retire-first a frame or command is retired before its effects
  *   --sample N --seed S    about N points, chosen by S
  *   --jobs N       children at a time

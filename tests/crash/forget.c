@@ -11,6 +11,9 @@ static uint32_t high(const struct machine *m) { return a32_relaxed(&((struct are
 
 static bool is(const struct machine *m, const char *what) { return m->forget && strcmp(m->forget, what) == 0; }
 
+/* W9: one spurious event for each connection; "look last": it comes, but before adoption instead of behind it. */
+static bool look(const struct machine *m) { return is(m, "look") || is(m, "look last"); }
+
 /* W5: what the peer was told of our window. */
 static void window(struct machine *m)
 {
@@ -48,8 +51,14 @@ void forget_before(struct machine *m)
 		m->kept[t - blocks(m)][0] = t->snd_wl1;
 		m->kept[t - blocks(m)][1] = t->snd_wl2;
 	}
-	for (uint32_t i = 0; is(m, "look") && i < m->nprocs; i++)
-		m->kept[i][0] = a32_relaxed(&m->proc[i].ch->overflow);
+	for (uint32_t i = 0; look(m) && i < m->nprocs; i++) {
+		uint32_t early = is(m, "look last") && m->was_ready;
+
+		m->kept[i][0] = a32_relaxed(&m->proc[i].ch->overflow) + early;
+		a32_store(&m->proc[i].ch->overflow, (uint32_t)m->kept[i][0]);
+		if (early)
+			m->proc[i].sleeping = false;
+	}
 }
 
 /* The successor is up and has not worked yet. */
@@ -65,10 +74,9 @@ void forget_after(struct machine *m)
 			t->rtx_kind = TCP_RTX_NONE;
 			t->rtx_at_us = 0;
 		}
-	/* W9: one spurious event for each connection. */
-	for (uint32_t i = 0; is(m, "look") && i < m->nprocs; i++)
+	for (uint32_t i = 0; look(m) && i < m->nprocs; i++)
 		a32_store(&m->proc[i].ch->overflow, (uint32_t)m->kept[i][0]);
 }
 
 /* W9: the wake that every sleeper gets. */
-bool forget_wake(const struct machine *m) { return is(m, "wake") && !m->ready; }
+bool forget_wake(const struct machine *m) { return (is(m, "wake") || is(m, "look last")) && !m->ready; }

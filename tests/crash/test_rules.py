@@ -59,11 +59,14 @@ def test_retired_before_the_effects(crash: Path, scenario: str) -> None:
     assert failures(crash, scenario, "--retire-first") > 0
 
 
-# Rule of adoption, what forget.c takes away, scenario.
+# Who moves while the successor starts has looked, and sleeps again.
+DURING = ("--depth", "2", "--race-start", "--inner", "7", "--sample", "100")
+# Rule of adoption, what forget.c takes away, scenario, further options.
 FORGOTTEN = [
-    ("W5 the advertised edge", "window", "window_ours"),
-    ("W9 a look at everything", "look", "disconnect"),
-    ("W9 a wake for everybody", "wake", "echo_in"),
+    ("W5 the advertised edge", "window", "window_ours", ()),
+    ("W9 a look at everything", "look", "disconnect", ()),
+    ("W9 a look behind the last word published", "look last", "disconnect", DURING),
+    ("W9 a wake for everybody", "wake", "echo_in", ()),
 ]
 # docs/decisions.md, 49, says why a successor can do without.
 NOT_NEEDED = [
@@ -73,10 +76,17 @@ NOT_NEEDED = [
 ]
 
 
-@pytest.mark.parametrize(("what", "scenario"), [row[1:] for row in FORGOTTEN],
+@pytest.mark.parametrize(("what", "scenario", "options"), [row[1:] for row in FORGOTTEN],
                          ids=[row[0] for row in FORGOTTEN])  # fmt: skip
-def test_a_successor_that_forgets(crash: Path, what: str, scenario: str) -> None:
-    assert failures(crash, scenario, "--forget", what, "--sample", "500") > 0
+def test_a_successor_that_forgets(
+    crash: Path, what: str, scenario: str, options: tuple[str, ...]
+) -> None:
+    assert failures(crash, scenario, "--forget", what, "--sample", "500", *options) > 0
+
+
+@pytest.mark.parametrize("scenario", ["disconnect", "passive_close"])
+def test_nobody_sleeps_on_words_of_the_predecessor(crash: Path, scenario: str) -> None:
+    assert failures(crash, scenario, *DURING) == 0
 
 
 @pytest.mark.parametrize(("what", "scenario"), [row[1:] for row in NOT_NEEDED],
