@@ -30,6 +30,17 @@ bool sock_adopt(struct stack *s, uint32_t app_id, struct tcb *t, bool closed, st
 	return true;
 }
 
+void sock_expect(const struct stack *s, uint32_t app_id, uint32_t slot)
+{
+	const struct app *app = api_app_find(s->api, app_id);
+
+	if (!app || slot >= NEAT_SLOTS)
+		return;
+	__builtin_prefetch(&app->slots[slot], 1);
+	__builtin_prefetch(&app->mem.pub->slots[slot].status);
+	__builtin_prefetch(&app->mem.app->slots[slot].optgen);
+}
+
 /* ---- connections nobody has accepted ---- */
 
 struct slot_set { uint64_t bits[NEAT_SLOT_APP_FIRST / 64]; };
@@ -182,6 +193,24 @@ static void drop_datagram(struct api *a, uint64_t whose)
 		udp_skip(a->stack, app->slots[slot].obj);
 }
 
+/* The words may have moved while nobody looked. */
+static void look_at_all(struct api *a, struct app *app)
+{
+	enum { AHEAD = 8 };
+
+	for (uint32_t slot = 1; slot < NEAT_SLOTS; slot++) {
+		uint32_t soon = slot + AHEAD;
+
+		if (soon < NEAT_SLOTS && app->slots[soon].kind == SLOT_TCB) {
+			tcp_expect(app->slots[soon].obj);
+			__builtin_prefetch(&app->mem.app->slots[soon].tx_tail, 1);
+			__builtin_prefetch(&app->mem.app->slots[soon].cmd_pend, 1);
+		}
+		if (app->slots[slot].kind == SLOT_TCB && !app->slots[slot].closed)
+			slot_look(a, app, slot);
+	}
+}
+
 void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out)
 {
 	stack_adopt(a->stack, death, out);
@@ -196,9 +225,7 @@ void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out)
 
 		api_repush(a, app);
 		api_free_unaccepted(app);
-		for (uint32_t slot = 1; slot < NEAT_SLOTS; slot++)
-			if (app->slots[slot].kind == SLOT_TCB && !app->slots[slot].closed)
-				slot_look(a, app, slot);
+		look_at_all(a, app);
 	}
 	stack_units_done(a->stack);
 }

@@ -50,11 +50,11 @@ struct flow {
 	struct flow_entry entry[];
 };
 
-/* Room for connections, half-open ones and TIME_WAIT at half load. */
+/* Room for connections, half-open ones and TIME_WAIT, at two thirds of it when all of them are in use. */
 static uint32_t flow_capacity(const struct stack_config *cfg)
 {
 	uint32_t connections = cfg->connections_max > 1024 ? cfg->connections_max : 1024;	/* tcp.c: TIME_WAIT */
-	uint32_t want = 2 * (connections * 2 + cfg->syn_backlog), n = 1024;
+	uint32_t all = connections * 2 + cfg->syn_backlog, want = all + all / 2, n = 1024;
 
 	while (n < want)
 		n *= 2;
@@ -114,6 +114,18 @@ static inline uint64_t key_ports(const struct flow_key *k) { return (uint64_t)k-
 static inline uint32_t home(const struct flow *f, uint64_t addrs, uint64_t ports)
 {
 	return (uint32_t)hash_tuple(f->k0, f->k1, addrs, ports) & f->mask;
+}
+
+void flow_expect(const struct stack *s, const struct flow_key *k)
+{
+	const struct flow *f = s->flow;
+
+	__builtin_prefetch(&f->entry[home(f, key_addrs(k), key_ports(k))], 1);
+}
+
+struct memory_span flow_span(const struct stack *s)
+{
+	return (struct memory_span){ s->flow->entry, sizeof(s->flow->entry[0]) * ((size_t)s->flow->mask + 1) };
 }
 
 uint32_t flow_hash(const struct stack *s, const struct flow_key *k)

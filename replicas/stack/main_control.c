@@ -98,6 +98,7 @@ static bool replica_port_bound(void *world, uint32_t addr, uint16_t port)
 /* The queue pair's addresses are part of the configuration, so the stack is made after R_QUEUE. */
 static void need_stack(struct replica *r)
 {
+	struct memory_span span;
 	void *memory;
 	struct stack_ops ops = {
 		.tx = nicq_transmit, .random = replica_random, .copy = copy_payload,
@@ -121,8 +122,11 @@ static void need_stack(struct replica *r)
 	}
 	if (!r->api.adopting && stack_init(&r->stack, &r->cfg, &ops, memory, r->arena, true, r->stack.now_us))
 		replica_die("stack_init");
-	if (r->api.adopting)
+	if (r->api.adopting) {
 		restore_counters(r);
+		span = stack_scattered(&r->stack);
+		memory_now(span.at, span.len);
+	}
 	r->have_stack = true;
 	if (filter_set(r->stack.filter, r->filter.rule, r->filter.count))
 		replica_die("filter rules that make no sense (version skew?)");

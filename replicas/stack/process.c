@@ -54,7 +54,7 @@ static void sandbox(void)
 {
 	static const uint32_t calls[] = {
 		SYS_recvmsg, SYS_sendto, SYS_sendmsg, SYS_read, SYS_write, SYS_close, SYS_fstat, SYS_newfstatat,
-		SYS_futex, SYS_futex_waitv, SYS_ppoll, SYS_getcpu, SYS_getpid, SYS_restart_syscall,
+		SYS_futex, SYS_futex_waitv, SYS_ppoll, SYS_getcpu, SYS_getpid, SYS_restart_syscall, SYS_madvise,
 #ifdef SYS_poll
 		SYS_poll,
 #endif
@@ -130,6 +130,18 @@ void *map_anonymous(size_t size)
 	if (p == MAP_FAILED)
 		replica_die("mmap");
 	return p;
+}
+
+void memory_now(void *at, size_t size)
+{
+	uintptr_t from = ((uintptr_t)at + NEAT_PAGE - 1) & ~(uintptr_t)(NEAT_PAGE - 1);
+	size_t len = (uintptr_t)at + size - from;
+
+	if (size <= NEAT_PAGE)
+		return;
+	/* Hints both: what they do not bring comes by faults. */
+	madvise((void *)from, len, MADV_HUGEPAGE);
+	madvise((void *)from, len, MADV_POPULATE_WRITE);
 }
 
 static void *map(int fd, size_t size, int access)

@@ -32,6 +32,8 @@ void message_send(uint16_t type, void *message, size_t len, uint32_t seq);
 
 /* ---- memory; they end the process rather than fail ---- */
 void *map_anonymous(size_t size);
+/* All of it is about to be used: its pages at once, large ones where the kernel has them. */
+void memory_now(void *at, size_t size);
 void *map_shared(int fd, size_t size);
 void *map_object(int fd, uint32_t object, size_t size);
 /* Of an object that replicas write. With a predecessor (epoch > 1), a wrong header is put right: it was overwritten. */

@@ -45,6 +45,15 @@ int stack_init(struct stack *s, const struct stack_config *cfg, const struct sta
 	return tcp_init(s, m, arena, fresh);
 }
 
+struct memory_span stack_scattered(const struct stack *s)
+{
+	struct memory_span m = flow_span(s);
+
+	if (a32_relaxed(&s->tcp->arena->high_tcb) < m.len / NEAT_PAGE)
+		m.len = 0;
+	return m;
+}
+
 void stack_frame_begins(struct stack *s, bool lo) { unit_begin(s, lo ? UNIT_LO : UNIT_FRAME, NULL); }
 
 void stack_datagram_begins(struct stack *s, uint32_t app_id, uint32_t slot)

@@ -117,6 +117,7 @@ struct stack {
 };
 
 /* ---- life; memory comes from the caller so that it can be shared or fake ---- */
+struct memory_span { void *at; size_t len; };
 /* Bytes of plain (class D) memory and of arena that a configuration needs. */
 size_t stack_memory(const struct stack_config *cfg);
 size_t stack_arena(const struct stack_config *cfg);
@@ -139,6 +140,8 @@ struct stack_adopted {
 	uint64_t drop_datagram;		/* and for the next datagram of this socket: [application 32][slot 32], 0 = none */
 };
 void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out);
+/* Plain memory of which stack_adopt() will touch nearly every page, in no order; .len = 0: none. */
+struct memory_span stack_scattered(const struct stack *s);
 /* The journal (W14): a frame is being worked on; nothing is. */
 void stack_frame_begins(struct stack *s, bool lo);
 void stack_datagram_begins(struct stack *s, uint32_t app_id, uint32_t slot);
@@ -188,6 +191,7 @@ void flow_unlisten(struct stack *s, uint32_t addr, uint16_t port, struct listene
 /* A free local port whose flow hashes back to this replica; 0 = none left. */
 uint16_t flow_choose_port(struct stack *s, uint32_t laddr, uint32_t raddr, uint16_t rport);
 uint32_t flow_hash(const struct stack *s, const struct flow_key *k);	/* keyed, for tables */
+void flow_expect(const struct stack *s, const struct flow_key *k);	/* a look-up soon: its line is fetched */
 
 /* ---- tcp: RFC 9293; see tcp.h for the control block ---- */
 void tcp_input(struct stack *s, struct pkt *p, const struct ip_meta *m);	/* p->data at the TCP header */
@@ -228,6 +232,7 @@ struct tcp_bounds { uint64_t tx_una, tx_tail, rx_head, rx_tail; };
 struct tcp_bounds tcp_bounds(const struct tcb *t);
 struct sockref *tcp_ref(struct tcb *t);
 uint16_t tcp_optgen(const struct tcb *t);	/* of the options it has applied */
+void tcp_expect(const struct tcb *t);		/* it is worked on soon: its lines are fetched */
 struct sockref *tcp_listener_ref(struct listener *l);
 
 /* ---- udp.c: RFC 768; see udp.h for the socket ---- */
@@ -272,6 +277,7 @@ void sock_accept_push(struct stack *s, struct listener *l, struct sockref *r);
  * slot. False: the slot is not this connection's any more.
  */
 NEAT_CHECKED bool sock_adopt(struct stack *s, uint32_t app_id, struct tcb *t, bool closed, struct sockref *ref);
+void sock_expect(const struct stack *s, uint32_t app_id, uint32_t slot);	/* sock_adopt() of it comes soon */
 /* The stack forgets the connection; the slot stays with the application until its last close. */
 void sock_detach(struct stack *s, struct sockref *r);
 

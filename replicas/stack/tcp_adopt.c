@@ -17,6 +17,7 @@ enum {
 	STRIKES_RESET = 3,	/* this many, and the connection is given up */
 	STRIKES_COMMAND = 2,
 	RECENT_US = 3000000,	/* a connection that moved within this time may have lost an ACK with us */
+	AHEAD = 8,		/* records whose memory is on its way while one is worked on */
 };
 
 struct adoption {
@@ -223,6 +224,26 @@ static void take_record(const struct adoption *a, struct tcb *t)
 	seal_identity(t);
 }
 
+/* Thousands of connections in tables larger than any cache: what costs the time is waiting for one line after another. */
+void tcp_expect(const struct tcb *t)
+{
+	for (unsigned line = 0; line < TCB_SIZE / ARENA_LINE; line++)
+		__builtin_prefetch((const uint8_t *)t + line * ARENA_LINE, 1);
+}
+
+static void expect_take(const struct stack *s, uint32_t i)
+{
+	const struct tcb *t = &s->tcp->tcbs[i - AHEAD];
+
+	if (i < 2 * AHEAD)
+		return;
+	tcp_expect(t - AHEAD);
+	if (tcp_state(t) == TCP_FREE)
+		return;
+	flow_expect(s, &t->key);
+	sock_expect(s, t->app_id, t->ref.slot);
+}
+
 static void take_records(const struct adoption *a)
 {
 	struct tcp *tcp = a->s->tcp;
@@ -235,9 +256,11 @@ static void take_records(const struct adoption *a)
 	/* The half-changed one first: as soon as it is whole, the journal may name another. */
 	if (a->torn)
 		take_record(a, a->torn);
-	for (uint32_t i = n; i-- > 0;)
+	for (uint32_t i = n; i-- > 0;) {
+		expect_take(a->s, i);
 		if (&tcp->tcbs[i] != a->torn)
 			take_record(a, &tcp->tcbs[i]);
+	}
 }
 
 /* ---- second: records of 64 bytes ---- */
@@ -408,7 +431,8 @@ static void send_again(struct stack *s, struct tcb *t)
 	}
 	if (t->ack_at_us || s->now_us - t->last_rx_us < RECENT_US || s->now_us - t->last_tx_us < RECENT_US)
 		t->flags |= TCB_ACK_NOW;
-	tcp_put_off(s, t);
+	if (t->flags & TCB_ACK_NOW || t->snd_nxt != snd_end(t))
+		tcp_put_off(s, t);
 }
 
 static void go_on_opening(struct stack *s, struct tcb *t)
@@ -509,6 +533,20 @@ static bool ringless(const struct tcb *t)
 	return !t->ref.mem && (!tcp_app_closed(t) || tx_una(t) != tx_tail(t));
 }
 
+static void expect_go_on(const struct stack *s, uint32_t i)
+{
+	const struct tcb *t = &s->tcp->tcbs[i + AHEAD];
+
+	if (i + 2 * AHEAD >= a32_relaxed(&s->tcp->arena->high_tcb))
+		return;
+	tcp_expect(t + AHEAD);
+	if (t->flags & TCB_LOCAL)
+		flow_expect(s, &(struct flow_key){ .laddr = t->key.raddr, .raddr = t->key.laddr,
+						   .lport = t->key.rport, .rport = t->key.lport });
+	if (t->ref.mem)
+		__builtin_prefetch(t->ref.pub, 1);
+}
+
 static void go_on(const struct adoption *a, struct tcb *t)
 {
 	struct stack *s = a->s;
@@ -581,8 +619,10 @@ void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out)
 	take_records(&a);
 	take_requests(&a);
 	take_time_waits(&a);
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 0; i < n; i++) {
+		expect_go_on(s, i);
 		if (tcp_state(&tcp->tcbs[i]) != TCP_FREE)
 			go_on(&a, &tcp->tcbs[i]);
+	}
 	stack_units_done(s);
 }

@@ -746,6 +746,8 @@ void sock_accept_push(struct stack *s, struct listener *l, struct sockref *r)
 	sock_notify(s, lref, SOCK_READABLE);
 }
 
+void sock_expect(const struct stack *s, uint32_t app_id, uint32_t slot) { (void)s, (void)app_id, (void)slot; }
+
 bool sock_adopt(struct stack *s, uint32_t app_id, struct tcb *t, bool closed, struct sockref *ref)
 {
 	(void)s, (void)app_id, (void)t, (void)closed, (void)ref;

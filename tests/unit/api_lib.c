@@ -76,6 +76,7 @@ void stack_adopt(struct stack *s, uint32_t death, struct stack_adopted *out)
 void stack_units_done(struct stack *s) { (void)s; }
 bool tcp_idle(const struct stack *s) { return !((const struct world *)s->ops.world)->busy; }
 uint16_t tcp_optgen(const struct tcb *t) { (void)t; return 0; }
+void tcp_expect(const struct tcb *t) { (void)t; }
 struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash)
 {
 	struct world *w = s->ops.world;
