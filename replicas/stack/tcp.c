@@ -230,6 +230,7 @@ void tcb_free(struct stack *s, struct tcb *t)
 	t->next_free = tcp->free_tcb;
 	tcp->free_tcb = i;
 	tcp->used--;
+	tcp->orphans -= (t->flags & TCB_ORPHAN) != 0;
 }
 
 /* Interval sets, made when first needed; NULL = none left. */
@@ -550,9 +551,9 @@ void tcp_close_rest(struct stack *s, struct tcb *t)
 	if (!tcp_fin_queued(t))
 		tcp_queue_fin(s, t);
 	t->aux_at_us = 0;
-	if (state == TCP_FIN_WAIT_2)
-		t->aux_at_us = s->now_us + t->linger2_ms * 1000ull;
 	tcp_detach_if_idle(s, t);
+	if (state == TCP_FIN_WAIT_2)
+		tcp_linger(s, t);
 	tcp_output(s, t);
 	tcp_arm(s, t);
 }

@@ -110,6 +110,7 @@ enum tcb_flag {		/* class D */
 	TCB_LINGER0 = 16384,	/* SO_LINGER with zero: close() resets */
 	TCB_SNDBUF_FIXED = 32768,
 	TCB_RCVBUF_FIXED = 65536,	/* otherwise it is tuned */
+	TCB_ORPHAN = 131072,	/* let go by its application, and counted as such */
 };
 
 /* Kinds of timers of ours in the wheel. */
@@ -292,6 +293,7 @@ struct tcp {		/* class D: stack->tcp */
 	uint32_t free_tcb, free_request, free_time_wait, free_holes, free_listener, free_sent;
 	neat_a32 high_listener, high_sent;
 	uint32_t used;			/* control blocks that are not free */
+	uint32_t orphans;		/* of these, without an application: their peers keep them */
 	uint32_t half_open;
 	uint32_t resume_head, resume_tail;	/* index + 1 */
 	struct tcp_list req_level[TCP_REQ_LEVELS];	/* by deadline: equal back-off, so in order of arrival */
@@ -519,6 +521,9 @@ bool share_request(const struct stack *s, const struct sockmem *m);	/* NULL: nob
 /* Size to which a buffer of `has` bytes may change when `want` is wished for; counted. */
 uint32_t share_buffer(const struct stack *s, struct tcb *t, uint32_t has, uint32_t want);
 void share_count(struct tcb *t);	/* adoption: its buffers are what they are */
+void share_orphan(struct stack *s, struct tcb *t);	/* no application holds it any more */
+/* It is one, and they hold more than is free: nobody waits for their peers. */
+bool share_exceeded(const struct stack *s, const struct tcb *t);
 /* sock_detach(), and its buffers are the application's no more. */
 void tcp_detach(struct stack *s, struct tcb *t);
 
@@ -532,6 +537,8 @@ void tcp_fin_sent_acked(struct stack *s, struct tcb *t);
 /* The connection ended: err 0 = orderly. The block is freed, or lingers in CLOSED. */
 void tcp_done(struct stack *s, struct tcb *t, int err);
 void tcp_publish_info(struct stack *s, struct tcb *t);
+/* Its application closed it: the peer has this long for its FIN. */
+void tcp_linger(struct stack *s, struct tcb *t);
 /* Lets go of the slot once an application that closed has nothing left in the send ring. */
 void tcp_detach_if_idle(struct stack *s, struct tcb *t);
 

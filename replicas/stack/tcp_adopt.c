@@ -157,7 +157,7 @@ static void soft_reset(struct tcb *t)
 static void soft(const struct adoption *a, struct tcb *t)
 {
 	struct stack *s = a->s;
-	const uint32_t stale = TCB_ON_RESUME | TCB_RETRANS_DUE | TCB_RETRANSMITTED | TCB_UNDO | TCB_LOCAL;
+	const uint32_t stale = TCB_ON_RESUME | TCB_RETRANS_DUE | TCB_RETRANSMITTED | TCB_UNDO | TCB_LOCAL | TCB_ORPHAN;
 
 	if (t == a->torn)
 		soft_reset(t);
@@ -217,6 +217,7 @@ static void take_record(const struct adoption *a, struct tcb *t)
 	ref = t->ref;
 	if (!ref.slot || !sock_adopt(s, t->app_id, t, tcp_app_closed(t), &ref)) {
 		unit_repairs(s, UNIT_OUTPUT, t);	/* until the seal fits again */
+		share_orphan(s, t);
 		ref = (struct sockref){ .gen = ref.gen };
 	}
 	t->ref = ref;		/* slot and gen as they were, if it has a slot: only pointers are new */
@@ -480,7 +481,7 @@ static void go_on_synchronised(struct stack *s, struct tcb *t)
 		return;
 	tcp_detach_if_idle(s, t);
 	if (tcp_state(t) == TCP_FIN_WAIT_2 && tcp_app_closed(t) && !t->aux_at_us)
-		t->aux_at_us = s->now_us + t->linger2_ms * 1000ull;
+		tcp_linger(s, t);
 	send_again(s, t);
 	tcp_arm(s, t);
 }

@@ -113,6 +113,12 @@ void tcp_fin_received(struct stack *s, struct tcb *t)
 		tcp_time_wait(s, t);
 }
 
+/* Its FIN may be in this very segment, so who has no time left goes with the next tick. */
+void tcp_linger(struct stack *s, struct tcb *t)
+{
+	t->aux_at_us = s->now_us + (share_exceeded(s, t) ? 0 : t->linger2_ms * 1000ull);
+}
+
 /* Our FIN is acknowledged: step 5. */
 void tcp_fin_sent_acked(struct stack *s, struct tcb *t)
 {
@@ -120,7 +126,7 @@ void tcp_fin_sent_acked(struct stack *s, struct tcb *t)
 	case TCP_FIN_WAIT_1:
 		tcp_set_state(s, t, TCP_FIN_WAIT_2);
 		if (tcp_app_closed(t))
-			t->aux_at_us = s->now_us + t->linger2_ms * 1000ull;
+			tcp_linger(s, t);
 		break;
 	case TCP_CLOSING:
 		tcp_time_wait(s, t);

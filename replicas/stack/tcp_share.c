@@ -4,7 +4,8 @@
  *
  * Of a pool an application may have one more while it holds no more than is free (dynamic thresholds,
  * Choudhury and Hahne 1998): one greedy application gets half, two get a third each, and a
- * newcomer always finds some. Counts are class D: counted again at adoption.
+ * newcomer always finds some. Connections that their application has let go count as one application
+ * more. Counts are class D: counted again at adoption.
  */
 #include "tcp.h"
 
@@ -20,6 +21,21 @@ bool share_request(const struct stack *s, const struct sockmem *m)
 	const struct tcp *tcp = s->tcp;
 
 	return !m || m->half_open <= tcp->nrequests - tcp->half_open;
+}
+
+/* ---- orphans: a peer that does not close keeps them (Linux: tcp_max_orphans) ---- */
+
+void share_orphan(struct stack *s, struct tcb *t)
+{
+	s->tcp->orphans += !(t->flags & TCB_ORPHAN);
+	t->flags |= TCB_ORPHAN;
+}
+
+bool share_exceeded(const struct stack *s, const struct tcb *t)
+{
+	const struct tcp *tcp = s->tcp;
+
+	return t->flags & TCB_ORPHAN && tcp->orphans > tcp->ntcbs - tcp->used;
 }
 
 /* ---- buffers ---- */
@@ -52,4 +68,5 @@ void tcp_detach(struct stack *s, struct tcb *t)
 	if (t->ref.mem)
 		t->ref.mem->buffers -= beyond(t->rcvbuf) + beyond(t->sndbuf);
 	sock_detach(s, &t->ref);
+	share_orphan(s, t);
 }

@@ -42,7 +42,7 @@ static bool out_of_patience(const struct stack *s, const struct tcb *t, unsigned
 	return (!t->user_timeout_ms || tcp_app_closed(t)) && t->backoff >= limit;
 }
 
-static unsigned retry_limit(const struct tcb *t)
+static unsigned retry_limit(const struct stack *s, const struct tcb *t)
 {
 	enum tcp_state state = tcp_state(t);
 
@@ -50,6 +50,8 @@ static unsigned retry_limit(const struct tcb *t)
 		return t->syn_retries;
 	if (state == TCP_SYN_RCVD)
 		return TCP_SYNACK_RETRIES;
+	if (share_exceeded(s, t))
+		return 0;
 	return tcp_app_closed(t) ? TCP_ORPHAN_RETRIES : TCP_RETRIES2;
 }
 
@@ -66,7 +68,7 @@ static void rto_expired(struct stack *s, struct tcb *t)
 
 	if (!t->rtx_first_us)
 		t->rtx_first_us = s->now_us;
-	if (out_of_patience(s, t, retry_limit(t))) {
+	if (out_of_patience(s, t, retry_limit(s, t))) {
 		give_up(s, t);
 		return;
 	}
@@ -116,7 +118,7 @@ static void persist_expired(struct stack *s, struct tcb *t)
 	/* An answered probe resets `probes`: a peer may keep its window shut for ever, but an orphan
 	 * is not kept alive by one (sockstress, CVE-2008-4609). */
 	if ((t->user_timeout_ms && t->probes && out_of_patience(s, t, TCP_ORPHAN_RETRIES)) ||
-	    t->probes >= retry_limit(t) || (tcp_app_closed(t) && t->backoff >= TCP_ORPHAN_RETRIES)) {
+	    t->probes >= retry_limit(s, t) || (tcp_app_closed(t) && t->backoff >= TCP_ORPHAN_RETRIES)) {
 		give_up(s, t);
 		return;
 	}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+import pytest
+
 from tests.stack.host import MS, OPT_RCVBUF, OPT_SNDBUF, THERE, Host, Peer
 from tests.stack.packet import Options
 
@@ -74,6 +76,42 @@ def test_a_handshake_beyond_it_is_completed_later(make: Make) -> None:
     assert any(s.letters == "SA" for s in peer.recv())
     peer.send("A", 1, 1)
     assert host.accept(listener) > 0
+
+
+def closed_by_the_program(host: Host, listener: int, ports: range) -> list[Peer]:
+    """Connections whose peers have not acknowledged the FIN."""
+    peers = []
+    for port in ports:
+        peer = Peer(host, rport=port)
+        host.close(peer.open(listener))
+        assert peer.one().letters == "FA"
+        peers.append(peer)
+    return peers
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["FIN-WAIT-2", "FIN-WAIT-1"])
+def test_peers_that_do_not_close_leave_half_of_the_blocks(make: Make, silent: bool) -> None:
+    """Linux: tcp_max_orphans. A peer's share is what is free, like an application's."""
+    host = make(connections=64)
+    listener = host.listen(80)
+    for first in (1000, 1020, 1040, 1060):
+        for peer in closed_by_the_program(host, listener, range(first, first + 20)):
+            if not silent:
+                peer.send("A", 1, 2)
+        host.advance(300 * MS)  # FIN-WAIT-1: the first timeout
+        host.segments()
+    assert len(connect_all(host)) >= 15  # half of the rest
+
+
+def test_an_orphan_among_few_waits_for_its_peer(make: Make) -> None:
+    host = make(connections=64)
+    peers = closed_by_the_program(host, host.listen(80), range(1000, 1020))
+    for peer in peers:
+        peer.send("A", 1, 2)
+    host.advance(50_000 * MS)  # of 60 s
+    for peer in peers:
+        peer.send("FA", 1, 2)
+        assert peer.one().letters == "A"
 
 
 def test_buffers_grow_within_the_budget(make: Make) -> None:
