@@ -234,10 +234,11 @@ void tcp_expect(const struct tcb *t)
 
 static void expect_take(const struct stack *s, uint32_t i)
 {
-	const struct tcb *t = &s->tcp->tcbs[i - AHEAD];
+	const struct tcb *t = s->tcp->tcbs + i;
 
 	if (i < 2 * AHEAD)
 		return;
+	t -= AHEAD;
 	tcp_expect(t - AHEAD);
 	if (tcp_state(t) == TCP_FREE)
 		return;
@@ -536,10 +537,11 @@ static bool ringless(const struct tcb *t)
 
 static void expect_go_on(const struct stack *s, uint32_t i)
 {
-	const struct tcb *t = &s->tcp->tcbs[i + AHEAD];
+	const struct tcb *t = s->tcp->tcbs + i;
 
 	if (i + 2 * AHEAD >= a32_relaxed(&s->tcp->arena->high_tcb))
 		return;
+	t += AHEAD;
 	tcp_expect(t + AHEAD);
 	if (t->flags & TCB_LOCAL)
 		flow_expect(s, &(struct flow_key){ .laddr = t->key.raddr, .raddr = t->key.laddr,
