@@ -10,7 +10,6 @@ import fcntl
 import importlib
 import mmap
 import os
-from pathlib import Path
 from typing import Any
 
 from neatsock import _build_ffi
@@ -208,8 +207,3 @@ def fingerprint() -> int:
 def refs_closing(who: int) -> int:
     """neat_refs_closing() of ring.h: neat_sock.refs while `who`, a process entry, closes it."""
     return who + 1 << int(lib.NEAT_REFS_CLOSER_SHIFT)
-
-
-def source_root() -> Path:
-    """Directory that holds the neatsock package: what PYTHONPATH of a child must name."""
-    return Path(__file__).resolve().parent.parent

@@ -174,7 +174,6 @@ enum neat_sock_flags {
 	NEAT_SOCKF_BOUND = 2,		/* neatd holds lport for it */
 	NEAT_SOCKF_REUSEADDR = 4,
 	NEAT_SOCKF_REUSEPORT = 8,
-	NEAT_SOCKF_ASYNC = 16,
 	NEAT_SOCKF_SHUT = 128,		/* NEW: shutdown(SHUT_RDWR) was tried; only poll() shows it */
 	NEAT_SOCKF_OPTS_LATE = 64,	/* LISTEN: options changed after listen() */
 	NEAT_SOCKF_CONNECT_SEEN = 32,	/* a connect() call has reported the outcome */
@@ -240,7 +239,6 @@ enum neat_opt_flags {
 	NEAT_OPTF_KEEPALIVE = 4,
 	NEAT_OPTF_LINGER = 8,
 	NEAT_OPTF_QUICKACK_OFF = 16,
-	NEAT_OPTF_REUSEADDR = 32,
 	NEAT_OPTF_OOBINLINE = 64,
 	NEAT_OPTF_MORE = 128,		/* last send had MSG_MORE: the tail may wait like under CORK */
 	NEAT_OPTF_REUSEPORT = 256,	/* DGRAM: one of a group that shares the port */
@@ -269,7 +267,7 @@ struct neat_app {
  *
  * Contract per flag set:
  *  0           FREE: nobody but the allocator of this half of the slots may touch it
- *  CLAIMED     replica: slot belongs to a half-open or connecting connection
+ *  CONNECTING  a connect() that nobody has answered yet
  *  LISTENING   subsocket; accept queue live
  *  CONNECTED   data may flow; stays set after EOF, RESET or the local FIN
  *  RX_EOF      peer's FIN is in order: after rx_head there is nothing more
@@ -281,7 +279,6 @@ struct neat_app {
  *  DATAGRAM    a UDP socket; both rings hold datagrams, each behind a struct neat_dgram
  */
 enum neat_slot_flags {
-	NEAT_SLOT_CLAIMED = 1,
 	NEAT_SLOT_LISTENING = 2,
 	NEAT_SLOT_CONNECTING = 4,
 	NEAT_SLOT_CONNECTED = 8,
@@ -322,7 +319,7 @@ struct neat_slot_pub {		/* replica writes; the application maps it read-only */
 	neat_a64 accept_tail;	/* LISTENING: entries ever pushed */
 	neat_a32 tx_limit;	/* bytes the application may have unacknowledged (send buffer autotuning) */
 	neat_a32 err_seq;	/* number of errors ever published */
-	uint32_t laddr, raddr;	/* host order; valid from CLAIMED */
+	uint32_t laddr, raddr;	/* host order; valid once status has flags */
 	uint16_t lport, rport;
 	uint32_t accept_ring;	/* LISTENING: index of its accept ring */
 	/* second line: TCP_INFO, refreshed at most every 10 ms and on state changes */

@@ -45,7 +45,7 @@ static void parse_one(struct tcp_seg *g, uint8_t kind, const uint8_t *body, uint
 	case TCP_KIND_WSCALE:
 		if (syn && len == 1) {
 			g->has |= TCP_OPT_WS;
-			g->wscale = body[0] > 14 ? 14 : body[0];	/* RFC 7323 2.3 */
+			g->wscale = body[0] > TCP_WSCALE_MAX ? TCP_WSCALE_MAX : body[0];	/* RFC 7323 2.3 */
 		}
 		break;
 	case TCP_KIND_SACK_OK:

@@ -413,7 +413,7 @@ bool tcp_request_adopt(struct stack *s, struct tcp_request *r)
 	struct listener *l = flow_listener(s, k.laddr, k.lport, flow_hash(s, &k));
 	uint32_t sent = a32_relaxed(&r->state);
 
-	if (!l || sent == 0 || sent > TCP_SYNACK_RETRIES + 1 || r->wscale > 14 || flow_insert(s, &k, r))
+	if (!l || sent == 0 || sent > TCP_SYNACK_RETRIES + 1 || r->wscale > TCP_WSCALE_MAX || flow_insert(s, &k, r))
 		return false;
 	r->listener = l->index;
 	r->deadline_us = s->now_us;
