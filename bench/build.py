@@ -27,8 +27,8 @@ FLAGS = (
 EXTRA = {
     "echo_client": ("closed.c",),
     "memget": ("closed.c",),
-    "held": ("verify_message.c",),
-    "verify": ("verify_client.c", "verify_message.c", "verify_server.c"),
+    "held": ("verify_message.c", "verify_talk.c"),
+    "verify": ("verify_client.c", "verify_message.c", "verify_server.c", "verify_talk.c"),
 }
 
 

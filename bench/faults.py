@@ -27,9 +27,9 @@ from typing import Any
 
 from bench.errors import CaseFailed, SkipCase
 from bench.inject import KINDS, GoneError, inject
-from bench.peers import OURS, PEER, namespace
+from bench.peers import start_instance
 from bench.witness import CLOSED, Connection, Size, Witnesses
-from bench.worlds import Neat, machine, neat_up
+from bench.worlds import Neat, machine
 from neatsock.instance import InstanceError, ask
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,8 +38,8 @@ ROUNDS = 2  # requests of each connection, at the fault, after it, and after the
 STALL_S = 2.5  # without an answer for so long a connection counts as lost
 SERVE_S = 10.0  # until everybody is served again
 PATIENCE_MOST = 8  # times as long on a loaded machine
-LITTLE_NS = 600_000_000  # of CPU time: three times what makes a hang
-DETECT = ("--hang", "0.2", "--stopped", "0.1", "--time-wait-ms", "1000")
+LITTLE_NS = 300_000_000  # of CPU time: three times what makes a hang
+DETECT = ("--hang", "0.1", "--stopped", "0.05", "--time-wait-ms", "1000")
 # Each fault is judged by itself: neither quarantine nor the stateless start of a second fault.
 ALONE = ("--faults", "64", "--fault-window", "0.001")
 
@@ -104,7 +104,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--lasting", type=int, default=10, metavar="C", help="connections of a client")
     p.add_argument("--churning", type=int, default=4, metavar="C", help="opened anew now and then")
     p.add_argument("--blocking", type=int, default=2, metavar="C", help="in threads of their own")
-    p.add_argument("--fresh", type=int, default=100, metavar="K", help="faults of one instance")
+    p.add_argument("--fresh", type=int, default=200, metavar="K", help="faults of one instance")
     p.add_argument("--peer", choices=("local", "both"), default="local", help="both: TAP, too")
     p.add_argument("--defaults", action="store_true", help="usual quarantine and limit of faults")
     p.add_argument("--seed", type=int, help="default: random, printed")
@@ -134,6 +134,10 @@ def _ready(pid: int) -> bool:
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R"
     return False
+
+
+def _ended(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
 
 
 class Patience:
@@ -233,8 +237,10 @@ class Instance:
             trial = Trial(number, kind, victim, inject(pid, kind, dice))
             begin = time.monotonic()
             self.watch(trial, places, STALL_S, goals)
-            # What the fault met on its way may hide it: once more with the connections at rest.
-            self.watch(trial, places, STALL_S)
+            # What the fault met on its way may hide it: once more with the connections at rest,
+            # unless all is known and the successor is what is to be looked at.
+            if not trial.losses and not _ended(life):
+                self.watch(trial, places, STALL_S)
             trial.served_ms = (time.monotonic() - begin) * 1e3
             self._flush(trial, life, before, places)
         except GoneError:
@@ -252,7 +258,7 @@ class Instance:
         places: dict[tuple[int, int, int], int | None],
     ) -> None:
         """How the victim ended; one that lives is killed, and its successor has to serve all."""
-        if not select.select([life], [], [], 0)[0]:
+        if not _ended(life):
             signal.pidfd_send_signal(life, signal.SIGKILL)
         else:
             found = self.ready() or self.status()
@@ -294,15 +300,18 @@ class Instance:
         patience = Patience([*self.workers, *programs], patience_s)
         late: list[Connection] = []
         while True:
+            over = patience.over()
+            if not over and self.witnesses.quiet(goals):
+                time.sleep(0.001)
+                continue
             conns = self.witnesses.look()
             for c in conns:
                 if c.broken:
                     why = f": {os.strerror(c.err)}" if c.err else ""
                     self._lost(trial, c, places, c.what + why)
             late = [c for c in conns if c.rounds < goals[c.client, c.number]]
-            if not late or patience.over():
+            if not late or over:
                 break
-            time.sleep(0.001)
         try:
             self.witnesses.alive()
         except CaseFailed as why:
@@ -383,14 +392,7 @@ class Campaign:
     def _instance(self, stack: contextlib.ExitStack) -> None:
         args = self.args
         options = [*DETECT, *(() if args.defaults else ALONE)]
-        net = None
-        if args.peer == "both":
-            net = stack.enter_context(namespace())
-            options += ["--tap", net.name, "--address", f"{OURS}/24", "--gateway", PEER]
-        neat = neat_up(args.replicas, *options)
-        stack.callback(neat.down)
-        if net:
-            net.plug()
+        neat, net = start_instance(stack, args.replicas, args.peer == "both", *options)
         where = Path(tempfile.mkdtemp(prefix="neat-faults-"))
         stack.callback(shutil.rmtree, where, ignore_errors=True)
         size = Size(args.lasting, args.churning, args.blocking)

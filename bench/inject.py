@@ -102,9 +102,8 @@ class Target:
             for m in mappings:
                 count = (m.end - m.begin) // PAGE
                 words = os.pread(pagemap.fileno(), count * 8, m.begin // PAGE * 8)
-                for i, (word,) in enumerate(struct.iter_unpack("<Q", words)):
-                    if word >> 63:
-                        found.append(m.begin + i * PAGE)
+                present = enumerate(words[7::8])  # bit 63 of each word
+                found += [m.begin + i * PAGE for i, high in present if high & 0x80]
         return found
 
     def code(self) -> tuple[int, dict[str, tuple[int, int]]]:

@@ -19,8 +19,8 @@ from typing import Any
 
 from bench.errors import CaseFailed, SkipCase
 from bench.killer import COMPONENTS, VICTIMS, Kill, Killer
-from bench.peers import OURS, PEER, Loads, namespace
-from bench.worlds import Neat, machine, neat_up
+from bench.peers import Loads, start_instance
+from bench.worlds import Neat, machine
 from neatsock.instance import InstanceError, ask
 
 RESULTS = Path(__file__).parent / "results"
@@ -251,14 +251,7 @@ def report(run: Run) -> dict[str, Any]:
 def execute(args: argparse.Namespace, stack: contextlib.ExitStack) -> Run:
     """Start everything, kill, end everything but the instance."""
     options = ["--mode", args.mode, "--components", args.components]
-    net = None
-    if args.peer != "local":
-        net = stack.enter_context(namespace())
-        options += ["--tap", net.name, "--address", f"{OURS}/24", "--gateway", PEER]
-    neat = neat_up(args.replicas, *options)
-    stack.callback(neat.down)
-    if net:
-        net.plug()
+    neat, net = start_instance(stack, args.replicas, args.peer != "local", *options)
     where = Path(tempfile.mkdtemp(prefix="neat-kills-"))
     stack.callback(shutil.rmtree, where, ignore_errors=True)
     loads = Loads(neat, net, where)

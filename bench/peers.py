@@ -17,7 +17,7 @@ from typing import Any
 from bench import proc
 from bench.build import load_program
 from bench.errors import CaseFailed, SkipCase
-from bench.worlds import Neat
+from bench.worlds import Neat, neat_up
 from neatsock.instance import ask
 
 OURS, PEER, LOCAL = "10.98.7.2", "10.98.7.1", "127.0.0.1"
@@ -62,6 +62,24 @@ def namespace() -> Iterator[Namespace]:
         yield Namespace(name)
     finally:
         subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def start_instance(
+    stack: contextlib.ExitStack, replicas: int, uplink: bool, *options: str
+) -> tuple[Neat, Namespace | None]:
+    """An instance, and with `uplink` a namespace at the other end of its TAP; `stack` ends both.
+
+    Blocks until it is up. SkipCase where that is not possible.
+    """
+    net = None
+    if uplink:
+        net = stack.enter_context(namespace())
+        options += ("--tap", net.name, "--address", f"{OURS}/24", "--gateway", PEER)
+    neat = neat_up(replicas, *options)
+    stack.callback(neat.down)
+    if net:
+        net.plug()
+    return neat, net
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import struct
 import time
 from dataclasses import dataclass
@@ -91,6 +92,13 @@ class Client:
             )
         return found
 
+    def glance(self, goals: list[int]) -> tuple[bool, bool]:
+        """(a connection broke, one has had fewer answers than its goal says)."""
+        entries = ENTRY.iter_unpack(self.memory[HEAD : HEAD + self.size * ENTRY.size])
+        rows = [(entry[0], entry[4]) for entry in entries]
+        broken = any(state == BROKEN for state, _ in rows)
+        return broken, any(rounds < goal for (_, rounds), goal in zip(rows, goals, strict=True))
+
     def release(self, number: int) -> None:
         """Close the connection and open another one."""
         struct.pack_into("<I", self.memory, HEAD + number * ENTRY.size + RELEASE, 1)
@@ -140,11 +148,18 @@ class Client:
 class Server:
     """A running `verify serve`; what it says of wrong bytes counts."""
 
-    def __init__(self, name: str, child: proc.Child) -> None:
+    def __init__(self, name: str, child: proc.Child, workers: int) -> None:
+        """Blocks until its workers run. CaseFailed if they do not."""
         self.name = name
         self.child = child
         self.lines = 0
-        self.family = 0
+        self.family: list[int] = []
+        deadline = time.monotonic() + START_S
+        while len(found := proc.tree([child.pid])) < workers:
+            if child.popen.poll() is not None or time.monotonic() > deadline:
+                raise CaseFailed(f"{name} does not start:\n{child.complaint()}")
+            time.sleep(0.005)
+        self.family = [os.pidfd_open(pid) for pid in found]
 
     def wrong(self) -> list[str]:
         """New complaints about bytes that nobody sent."""
@@ -154,10 +169,12 @@ class Server:
 
     def alive(self) -> None:
         """Its workers too."""
-        count = len(proc.tree([self.child.pid]))
-        self.family = max(self.family, count)
-        if self.child.popen.poll() is not None or count < self.family:
+        if select.select(self.family, [], [], 0)[0]:
             raise CaseFailed(f"{self.name} ended:\n{self.child.complaint()}")
+
+    def close(self) -> None:
+        for life in self.family:
+            os.close(life)
 
 
 @dataclass(frozen=True)
@@ -193,7 +210,8 @@ class Witnesses:
     def _pair(self, name: str, at: Where, host: str, workers: str, seed: int) -> None:
         port = str(proc.free_ports(1)[0])
         argv = [*at.prefix, load_program("verify"), "serve", port, workers]
-        server = Server(f"server {name}", proc.start(argv, self.where, f"server-{name}", at.env))
+        child = proc.start(argv, self.where, f"server-{name}", at.env)
+        server = Server(f"server {name}", child, int(workers))
         self.servers.append(server)
         if at.env:
             self._listens(server, int(port))
@@ -228,6 +246,14 @@ class Witnesses:
         """All connections."""
         return [c for client in self.clients for c in client.look()]
 
+    def quiet(self, goals: dict[tuple[int, int], int]) -> bool:
+        """There is nothing to do but wait: no connection broke, and one is behind its goal."""
+        found = [
+            client.glance([goals[client.index, i] for i in range(client.size)])
+            for client in self.clients
+        ]
+        return not any(broken for broken, _ in found) and any(late for _, late in found)
+
     def replica_of(self, c: Connection) -> int | None:
         return self.clients[c.client].replica_of(c.fd)
 
@@ -256,3 +282,5 @@ class Witnesses:
             child.stop()
         for client in self.clients:
             client.close()
+        for server in self.servers:
+            server.close()

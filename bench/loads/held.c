@@ -19,7 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { ENTRIES_MAX = 1024, LIFE_MAX = 12, TICK_MS = 1, SIZES = 17 };
+enum { ENTRIES_MAX = 1024, LIFE_MAX = 12, TICK_MS = 1, MAGNITUDES = 17 };
 enum state { CLOSED = 0, CONNECTS, SENDS, RECEIVES, ENDS, BROKEN, RESTS };
 
 /* Layout known to bench/witness.py; all words are written by us, but `release` and `goal`. */
@@ -43,10 +43,7 @@ struct table {
 
 struct asker {
 	struct entry *e;
-	bool edge, blocks, churns;
-	uint64_t random, id, sent, received;
-	uint32_t number, life;
-	struct message out, in;
+	struct talk t;
 };
 
 static struct table *table;
@@ -58,20 +55,6 @@ static pthread_mutex_t close_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static uint32_t get(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 static void set(uint32_t *word, uint32_t v) { __atomic_store_n(word, v, __ATOMIC_RELEASE); }
-
-static uint64_t draw(struct asker *a)		/* xorshift64 (Marsaglia 2003) */
-{
-	a->random ^= a->random << 13;
-	a->random ^= a->random >> 7;
-	a->random ^= a->random << 17;
-	return a->random;
-}
-
-/* Every order of magnitude equally often. */
-static uint32_t draw_size(struct asker *a)
-{
-	return (uint32_t)(1 + draw(a) % (1ull << draw(a) % SIZES));
-}
 
 static void hang_up(struct asker *a)
 {
@@ -89,58 +72,27 @@ static void broken(struct asker *a, const char *what, int err, bool wrong)
 	a->e->wrong = wrong;
 	snprintf(a->e->what, sizeof(a->e->what), "%s", what);
 	set(&a->e->state, BROKEN);
-	if (!a->blocks)
+	if (!a->t.blocks)
 		epoll_ctl(ep, EPOLL_CTL_DEL, a->e->fd, NULL);
-}
-
-static void want(struct asker *a, uint32_t events)
-{
-	if (!a->blocks && !a->edge)
-		epoll_set(ep, EPOLL_CTL_MOD, a->e->fd, events, (uint64_t)(uintptr_t)a);
 }
 
 static void open_socket(struct asker *a)
 {
 	struct entry *e = a->e;
 
-	a->id = seed << 32 | __atomic_add_fetch(&conn_ids, 1, __ATOMIC_RELAXED);
-	a->sent = a->received = 0;
-	a->number = 0;
-	a->life = (uint32_t)(1 + draw(a) % LIFE_MAX);
-	a->out = a->in = (struct message){ .head.conn = a->id };
-	e->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | (a->blocks ? 0 : SOCK_NONBLOCK), 0);
-	if (e->fd < 0)
-		die("socket");
-	no_delay(e->fd);
+	e->fd = talk_open(&a->t, seed << 32 | __atomic_add_fetch(&conn_ids, 1, __ATOMIC_RELAXED));
 	e->opened++;
 	set(&e->state, CONNECTS);
 	if (connect(e->fd, (const struct sockaddr *)&to, sizeof(to)) && errno != EINPROGRESS) {
 		broken(a, "connect", errno, false);
 		return;
 	}
-	if (!a->blocks)
-		epoll_set(ep, EPOLL_CTL_ADD, e->fd, a->edge ? EPOLLIN | EPOLLOUT | EPOLLET : EPOLLOUT,
-			  (uint64_t)(uintptr_t)a);
+	talk_watch(&a->t, ep, e->fd, a);
 }
 
 static bool wanted(const struct asker *a)
 {
 	return a->e->rounds < __atomic_load_n(&a->e->goal, __ATOMIC_ACQUIRE);
-}
-
-static void begin_request(struct asker *a)
-{
-	bool last = a->churns && a->number + 1 >= a->life;
-
-	a->out = (struct message){
-		.head = { .number = a->number, .conn = a->id, .len = draw_size(a), .reply = draw_size(a),
-			  .ending = last ? 1 + (uint32_t)(draw(a) % 3) : GOES_ON },
-		.direction = TO_SERVER,
-		.base = a->sent,
-	};
-	a->in = (struct message){ .direction = TO_CLIENT, .base = a->received };
-	head_seal(&a->out.head);
-	set(&a->e->state, SENDS);
 }
 
 /* The steps; true = go on at once. */
@@ -165,18 +117,18 @@ static bool step_connect(struct asker *a)
 
 static bool step_send(struct asker *a)
 {
-	int put = message_send(&a->out, a->e->fd);
+	int put = message_send(&a->t.out, a->e->fd);
 
 	if (put < 0)
 		broken(a, "send", errno, false);
 	if (put <= 0) {
 		if (put == 0)
-			want(a, EPOLLOUT);
+			talk_want(&a->t, ep, a->e->fd, EPOLLOUT, a);
 		return false;
 	}
 	set(&a->e->state, RECEIVES);
-	want(a, EPOLLIN);
-	if (a->out.head.ending != HALF_CLOSE || !shutdown(a->e->fd, SHUT_WR))
+	talk_want(&a->t, ep, a->e->fd, EPOLLIN, a);
+	if (a->t.out.head.ending != HALF_CLOSE || !shutdown(a->e->fd, SHUT_WR))
 		return true;
 	broken(a, "shutdown", errno, false);
 	return false;
@@ -185,7 +137,7 @@ static bool step_send(struct asker *a)
 static bool step_receive(struct asker *a)
 {
 	const char *wrong;
-	int got = message_receive(&a->in, a->e->fd, &wrong);
+	int got = message_receive(&a->t.in, a->e->fd, &wrong);
 
 	if (got == 0)
 		return false;
@@ -193,25 +145,22 @@ static bool step_receive(struct asker *a)
 		broken(a, wrong ? wrong : errno ? "recv" : "end of file", wrong ? 0 : errno, wrong != NULL);
 		return false;
 	}
-	if (a->in.head.conn != a->id || a->in.head.number != a->number || a->in.head.len != a->out.head.reply) {
+	if (!talk_answered(&a->t)) {
 		broken(a, "the reply of another request", 0, true);
 		return false;
 	}
-	a->sent += a->out.head.len;
-	a->received += a->in.head.len;
-	a->number++;
 	__atomic_store_n(&a->e->rounds, a->e->rounds + 1, __ATOMIC_RELEASE);
-	set(&a->e->state, a->out.head.ending == GOES_ON ? RESTS : ENDS);
+	set(&a->e->state, a->t.out.head.ending == GOES_ON ? RESTS : ENDS);
 	return true;
 }
 
 static bool step_end(struct asker *a)
 {
 	char byte;
-	ssize_t n = a->out.head.ending == CLIENT_CLOSES ? 0 : recv(a->e->fd, &byte, 1, 0);
+	ssize_t n = a->t.out.head.ending == CLIENT_CLOSES ? 0 : recv(a->e->fd, &byte, 1, 0);
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return a->blocks;
+		return a->t.blocks;
 	if (n > 0)
 		broken(a, "bytes behind the last reply", 0, true);
 	else if (n < 0)
@@ -230,8 +179,10 @@ static void advance(struct asker *a)
 		switch (a->e->state) {
 		case RESTS:
 			more = wanted(a);
-			if (more)
-				begin_request(a);
+			if (more) {
+				talk_request(&a->t);
+				set(&a->e->state, SENDS);
+			}
 			break;
 		case CONNECTS:
 			more = step_connect(a);
@@ -274,7 +225,7 @@ static void *blocking(void *arg)
 
 static void look(struct asker *a)
 {
-	if (a->blocks) {
+	if (a->t.blocks) {
 		pthread_mutex_lock(&close_lock);
 		if (get(&a->e->release) && a->e->fd >= 0)
 			shutdown(a->e->fd, SHUT_RDWR);
@@ -313,12 +264,12 @@ static struct asker *askers(long lasting, long churning, long blocks)
 	if (!all)
 		die("calloc");
 	for (long i = 0; i < n; i++) {
-		all[i] = (struct asker){ .e = &table->entry[i], .edge = i % 2, .blocks = i >= lasting + churning,
-					 .churns = i >= lasting && i < lasting + churning,
-					 .random = (seed + 1) * 0x9e3779b97f4a7c15ull + (uint64_t)i * 2 + 1 };
+		bool thread = i >= lasting + churning;
+
+		all[i] = (struct asker){ .e = &table->entry[i], .t = { .edge = i % 2, .blocks = thread,
+					 .churns = !thread && i >= lasting, .magnitudes = MAGNITUDES, .life_max = LIFE_MAX } };
 		all[i].e->fd = -1;
-		for (int k = 0; k < 8; k++)
-			draw(&all[i]);
+		talk_init(&all[i].t, seed, i);
 	}
 	return all;
 }

@@ -55,6 +55,27 @@ int message_send(struct message *m, int fd);
  */
 int message_receive(struct message *m, int fd, const char **wrong);
 
+/* A connection's requests and replies, one at a time; sizes and length of life are drawn. */
+struct talk {
+	bool edge, blocks, churns;	/* churns: it ends with a request that says how (enum ending) */
+	uint32_t magnitudes;		/* requests and replies are shorter than 2 to the power of this */
+	uint32_t life_max;		/* requests of one that churns */
+	uint64_t random, id;
+	uint64_t sent, received;	/* stream offsets of payload, whole messages */
+	uint32_t number, life;
+	struct message out, in;
+};
+void talk_init(struct talk *t, uint64_t seed, long number);
+uint64_t talk_draw(struct talk *t);
+/* A new connection's numbers, and its socket. */
+int talk_open(struct talk *t, uint64_t id);
+/* In the epoll set `ep`, for `who`: a level-triggered one waits for what it wants next. */
+void talk_watch(const struct talk *t, int ep, int fd, void *who);
+void talk_want(const struct talk *t, int ep, int fd, uint32_t events, void *who);
+void talk_request(struct talk *t);
+/* The reply is whole. False: it is not the one that was asked for. */
+bool talk_answered(struct talk *t);
+
 /* One line of JSON about something that must not happen. */
 void failure(const char *what, int err, const struct message *out, const struct message *in, int64_t since);
 extern uint64_t failures;

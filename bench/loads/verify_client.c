@@ -15,19 +15,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { CHURN = 4, LIFE_MAX = 20, FIRSTS_MAX = 4096, TICK_MS = 100 };
+enum { CHURN = 4, LIFE_MAX = 20, FIRSTS_MAX = 4096, TICK_MS = 100, MAGNITUDES = 19 };
 enum state { IDLE = 0, CONNECTS, SENDS, RECEIVES, ENDS };
 
 struct asker {
 	int state;			/* enum state */
 	int fd;
-	bool edge, blocks, churns;
-	uint64_t random, id;
-	uint64_t sent, received;	/* stream offsets of payload, whole messages */
-	uint32_t number, life;
+	struct talk t;
 	int64_t began;
 	int64_t complained;		/* of the request that began then: it stalls */
-	struct message out, in;
 };
 
 /* What was measured since the last SIGUSR1; the threads' and the loop's together. */
@@ -46,22 +42,6 @@ static volatile sig_atomic_t phase_over, finished;
 static const struct load *load;
 static uint64_t conn_ids;		/* atomic */
 static int ep;
-
-static uint64_t draw(struct asker *a)		/* xorshift64 (Marsaglia 2003) */
-{
-	a->random ^= a->random << 13;
-	a->random ^= a->random >> 7;
-	a->random ^= a->random << 17;
-	return a->random;
-}
-
-/* Every order of magnitude equally often. */
-static uint32_t draw_size(struct asker *a)
-{
-	uint64_t most = 1ull << draw(a) % 19;
-
-	return (uint32_t)(1 + draw(a) % most);
-}
 
 static void measured(struct hist *h, int64_t began, uint64_t bytes)
 {
@@ -86,51 +66,26 @@ static void hang_up(struct asker *a)
 
 static void fail(struct asker *a, const char *what, int err)
 {
-	failure(what, err, &a->out, &a->in, a->began);
+	failure(what, err, &a->t.out, &a->t.in, a->began);
 	hang_up(a);
 }
 
 static bool open_socket(struct asker *a)
 {
-	a->id = load->seed << 32 | __atomic_add_fetch(&conn_ids, 1, __ATOMIC_RELAXED);
-	a->sent = a->received = 0;
-	a->number = 0;
-	a->life = (uint32_t)(1 + draw(a) % LIFE_MAX);
-	a->out = a->in = (struct message){ .head.conn = a->id };
-	a->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | (a->blocks ? 0 : SOCK_NONBLOCK), 0);
-	if (a->fd < 0)
-		die("socket");
-	no_delay(a->fd);
+	a->fd = talk_open(&a->t, load->seed << 32 | __atomic_add_fetch(&conn_ids, 1, __ATOMIC_RELAXED));
 	a->state = CONNECTS;
 	if (connect(a->fd, (const struct sockaddr *)&load->to, sizeof(load->to)) && errno != EINPROGRESS) {
 		fail(a, "connect", errno);
 		return false;
 	}
-	if (!a->blocks)
-		epoll_set(ep, EPOLL_CTL_ADD, a->fd, a->edge ? EPOLLIN | EPOLLOUT | EPOLLET : EPOLLOUT,
-			  (uint64_t)(uintptr_t)a);
+	talk_watch(&a->t, ep, a->fd, a);
 	return true;
 }
 
 static void begin_request(struct asker *a)
 {
-	bool last = a->churns && a->number + 1 >= a->life;
-
-	a->out = (struct message){
-		.head = { .number = a->number, .conn = a->id, .len = draw_size(a), .reply = draw_size(a),
-			  .ending = last ? 1 + (uint32_t)(draw(a) % 3) : GOES_ON },
-		.direction = TO_SERVER,
-		.base = a->sent,
-	};
-	a->in = (struct message){ .direction = TO_CLIENT, .base = a->received };
-	head_seal(&a->out.head);
+	talk_request(&a->t);
 	a->state = SENDS;
-}
-
-static void want(struct asker *a, uint32_t events)
-{
-	if (!a->blocks && !a->edge)
-		epoll_set(ep, EPOLL_CTL_MOD, a->fd, events, (uint64_t)(uintptr_t)a);
 }
 
 /* The steps; true = go on at once, false = blocked, or the turn is over (then the state is IDLE). */
@@ -157,18 +112,18 @@ static bool step_connect(struct asker *a)
 
 static bool step_send(struct asker *a)
 {
-	int put = message_send(&a->out, a->fd);
+	int put = message_send(&a->t.out, a->fd);
 
 	if (put < 0)
 		fail(a, "send", errno);
 	if (put <= 0) {
 		if (put == 0)
-			want(a, EPOLLOUT);
+			talk_want(&a->t, ep, a->fd, EPOLLOUT, a);
 		return false;
 	}
 	a->state = RECEIVES;
-	want(a, EPOLLIN);
-	if (a->out.head.ending == HALF_CLOSE && shutdown(a->fd, SHUT_WR))
+	talk_want(&a->t, ep, a->fd, EPOLLIN, a);
+	if (a->t.out.head.ending == HALF_CLOSE && shutdown(a->fd, SHUT_WR))
 		fail(a, "shutdown", errno);
 	return a->state != IDLE;
 }
@@ -176,7 +131,7 @@ static bool step_send(struct asker *a)
 static bool step_receive(struct asker *a)
 {
 	const char *wrong;
-	int got = message_receive(&a->in, a->fd, &wrong);
+	int got = message_receive(&a->t.in, a->fd, &wrong);
 
 	if (got == 0)
 		return false;
@@ -184,25 +139,22 @@ static bool step_receive(struct asker *a)
 		fail(a, wrong ? wrong : errno ? "recv" : "end of file", wrong ? 0 : errno);
 		return false;
 	}
-	if (a->in.head.conn != a->id || a->in.head.number != a->number || a->in.head.len != a->out.head.reply) {
+	if (!talk_answered(&a->t)) {
 		fail(a, "the reply of another request", 0);
 		return false;
 	}
-	measured(&phase.requests, a->began, a->out.head.len + a->in.head.len);
-	a->sent += a->out.head.len;
-	a->received += a->in.head.len;
-	a->number++;
-	a->state = a->out.head.ending == GOES_ON ? IDLE : ENDS;
+	measured(&phase.requests, a->began, a->t.out.head.len + a->t.in.head.len);
+	a->state = a->t.out.head.ending == GOES_ON ? IDLE : ENDS;
 	return a->state == ENDS;
 }
 
 static bool step_end(struct asker *a)
 {
 	char byte;
-	ssize_t n = a->out.head.ending == CLIENT_CLOSES ? 0 : recv(a->fd, &byte, 1, 0);
+	ssize_t n = a->t.out.head.ending == CLIENT_CLOSES ? 0 : recv(a->fd, &byte, 1, 0);
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return a->blocks;
+		return a->t.blocks;
 	if (n > 0)
 		fail(a, "bytes behind the last reply", 0);
 	else if (n < 0)
@@ -237,7 +189,7 @@ static void turn(struct asker *a)
 		begin_request(a);
 	else if (!open_socket(a))
 		return;
-	if (a->state != CONNECTS || a->blocks)
+	if (a->state != CONNECTS || a->t.blocks)
 		advance(a);
 }
 
@@ -259,7 +211,7 @@ static void check_stall(struct asker *all, long n)
 			continue;
 		a->complained = a->began;
 		failure(a->state == CONNECTS ? "stalled in connect" : a->state == SENDS ? "stalled in send" :
-			a->state == RECEIVES ? "stalled in receive" : "stalled at the end", 0, &a->out, &a->in, a->began);
+			a->state == RECEIVES ? "stalled in receive" : "stalled at the end", 0, &a->t.out, &a->t.in, a->began);
 	}
 }
 
@@ -309,11 +261,9 @@ static struct asker *askers(long n)
 	if (!all)
 		die("calloc");
 	for (long i = 0; i < n; i++) {
-		all[i] = (struct asker){ .fd = -1, .edge = i % 2, .blocks = i >= load->conns,
-					 .churns = i % CHURN == CHURN - 1,
-					 .random = (load->seed + 1) * 0x9e3779b97f4a7c15ull + (uint64_t)i * 2 + 1 };
-		for (int k = 0; k < 8; k++)
-			draw(&all[i]);
+		all[i] = (struct asker){ .fd = -1, .t = { .edge = i % 2, .blocks = i >= load->conns,
+					 .churns = i % CHURN == CHURN - 1, .magnitudes = MAGNITUDES, .life_max = LIFE_MAX } };
+		talk_init(&all[i].t, load->seed, i);
 	}
 	return all;
 }
