@@ -82,6 +82,7 @@ static void open_socket(struct asker *a)
 
 	e->fd = talk_open(&a->t, seed << 32 | __atomic_add_fetch(&conn_ids, 1, __ATOMIC_RELAXED));
 	e->opened++;
+	e->wrong = 0;		/* of the one before */
 	set(&e->state, CONNECTS);
 	if (connect(e->fd, (const struct sockaddr *)&to, sizeof(to)) && errno != EINPROGRESS) {
 		broken(a, "connect", errno, false);

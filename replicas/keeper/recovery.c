@@ -130,7 +130,10 @@ void count_fault(struct keeper *k, struct child *c)
  */
 void configure(struct keeper *k, struct child *c, struct neat_msg_r_config *config)
 {
-	c->fell_back = config->mode == NEAT_STATEFUL && strikes(k, c, clock_ms()) >= k->opt.faults_max;
+	bool faulty = c->death == NEAT_DEATH_FAULT || c->death == NEAT_DEATH_HANG;
+
+	/* Who ended from outside since the last fault was well until then: nothing speaks against its connections. */
+	c->fell_back = config->mode == NEAT_STATEFUL && faulty && strikes(k, c, clock_ms()) >= k->opt.faults_max;
 	c->adopts = config->mode == NEAT_STATEFUL && c->adoptable && !c->fell_back;
 	if (!c->adopts)
 		c->adoptable = false;

@@ -423,7 +423,7 @@ static inline uint32_t seal_i(const struct tcb *t)
 	h = (w[0] ^ w[1]) ^ (w[2] ^ w[3]) ^ ((uint64_t)t->ref.gen << 32 | t->ref.slot);
 	return (uint32_t)(h >> 32) ^ (uint32_t)h;
 }
-/* Finds each flipped bit; pointers that are garbage altogether end in a fault of their own. */
+/* Finds each flipped bit; pointers that are garbage altogether end in a fault of their own, but for `mem` NULL. */
 static inline uint8_t seal_p(const struct tcb *t)
 {
 	uint64_t h = (uintptr_t)t->ref.mem ^ (uintptr_t)t->ref.pub ^ (uintptr_t)t->ref.app;
@@ -460,6 +460,7 @@ _Noreturn static inline void unit_distrust(const struct stack *s)
 static inline void unit_trusts(const struct stack *s, const struct tcb *t)
 {
 	if (__builtin_expect(t->seal_e == seal_e(t) && t->seal_i == seal_i(t) && t->seal_p == seal_p(t) &&
+			     !t->ref.mem == !t->ref.slot &&
 			     t->snd_nxt - snd_una(t) <= snd_max(t) - snd_una(t), 1))
 		return;
 	if (tcp_state(t) != TCP_FREE && journal_record(a64_relaxed(&s->tcp->arena->journal)) != tcb_index(s, t) + 1)

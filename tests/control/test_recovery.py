@@ -151,6 +151,15 @@ def test_too_many_faults_end_in_a_stateless_start_and_then_in_delays(fakes: Fake
     assert "4 strikes" in text and "stateless because of them" in text
 
 
+def test_a_kill_after_too_many_faults_is_no_further_one(fakes: Fakes) -> None:
+    fakes.up("--faults", "3")
+    for epoch in (2, 3, 4):
+        fakes.kill(signal.SIGSEGV, epoch)
+    last = fakes.kill(signal.SIGKILL, 5)
+    assert [c.adopt for c in fakes.configs()] == [0, 1, 1, 0, 1]
+    assert (last["fell_back"], last["strikes"]) == (False, 3)
+
+
 def test_adoption_comes_back_when_the_faults_are_old(fakes: Fakes) -> None:
     fakes.up("--faults", "2", "--fault-window", "0.5")
     for epoch in (2, 3):
