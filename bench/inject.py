@@ -261,11 +261,12 @@ def stack_flip(t: Target, dice: random.Random) -> str:
 
 def null_pointer(t: Target, dice: random.Random) -> str:
     """A pointer becomes NULL: of a control block, or anywhere in the process's own memory."""
+    pages = t.resident(t.private())
     for _ in range(200):
         if dice.random() < 0.5:
             at = _arena(t, dice)[0] & ~7
         else:
-            at = dice.choice(t.resident(t.private())) + dice.randrange(0, PAGE, 8)
+            at = dice.choice(pages) + dice.randrange(0, PAGE, 8)
         (value,) = struct.unpack("<Q", t.read(at, 8))
         if any(m.begin <= value < m.end for m in t.maps):
             t.write(at, bytes(8))
