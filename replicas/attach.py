@@ -131,6 +131,10 @@ class Attachments:
         if index not in app.processes:
             self.look_for_children(app)
         process = app.processes.get(index)
+        entry = apps.live_entries(app).get(index) if process is None else None
+        if entry == (request.pid, LIB.NEAT_PROC_LIVE) and alive(request.pid):
+            # It has gone on to exec already: its maps do not show whose it was, the kernel vouches.
+            process = self._watch(app, index, request.pid)
         if process is not None and process.pid == request.pid:
             return process
         if alive(request.pid):

@@ -36,7 +36,14 @@ NEAT_SHIM(splice)
 NEAT_SHIM(__read_chk)
 NEAT_SHIM(__recv_chk)
 NEAT_SHIM(__recvfrom_chk)
+
+/* shim_stdio.c */
 NEAT_SHIM(fdopen)
+NEAT_SHIM(perror)
+NEAT_SHIM(dprintf)
+NEAT_SHIM(vdprintf)
+NEAT_SHIM(__dprintf_chk)
+NEAT_SHIM(__vdprintf_chk)
 
 /* shim_fd.c */
 NEAT_SHIM(close)
@@ -62,6 +69,20 @@ NEAT_SHIM(epoll_ctl)
 NEAT_SHIM(epoll_wait)
 NEAT_SHIM(epoll_pwait)
 NEAT_SHIM(epoll_pwait2)
+
+/* shim_spawn.c */
+NEAT_SHIM(posix_spawn)
+NEAT_SHIM(posix_spawnp)
+NEAT_SHIM(posix_spawn_file_actions_destroy)
+NEAT_SHIM(posix_spawn_file_actions_addopen)
+NEAT_SHIM(posix_spawn_file_actions_addclose)
+NEAT_SHIM(posix_spawn_file_actions_adddup2)
+NEAT_SHIM(posix_spawn_file_actions_addchdir_np)
+NEAT_SHIM(posix_spawn_file_actions_addfchdir_np)
+NEAT_SHIM(posix_spawn_file_actions_addclosefrom_np)
+NEAT_SHIM(system)
+NEAT_SHIM(popen)
+NEAT_SHIM(pclose)
 
 /* shim_process.c */
 NEAT_SHIM(fork)

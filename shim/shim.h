@@ -25,5 +25,7 @@
 
 /* shim_process.c: LD_PRELOAD brought us, so every call of the program arrives here. */
 bool shim_preloaded(void);
+/* shim_stdio.c: this image was exec'ed with sockets; stdin, stdout or stderr may be among them. */
+void shim_standard_streams(void);
 
 #endif

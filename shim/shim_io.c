@@ -1,9 +1,8 @@
-/* shim_io.c - bytes: wrappers over client/io.c, the fortify variants, and stdio streams on our sockets. */
+/* shim_io.c - bytes: wrappers over client/io.c, and the fortify variants. */
 #define _GNU_SOURCE
 #include "shim.h"
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/sendfile.h>
 
@@ -233,36 +232,4 @@ SHIM ssize_t __recvfrom_chk(int fd, void *buf, size_t len, size_t size, int flag
 {
 	fortify(len, size);
 	return recvfrom(fd, buf, len, flags, addr, addr_len);
-}
-
-/* ---- stdio ---- */
-
-/* libc's stdio calls read and write inside libc, past us: our streams get their own functions. */
-static ssize_t stream_read(void *cookie, char *buf, size_t len) { return read((int)(intptr_t)cookie, buf, len); }
-static ssize_t stream_write(void *cookie, const char *buf, size_t len)
-{
-	ssize_t n = write((int)(intptr_t)cookie, buf, len);
-
-	return n < 0 ? 0 : n;	/* fopencookie(3): 0 is the error */
-}
-static int stream_close(void *cookie)
-{
-	int n = nt_close((int)(intptr_t)cookie);
-
-	return n < 0 ? -1 : 0;
-}
-
-SHIM FILE *fdopen(int fd, const char *mode)
-{
-	static FILE *(*real)(int, const char *);
-	const cookie_io_functions_t io = { .read = stream_read, .write = stream_write, .close = stream_close };
-	void *p;
-
-	if (nt_lookup(fd))
-		return fopencookie((void *)(intptr_t)fd, mode, io);
-	if (!real) {
-		p = dlsym(RTLD_NEXT, "fdopen");
-		memcpy(&real, &p, sizeof(p));
-	}
-	return real(fd, mode);
 }

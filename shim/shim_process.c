@@ -43,6 +43,8 @@ __attribute__((constructor)) static void load(int argc, char **argv, char **envp
 	/* Preloaded, the dynamic linker finds our functions first; loaded by patch(), it does not. */
 	nt_default(shim_preloaded());
 	nt_init(join);
+	if (join)
+		shim_standard_streams();
 	pthread_atfork(nt_fork_prepare, nt_fork_parent, nt_fork_child);
 }
 
@@ -74,25 +76,52 @@ SHIM pid_t vfork(void) { return fork(); }
 
 /* ---- exec ---- */
 
-enum { ENV_MAX = 1 << 16, ARGS_MAX = 4096 };
+enum { ENV_MAX = 1 << 16, ARGS_MAX = 4096, OURS = 3 };
 
-/* The environment plus what the new image needs to find its sockets again; `var` outlives the call. */
-static char **exec_env(char *const *env, char *var, size_t size)
+/* What the new image needs to find its sockets again; outlives the call. */
+struct exec_vars {
+	char join[128];
+	char preload[4096 + 16];
+	char instance[128 + 16];
+};
+
+static bool named(const char *var, const char *name) { return strncmp(var, name, strlen(name)) == 0; }
+
+/* A server may give its children an environment of its own making (CGI); what is there stays. */
+static bool missing(char *const *env, size_t n, const char *name)
+{
+	for (size_t i = 0; i < n; i++)
+		if (named(env[i], name))
+			return false;
+	return true;
+}
+
+/* The environment with our variables; NULL: nothing of ours is inherited. */
+static char **exec_env(char *const *env, struct exec_vars *v)
 {
 	size_t n = 0, at = 0;
+	Dl_info us;
 	char **out;
 
-	if (nt_exec_env(var, size) == 0)
+	if (nt_exec_env(v->join, sizeof(v->join)) == 0)
 		return NULL;
 	while (env && env[n] && n < ENV_MAX)
 		n++;
-	out = mmap(NULL, (n + 2) * sizeof(*out), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	out = mmap(NULL, (n + OURS + 1) * sizeof(*out), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (out == MAP_FAILED)
 		return NULL;
 	for (size_t i = 0; i < n; i++)
-		if (strncmp(env[i], "NEATSOCK_JOIN=", 14) != 0)
+		if (!named(env[i], "NEATSOCK_JOIN="))
 			out[at++] = env[i];
-	out[at] = var;
+	out[at++] = v->join;
+	if (missing(env, n, "LD_PRELOAD=") && dladdr((void *)(uintptr_t)&shim_preloaded, &us)) {
+		snprintf(v->preload, sizeof(v->preload), "LD_PRELOAD=%s", us.dli_fname);
+		out[at++] = v->preload;
+	}
+	if (missing(env, n, "NEATSOCK_SOCKET=")) {
+		snprintf(v->instance, sizeof(v->instance), "NEATSOCK_SOCKET=%s", nt_socket_path());
+		out[at++] = v->instance;
+	}
 	return out;
 }
 
@@ -103,8 +132,8 @@ static int real_execve(const char *path, char *const argv[], char *const envp[])
 
 SHIM int execve(const char *path, char *const argv[], char *const envp[])
 {
-	char var[128];
-	char **env = exec_env(envp, var, sizeof(var));
+	struct exec_vars v;
+	char **env = exec_env(envp, &v);
 
 	/* On failure the copy of the environment is lost; programs exec seldom and fail more seldom. */
 	return real_execve(path, argv, env ? env : envp);
@@ -115,8 +144,8 @@ SHIM int execv(const char *path, char *const argv[]) { return execve(path, argv,
 SHIM int execvpe(const char *file, char *const argv[], char *const envp[])
 {
 	static int (*real)(const char *, char *const *, char *const *);
-	char var[128];
-	char **env = exec_env(envp, var, sizeof(var));
+	struct exec_vars v;
+	char **env = exec_env(envp, &v);
 	void *p;
 
 	if (!real) {

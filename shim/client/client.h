@@ -27,6 +27,7 @@ enum { NT_KERNEL = -4096 };	/* outside the errno range */
 
 /* Path of the instance's control socket (the environment's NEATSOCK_SOCKET). */
 void nt_set_socket(const char *path);
+const char *nt_socket_path(void);
 /* Whether new sockets are ours: by default (LD_PRELOAD, patch()), or for this thread only. */
 void nt_default(bool on);
 void nt_explicit(bool on);
@@ -59,6 +60,8 @@ void nt_fork_born(pid_t child);		/* after fork() returned it in the parent; < 0:
 void nt_fork_child(void);
 /* Before exec: variables to put into the new environment, "" if nothing of ours is inherited. */
 int nt_exec_env(char *out, size_t size);
+/* A socket of ours would be inherited by exec; with `all`, close-on-exec ones count. */
+bool nt_inheritable(bool all);
 void nt_exit(void);
 
 /* ---- sock.c: life of a socket ---- */

@@ -487,6 +487,16 @@ static uint32_t note_survivors(void)
 	return n;
 }
 
+bool nt_inheritable(bool all)
+{
+	uint32_t high = nt_attached() && nt.row ? a32_relaxed(&nt.app->procs[nt.proc].fd_high) : 0;
+
+	for (uint32_t fd = 0; fd < high; fd++)
+		if (nt_lookup((int)fd) && (all || !(nt_fd_flags((int)fd) & NEAT_FD_CLOEXEC)))
+			return true;
+	return false;
+}
+
 int nt_exec_env(char *out, size_t size)
 {
 	out[0] = 0;
@@ -523,6 +533,8 @@ static void rejoin(const char *join)
 	a32_release(&nt.phase, NT_ATTACHED);
 	nt_exec_sweep();
 }
+
+const char *nt_socket_path(void) { return nt.socket_path; }
 
 void nt_set_socket(const char *path) { snprintf(nt.socket_path, sizeof(nt.socket_path), "%s", path); }
 

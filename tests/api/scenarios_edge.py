@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import select
+import signal
+import socket
+import subprocess
 import sys
+from typing import Any
 
-from .tools import bits, pair, scenario, until
+from .tools import bits, pair, say, scenario, sink, until
 
 # ---- numbers of an epoll set ----
 
@@ -115,3 +121,149 @@ def epoll_inherited() -> None:
         elif pid == 0:
             os.execv(sys.executable, [sys.executable, "-c", code, str(fd), str(r)])
         print(os.waitpid(pid, 0)[1])
+
+
+# ---- sockets that other programs inherit ----
+
+LIBC: Any = ctypes.CDLL(None, use_errno=True)
+LIBC.popen.restype = ctypes.c_void_p
+LIBC.pclose.argtypes = [ctypes.c_void_p]
+LIBC.fgets.restype = ctypes.c_char_p
+LIBC.fgets.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p]
+LIBC.fputs.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+
+
+def passed_on() -> tuple[socket.socket, socket.socket]:
+    """A connection whose second end a child inherits."""
+    c, d = pair()
+    d.set_inheritable(True)
+    return c, d
+
+
+@scenario
+def inherited_as_stdout() -> None:
+    """Programs that write by stdio, by write(), and through a shell."""
+    for command in (
+        ["/bin/echo", "from echo"],
+        ["sh", "-c", "echo from sh; /bin/echo from its child; printf '%s\\n' from printf"],
+        ["seq", "100000"],
+        ["env", "-i", "/bin/echo", "without an environment"],
+    ):
+        c, d = pair()
+        child = subprocess.Popen(command, stdout=d)
+        d.close()
+        say(command[0], sink, c)
+        print(child.wait())
+
+
+@scenario
+def inherited_as_all_three() -> None:
+    """inetd and CGI: the connection is stdin, stdout and stderr."""
+    program = "import sys; print(input().upper(), flush=True); print('error', file=sys.stderr)"
+    for command, text in (
+        (["cat"], b"through cat\n"),
+        (["sort"], b"b\na\n"),
+        (["sed", "s/a/b/"], b"aaa\n"),
+        (["sh", "-c", "read line; echo got $line; ls /nowhere 2>&1 >/dev/null | wc -l"], b"x\n"),
+        (["ls", "/nowhere"], b""),
+        (["tr", "a-z", "A-Z"], b"shout\n"),
+        ([sys.executable, "-c", program], b"python\n"),
+    ):
+        c, d = pair()
+        child = subprocess.Popen(command, stdin=d, stdout=d, stderr=d)
+        d.close()
+        c.sendall(text)
+        c.shutdown(socket.SHUT_WR)
+        say(command[0], sink, c)
+        print(child.wait())
+
+
+@scenario
+def spawned() -> None:
+    c, d = pair()  # close-on-exec: only what the file actions say
+    null = os.open("/dev/null", os.O_RDONLY)
+    actions: list[Any] = [
+        (os.POSIX_SPAWN_DUP2, d.fileno(), 1),
+        (os.POSIX_SPAWN_OPEN, 0, "/etc/hostname", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_CLOSE, null),
+    ]
+    code = "wc -l; echo $0 $A; test -e /proc/self/fd/$1 || echo closed"
+    arguments = ["sh", "-c", code, "name", str(null)]
+    pid = os.posix_spawn("/bin/sh", arguments, {"A": "b", "PATH": os.defpath}, file_actions=actions)
+    print(os.waitpid(pid, 0)[1])
+    d.close()
+    say("all", sink, c)
+    c, d = passed_on()
+    code = f"echo by number >&{d.fileno()}; kill -INT $$; echo ignored >&{d.fileno()}; exit 3"
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    os.set_inheritable(null, True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pid = os.posix_spawnp("sh", ["sh", "-c", code], os.environ, setpgroup=0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    pid = os.posix_spawnp("sh", ["sh", "-c", code], os.environ, setsigdef=[signal.SIGINT])
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    d.close()
+    say("all", sink, c)
+
+
+@scenario
+def spawned_wrongly() -> None:
+    c, d = passed_on()
+    say("no program", os.posix_spawn, "/nowhere", ["x"], os.environ)
+    say("no program in PATH", os.posix_spawnp, "no-such-program", ["x"], os.environ)
+    bad: list[Any] = [(os.POSIX_SPAWN_DUP2, 999, 1)]
+    echo = ("/bin/echo", ["echo"], os.environ)
+    say("bad action", lambda: os.posix_spawn(*echo, file_actions=bad))
+    bad = [(os.POSIX_SPAWN_OPEN, 1, "/nowhere/file", os.O_RDONLY, 0)]
+    say("bad open", lambda: os.posix_spawn(*echo, file_actions=bad))
+    say("nothing left to wait for", os.wait)
+    d.close()
+    say("eof", c.recv, 1)
+
+
+@scenario
+def by_system() -> None:
+    c, d = passed_on()
+    command = f"echo one >&{d.fileno()}; exit 5"
+    print(os.waitstatus_to_exitcode(os.system(command)))
+    print(os.waitstatus_to_exitcode(os.system("kill -INT $$")))
+    print(LIBC.system(None) != 0, os.system("exec /nowhere 2>/dev/null") >> 8)
+    os.system(f"(sleep 0.1; echo two >&{d.fileno()}) &")
+    d.close()
+    say("all", sink, c)
+    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+
+@scenario
+def by_popen() -> None:
+    c, d = passed_on()
+    sys.stdout.flush()
+    out = LIBC.popen(b"cat >&%d" % d.fileno(), b"w")
+    both = LIBC.popen(b"echo answer; echo more >&%d; exit 7" % d.fileno(), b"re")
+    line = ctypes.create_string_buffer(100)
+    print(LIBC.fgets(line, 100, both), LIBC.pclose(both))
+    LIBC.fputs(b"by cat\n", out)
+    print(LIBC.pclose(out), LIBC.popen(b"true", b"rw"), errno.errorcode[ctypes.get_errno()])
+    d.close()
+    say("all", sink, c)
+
+
+@scenario
+def stdio_streams() -> None:
+    """fdopen(), fileno() and dprintf() of libc on a socket."""
+    c, d = pair()
+    LIBC.fdopen.restype = ctypes.c_void_p
+    for name in ("fileno", "fclose", "fflush"):
+        getattr(LIBC, name).argtypes = [ctypes.c_void_p]
+    f = LIBC.fdopen(d.detach(), b"w")
+    fd = LIBC.fileno(f)
+    print(fd > 2, LIBC.dprintf(fd, b"%s %d\n", b"direct", 7))
+    LIBC.fputs(b"x" * 100000, f)
+    print(LIBC.fflush(f), LIBC.fclose(f))
+    say("all", sink, c)
+    c, d = pair()
+    code = "import ctypes as c; c.set_errno(2); c.CDLL(None, use_errno=True).perror(b'x')"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=d)
+    d.close()
+    say("perror", sink, c)
+    print(child.wait())
