@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PY = $(abspath $(BIN)/python)
 
-.PHONY: all programs venv native test demo bench lint wheel clean
+.PHONY: all programs venv tools native test demo bench lint wheel clean
 
 all: native
 
@@ -15,30 +15,37 @@ programs:
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh .ci/programs python3-venv
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check setuptools wheel 'cffi>=1.15' uvloop pytest hypothesis \
-		pytest-timeout gunicorn uvicorn mypy ruff build
+	$(BIN)/pip install -q --disable-pip-version-check setuptools wheel 'cffi>=1.15' uvloop
+	@touch $@
+
+# What only tests and lint use: the demo and the benchmarks do not wait for it.
+$(VENV)/.tools: $(VENV)/.ready
+	$(BIN)/pip install -q --disable-pip-version-check pytest hypothesis pytest-timeout gunicorn uvicorn mypy ruff build
 	@touch $@
 
 venv: $(VENV)/.ready
 
+tools: $(VENV)/.tools
+
 native: venv
 	$(PY) setup.py -q build_native --werror
 
-test: programs native
+test: programs native tools
 	$(PY) -m pytest tests
 
-demo: programs native
+demo: native
+	@sh .ci/programs gcc libc6-dev lighttpd wrk
 	$(PY) -m bench.demo
 
 bench: programs native
 	$(PY) -m bench all --quick
 
-lint: native
+lint: native tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p neatsock -p bench -p replicas
 
-wheel: venv
+wheel: tools
 	$(BIN)/python -m build
 
 clean:

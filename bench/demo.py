@@ -69,7 +69,9 @@ def measure(name: str, prefix: list[str], env: dict[str, str], work: Path) -> fl
     port = free_port()
     url = f"http://127.0.0.1:{port}/index.txt"
     command = server(work / "www", port)
-    show(f"\n{name}: $ {' '.join([*prefix[-4:], *command])}")
+    # As a person types it: the demo runs the command of this source tree.
+    typed = ["neatsock", "run", "--"] if prefix else []
+    show(f"\n{name}: $ {' '.join([*typed, *command])}")
     with running([*prefix, *command], env, work / f"{name}.log"):
         get = [*prefix, sys.executable, "-c", FETCH, url]
         page = subprocess.run(get, env=env, check=True, capture_output=True, text=True).stdout

@@ -8,15 +8,15 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import stat
 import struct
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from neatsock import __version__, instance
+from neatsock import __version__, instance, ranges
 from neatsock.capture import capture
 from neatsock.filter import SYNTAX, RuleError
 from neatsock.filter import parse as parse_rule
@@ -24,7 +24,6 @@ from neatsock.instance import InstanceError, StartOptions
 
 COMMANDS = ("up", "down", "status", "upgrade", "filter", "pcap", "scale", "run")
 PT_INTERP = 3
-FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 EM_OF_CLASS = {1: ("<I", 28, "<H", 42, "<H", 44), 2: ("<Q", 32, "<H", 54, "<H", 56)}
 
 
@@ -62,13 +61,23 @@ def shebang(path: Path) -> str | None:
     return os.fsdecode(words[0]) if words else None
 
 
+def _not_found(name: str) -> Refusal:
+    """As a shell does it: 126 for what is there and cannot be executed, 127 for what is not."""
+    places = os.get_exec_path() if "/" not in name else [""]
+    there = [path for place in places if os.path.lexists(path := os.path.join(place, name))]
+    if "/" in name and there and os.path.isdir(name):
+        return Refusal(f"{name} is a directory", 126)
+    files = [path for path in there if os.path.isfile(path)]
+    if files:
+        return Refusal(f"{files[0]} is not executable", 126)
+    return Refusal(f"{name}: command not found", 127)
+
+
 def check_program(name: str) -> str:
     """Path of a program that neatsock can serve. Refusal says why not."""
     found = shutil.which(name)
     if found is None:
-        if os.path.isfile(name) and "/" in name:
-            raise Refusal(f"{name} is not executable", 126)
-        raise Refusal(f"{name}: command not found", 127)
+        raise _not_found(name)
     path = Path(found)
     try:
         mode = path.stat().st_mode
@@ -117,13 +126,6 @@ def run(name: str, options: StartOptions, command: list[str]) -> None:
 
 def default_name() -> str:
     return os.environ.get("NEATSOCK_NAME", "default")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= instance.REPLICAS_MAX:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 to {instance.REPLICAS_MAX}")
-    return value
 
 
 def _interface(text: str) -> str:
@@ -196,41 +198,24 @@ def _impair(text: str) -> str:
     return ",".join(out)
 
 
-APPS_MOST = 256  # of 275 GB of address space each, a replica has room for 510
-
-
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--replicas", type=_count, metavar="N", help="number of TCP/IP stacks")
     parser.add_argument(
-        "--spin-us", type=int, metavar="US", help="how long to spin before sleeping"
+        "--replicas", type=ranges.REPLICAS, metavar="N", help="number of TCP/IP stacks"
     )
-    parser.add_argument("--time-wait-ms", type=int, metavar="MS", help="TIME_WAIT, default 60000")
+    parser.add_argument(
+        "--spin-us",
+        type=ranges.SPIN_US,
+        metavar="US",
+        help="how long to spin before sleeping, default 50",
+    )
+    parser.add_argument(
+        "--time-wait-ms", type=ranges.TIME_WAIT_MS, metavar="MS", help="TIME_WAIT, default 60000"
+    )
     parser.add_argument(
         "--components",
         choices=("single", "multi"),
         help="a replica is one process (default), or four: tcp, udp, filter, ip",
     )
-
-
-def _limit(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= FAULTS_MOST:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 to {FAULTS_MOST}")
-    return value
-
-
-def _seconds(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 10**6:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 to 1000000")
-    return value
-
-
-def _milliseconds(text: str) -> int:
-    value = float(text) * 1000
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text} is out of range")
-    return round(value)
 
 
 def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,21 +226,21 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--faults",
-        type=_limit,
+        type=ranges.FAULTS,
         metavar="K",
         help="so many faults of a replica within --fault-window and its connections are reset "
         "instead, default 5",
     )
     parser.add_argument(
         "--fault-window",
-        type=_milliseconds,
+        type=ranges.FAULT_WINDOW,
         dest="fault_window_ms",
         metavar="SECONDS",
         help="default 10",
     )
     parser.add_argument(
         "--hang",
-        type=_milliseconds,
+        type=ranges.PATIENCE,
         dest="hang_ms",
         metavar="SECONDS",
         help="a replica that uses so much CPU time without a sign of life is replaced, default "
@@ -263,14 +248,14 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stopped",
-        type=_milliseconds,
+        type=ranges.PATIENCE,
         dest="stopped_ms",
         metavar="SECONDS",
         help="a replica that was stopped (SIGSTOP) for so long is replaced, default 1; 0 = never",
     )
     parser.add_argument(
         "--quarantine",
-        type=_milliseconds,
+        type=ranges.QUARANTINE,
         dest="quarantine_ms",
         metavar="SECONDS",
         help="after the second fault within --fault-window a replica runs the quarantine build, "
@@ -278,22 +263,15 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rerandomize",
-        type=_seconds,
+        type=ranges.RERANDOMIZE_S,
         metavar="SECONDS",
         help="each so many seconds another replica is replaced, which renews its address layout",
     )
 
 
-def _percent(text: str) -> float:
-    value = float(text.removesuffix("%"))
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 to 100")
-    return value
-
-
 def _scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--replicas-max", type=_count, metavar="M", help="room for so many, default 4 or N"
+        "--replicas-max", type=ranges.REPLICAS, metavar="M", help="room for so many, default 4 or N"
     )
     parser.add_argument(
         "--scale",
@@ -301,11 +279,14 @@ def _scale_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: between N and M replicas, as the load asks; default manual (neatsock scale)",
     )
     parser.add_argument(
-        "--scale-up-at", type=_percent, metavar="PERCENT", help="mean load for one more, default 75"
+        "--scale-up-at",
+        type=ranges.LOAD,
+        metavar="PERCENT",
+        help="mean load for one more, default 75",
     )
     parser.add_argument(
         "--scale-down-at",
-        type=_percent,
+        type=ranges.LOAD,
         metavar="PERCENT",
         help="load that one fewer would have, default 40",
     )
@@ -334,7 +315,8 @@ def build_parser() -> argparse.ArgumentParser:
     run_ = commands.add_parser(
         "run",
         help="run a program on an instance; starts one if none is up",
-        usage="neatsock run [-h] [--name NAME] [--replicas N] [--] PROGRAM [ARGUMENT ...]",
+        usage="neatsock run [-h] [--name NAME] [--replicas N] [--spin-us US] [--time-wait-ms MS] "
+        "[--components single|multi] [--] PROGRAM [ARGUMENT ...]",
         allow_abbrev=False,
     )
     filters = commands.add_parser("filter", help="rules of the packet filter", allow_abbrev=False)
@@ -344,7 +326,9 @@ def build_parser() -> argparse.ArgumentParser:
     scale = commands.add_parser(
         "scale", help="more replicas, or fewer, while connections go on", allow_abbrev=False
     )
-    scale.add_argument("replicas", type=_count, metavar="K", help="that take new connections")
+    scale.add_argument(
+        "replicas", type=ranges.REPLICAS, metavar="K", help="that take new connections"
+    )
     for sub in (up, down, status, upgrade, filters, pcap, scale, run_):
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
     for sub in (up, run_):
@@ -379,7 +363,7 @@ def _pcap_arguments(parser: argparse.ArgumentParser) -> None:
         "Frames of one replica's queue pair, as the replica sees them, into a pcapng file, until "
         "Ctrl-C. Local connections stay inside their replica and pass no queue of the NIC."
     )
-    parser.add_argument("--replica", type=int, default=0, metavar="I", help="default 0")
+    parser.add_argument("--replica", type=ranges.REPLICA, default=0, metavar="I", help="default 0")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--rx", dest="dir", action="store_const", const="rx", help="only to it")
     way.add_argument("--tx", dest="dir", action="store_const", const="tx", help="only from it")
@@ -409,41 +393,31 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--name", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def _positive(most: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        value = int(text)
-        if not 1 <= value <= most:
-            raise argparse.ArgumentTypeError(f"{value} is not 1 to {most}")
-        return value
-
-    return convert
-
-
 def _limit_arguments(parser: argparse.ArgumentParser) -> None:
     """What one application may hold; see docs/decisions.md 52."""
     limits = parser.add_argument_group("limits, so that no program takes all from the others")
     limits.add_argument(
         "--apps-max",
-        type=_positive(APPS_MOST),
+        type=ranges.APPS,
         metavar="N",
-        help=f"programs at the same time, default {APPS_MOST}",
+        help=f"programs at the same time, default {ranges.APPS_MOST}",
     )
     limits.add_argument(
         "--app-sockets",
-        type=_positive(65535),
+        type=ranges.APP_SOCKETS,
         metavar="N",
         help="connections and listeners of a program in each replica, default: as many as are "
         "left for others",
     )
     limits.add_argument(
         "--app-ports",
-        type=_positive(4095),
+        type=ranges.APP_PORTS,
         metavar="N",
         help="sockets of a program that hold a port, default 1024",
     )
     limits.add_argument(
         "--app-buffers",
-        type=_positive(1 << 20),
+        type=ranges.APP_BUFFERS_MIB,
         metavar="MIB",
         help="by which all buffers of a program may grow in each replica, default: a 16th of the "
         "memory, divided by the replicas",
@@ -462,7 +436,19 @@ def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
     _check_uplink(options)
     if options.rerandomize and options.mode == "stateless":
         raise Refusal("--rerandomize would reset connections in --mode stateless", 2)
+    _check_policy(options)
     return options
+
+
+def _check_policy(options: StartOptions) -> None:
+    up_at = options.scale_up_at or ranges.UP_AT
+    down_at = options.scale_down_at or ranges.DOWN_AT
+    if down_at > up_at:
+        raise Refusal(
+            f"--scale-down-at {down_at:g} is more than --scale-up-at {up_at:g}: replicas would "
+            "come and go all the time",
+            2,
+        )
 
 
 def _check_uplink(options: StartOptions) -> None:
@@ -491,32 +477,11 @@ def _up(args: argparse.Namespace) -> int:
     else:
         word = "already up"
     # Also after a start: somebody else's, at the same moment, may have won.
-    _check_same(args.name, options, found)
+    instance.check_same(args.name, options, found)
     count = found["placement"]["replicas"]
     at = f", {found['nic']['address']} on {found['nic']['uplink']}" if options.uplink else ""
     say(f"instance {args.name!r} is {word}: {count} replica{'s' if count > 1 else ''}{at}")
     return 0
-
-
-def _check_same(name: str, options: StartOptions, found: dict[str, Any]) -> None:
-    """InstanceError when what is up is not what was asked for."""
-    count, nic = found["placement"]["replicas"], found["nic"]
-    up_with = None
-    if options.replicas is not None and options.replicas != count:
-        up_with = f"{count} replicas"
-    elif options.mode is not None and options.mode != found["mode"]:
-        up_with = f"--mode {found['mode']}"
-    elif options.components is not None and options.components != found["components"]:
-        up_with = f"--components {found['components']}"
-    elif options.uplink and (options.uplink, options.address) != (
-        nic.get("uplink"),
-        nic.get("address"),
-    ):
-        up_with = f"{nic['uplink']}, {nic['address']}" if "uplink" in nic else "no uplink"
-    if up_with:
-        raise InstanceError(
-            f"instance {name!r} is already up with {up_with}; end it first: neatsock down"
-        )
 
 
 def _scale(args: argparse.Namespace) -> int:
@@ -528,7 +493,8 @@ def _scale(args: argparse.Namespace) -> int:
 
 
 def _down(args: argparse.Namespace) -> int:
-    instance.stop(args.name)
+    if how := instance.stop(args.name):
+        say(f"instance {args.name!r}: {how}")
     return 0
 
 
@@ -554,9 +520,10 @@ def _network(nic: dict[str, Any]) -> str:
 def _deaths(replica: dict[str, Any]) -> str:
     """What happened to a replica, for a person."""
     took, strikes = replica["recovery_ms"], replica["strikes"]
+    cause = f"after {replica['last_death_cause']} ({replica['last_death']})"
     return (
-        f"restarted {replica['restarts']} times, last after {replica['last_death_cause']} "
-        f"({replica['last_death']}), "
+        f"restarted {replica['restarts']} times, last "
+        + ("as planned, " if replica["last_death"] == "planned" else f"{cause}, ")
         + (f"ready {took:.1f} ms later" if took is not None else "not ready yet")
         + (f", {strikes} strikes" if strikes else "")
         + (", stateless because of them" if replica["fell_back"] else "")
@@ -653,13 +620,19 @@ def main(argv: list[str] | None = None) -> int:
         "run": _run,
     }
     try:
-        return handlers[args.command](args)
+        code = handlers[args.command](args)
+        sys.stdout.flush()  # here, where its reader may be gone, and not at exit
+        return code
     except Refusal as refusal:
         say(str(refusal))
         return refusal.code
     except InstanceError as err:
         say(str(err))
         return 1
+    except BrokenPipeError:
+        # Nobody reads our output any more: as if by SIGPIPE, without a word at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
 

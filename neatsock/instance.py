@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ MSG_CLI, MSG_CLI_REPLY, MSG_ERROR = 7, 36, 37
 LARGEST = 1 << 20
 START_S = 20.0
 ASK_S = 10.0
+DOWN_S = 5.0  # then `down` does without neatd
 UPGRADE_S = 120.0
 REPLICAS_MAX = 16
 ALREADY_UP = 3  # exit status of neat-keeper
@@ -44,6 +45,10 @@ class InstanceError(Exception):
 
 class NotUp(InstanceError):
     """There is no such instance."""
+
+
+class NoAnswer(InstanceError):
+    """It is up, but says nothing in time."""
 
 
 class OtherVersion(InstanceError):
@@ -165,6 +170,8 @@ def connection(path: Path, timeout: float = ASK_S) -> socket.socket:
         sock.close()
         if isinstance(err, (FileNotFoundError, ConnectionRefusedError)):
             raise NotUp(f"instance {path.stem!r} is not up; start it: neatsock up") from err
+        if isinstance(err, (BlockingIOError, TimeoutError)):  # its queue of connections is full
+            raise NoAnswer(f"{path.stem}: nobody accepts connections") from err
         raise InstanceError(f"cannot reach {path}: {err.strerror}") from err
     return sock
 
@@ -179,7 +186,7 @@ def exchange(
         socket.send_fds(sock, [head + body], fds)
         data = sock.recv(LARGEST)
     except TimeoutError as err:
-        raise InstanceError(f"{path.stem}: no answer within {sock.gettimeout():.0f} s") from err
+        raise NoAnswer(f"{path.stem}: no answer within {sock.gettimeout():.0f} s") from err
     except OSError as err:
         raise NotUp(f"instance {path.stem!r} hung up: {err.strerror}") from err
     return _answer(path, data)
@@ -318,13 +325,31 @@ def _locked(path: Path) -> bool:
     return False
 
 
+def _keeper_of(pid_file: Path) -> tuple[int, int]:
+    """(pid, pidfd) of the keeper that holds this file, and of nobody else. OSError, ValueError."""
+    pid = int(pid_file.read_text())
+    pidfd = os.pidfd_open(pid)
+    try:
+        # Looked at after pidfd_open(): a process that takes the pid later gets no signal.
+        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+        args = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        named = os.fsencode(pid_file.stem) in args and os.fsencode(pid_file.parent) in args
+        if comm != "neat-keeper" or not named or not _locked(pid_file):
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} is not its keeper")
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return pid, pidfd
+
+
 def _terminate(pid_file: Path) -> int:
     """SIGTERM to the keeper that holds this file, which ends its instance; its pid."""
     try:
-        pid = int(pid_file.read_text())
-        if not _locked(pid_file):
-            raise ProcessLookupError
-        os.kill(pid, signal.SIGTERM)
+        pid, pidfd = _keeper_of(pid_file)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        finally:
+            os.close(pidfd)
     except (OSError, ValueError) as err:
         raise InstanceError(f"cannot end the instance by {pid_file}: {err}") from err
     return pid
@@ -342,17 +367,34 @@ def _failure(what: str, log_path: Path, begin: int) -> str:
     return f"the instance did not start: {what}. Its log ({log_path}) ends with:{lines}"
 
 
-def stop(name: str) -> None:
-    """End an instance; returns when its keeper is gone. NotUp when it is not up."""
-    path = socket_path(name)
+def _ask_to_end(path: Path) -> tuple[int, str | None]:
+    """(pid of the keeper, how it was told if not by neatd). NotUp when there is none."""
+    pid_file, why = path.with_suffix(".pid"), "neatd gives no answer"
     try:
-        keeper = int(ask(path, {"cmd": "down"})["keeper"]["pid"])
+        return int(ask(path, {"cmd": "down"}, DOWN_S)["keeper"]["pid"]), None
     except OtherVersion:
-        keeper = _terminate(path.with_suffix(".pid"))
+        return _terminate(pid_file), None
+    except NotUp:
+        if not _locked(pid_file):
+            raise
+        why = "neatd is not there"  # it has just died, or the instance is just starting
+    except NoAnswer:
+        pass
+    pid = _terminate(pid_file)
+    return pid, f"{why}; ended by SIGTERM to its keeper (process {pid})"
+
+
+def stop(name: str) -> str | None:
+    """End an instance; returns when its keeper is gone. NotUp when it is not up.
+
+    A neatd that does not answer is done without after DOWN_S: the result says so.
+    """
+    path = socket_path(name)
+    keeper, how = _ask_to_end(path)
     try:
         pidfd = os.pidfd_open(keeper)
     except ProcessLookupError:
-        return
+        return how
     try:
         ready, _, _ = select.select([pidfd], [], [], ASK_S)
     finally:
@@ -361,6 +403,7 @@ def stop(name: str) -> None:
         raise InstanceError(
             f"instance {name!r} does not end; its log is {path.with_suffix('.log')}"
         )
+    return how
 
 
 def check_program(path: str, kind: str) -> None:
@@ -401,6 +444,35 @@ def hold(name: str) -> None:
     ask(socket_path(name), {"cmd": "hold"})
 
 
+SECONDS = ("fault_window_ms", "hang_ms", "stopped_ms", "quarantine_ms")
+
+
+def shown(field: str, value: Any) -> str:
+    """An option of StartOptions as it is written, for a person."""
+    flag = f"--{field.removesuffix('_ms') if field in SECONDS else field}".replace("_", "-")
+    if value is True:
+        return flag
+    if value is None or value is False or value == "":
+        return f"no {flag}"
+    if field in SECONDS:
+        value = f"{value / 1000:g}"
+    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+
+
+def check_same(name: str, options: StartOptions, found: dict[str, Any]) -> None:
+    """InstanceError when what is up (its status) has not the options that are given."""
+    there = found.get("options", {})
+    for field in fields(options):
+        given, have = getattr(options, field.name), there.get(field.name)
+        if given is None or given is False or given == have:
+            continue
+        raise InstanceError(
+            f"instance {name!r} is already up with {shown(field.name, have)}, not "
+            f"{shown(field.name, given)}; end it first (neatsock down --name {name}) or use "
+            "another --name"
+        )
+
+
 def ensure(name: str, options: StartOptions) -> None:
     """An instance is up and stays while this process lives; `options` are for starting one."""
     for _ in range(3):
@@ -408,12 +480,7 @@ def ensure(name: str, options: StartOptions) -> None:
             found = status(name)
         except NotUp:
             found = start(name, options)
-        count = found["placement"]["replicas"]
-        if options.replicas is not None and count != options.replicas:
-            raise InstanceError(
-                f"instance {name!r} is up with {count} replicas, not "
-                f"{options.replicas}; end it first (neatsock down) or use another --name"
-            )
+        check_same(name, replace(options, auto=False), found)
         try:
             hold(name)
         except NotUp:

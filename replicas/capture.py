@@ -47,6 +47,7 @@ class Captures:
             raise Refused(errno.EBUSY, f"replica {replica} is being captured already")
         fd = request.take_fd()
         try:
+            os.ftruncate(fd, 0)  # not before: a refusal leaves the file as it is
             self._send(replica, DIRECTIONS[direction], [fd])
         finally:
             os.close(fd)

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from neatsock import abi
+from neatsock.ranges import APPS_MOST
 
-APPS_MOST = 256  # of 275 GB of address space each, a replica has room for 510
 ATTACHED_MOST = 64  # applications of one process: exec may leave some behind for a moment
 CONNECTIONS_MOST: int = 2 * abi.lib.NEAT_PROCS_MAX  # control connections of one application
 UNUSED_MOST = 128  # control connections of one process that has not attached over them
@@ -29,7 +29,8 @@ class Limits:
     app_buffers_mib: int = 0  # in each replica
 
     def status(self) -> dict[str, Any]:
-        return asdict(self)
+        # Nobody has 0 sockets: None is as many as are left.
+        return asdict(self) | {"app_sockets": self.app_sockets or None}
 
 
 def default_buffers_mib(replicas: int) -> int:

@@ -152,7 +152,7 @@ class KeeperLink:
 
     def upgrade(self, path: str) -> None:
         """Replace every replica by one started from `path`; K_UPGRADED tells how it went."""
-        inner = abi.pack_text(LIB.NEAT_MSG_K_UPGRADE, path.encode())
+        inner = abi.pack_text(LIB.NEAT_MSG_K_UPGRADE, os.fsencode(path))
         self._send(abi.wrap(LIB.NEAT_MSG_K_UPGRADE, inner, role=REPLICA), [])
 
     def stop(self) -> None:

@@ -19,10 +19,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from neatsock import abi
+from neatsock import abi, ranges
+from neatsock.instance import StartOptions
 
 from .apps import App
 from .attach import Attachments
@@ -34,7 +36,7 @@ from .components import NAMES as COMPONENTS
 from .components import recover as recover_components
 from .components import start as start_components
 from .filter import Filter
-from .limits import APPS_MOST, Limits, default_buffers_mib
+from .limits import Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .policy import Policy
 from .registry import Registry
@@ -60,6 +62,17 @@ REPLICAS_ROOM = 4  # an instance can be scaled to as many at least
 FIRST_ATTACH_S = 30.0  # ... and waits this long for its first one
 
 
+# As in keeper/options.c (tests/unit/test_options.py compares).
+KEEPER_OPTIONS = {
+    "--faults": 5,
+    "--fault-window-ms": 10000,
+    "--hang-ms": 500,
+    "--stopped-ms": 1000,
+    "--quarantine-ms": 60000,
+    "--rerandomize": 0,
+}
+
+
 def log(text: str) -> None:
     print(f"{time.strftime('%F %T')} neatd: {text}", file=sys.stderr, flush=True)
 
@@ -68,31 +81,30 @@ def parse(argv: list[str]) -> Options:
     parser = argparse.ArgumentParser(prog="neatd", description=__doc__, allow_abbrev=False)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--spin-us", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--replicas", type=ranges.REPLICAS, default=1)
+    parser.add_argument("--spin-us", type=ranges.SPIN_US, default=50)
+    parser.add_argument("--batch", type=ranges.BATCH, default=64)
     parser.add_argument("--components", choices=("single", "multi"), default="single")
-    parser.add_argument("--time-wait-ms", type=int, default=60000)
+    parser.add_argument("--time-wait-ms", type=ranges.TIME_WAIT_MS, default=60000)
     parser.add_argument("--mode", choices=MODES, default="stateful")
-    parser.add_argument("--replicas-max", type=int, default=0)
+    parser.add_argument("--replicas-max", type=ranges.REPLICAS, default=0)
     parser.add_argument("--scale", choices=("manual", "auto"), default="manual")
-    parser.add_argument("--scale-up-at", type=float, default=75, metavar="PERCENT")
-    parser.add_argument("--scale-down-at", type=float, default=40, metavar="PERCENT")
-    parser.add_argument("--scale-period-ms", type=int, default=1000)
+    parser.add_argument("--scale-up-at", type=ranges.LOAD, default=ranges.UP_AT)
+    parser.add_argument("--scale-down-at", type=ranges.LOAD, default=ranges.DOWN_AT)
+    parser.add_argument("--scale-period-ms", type=ranges.SCALE_PERIOD_MS, default=1000)
     parser.add_argument("--pin", action="store_true")
-    parser.add_argument("--apps-max", type=int, default=APPS_MOST)
-    parser.add_argument("--app-sockets", type=int, default=0)
-    parser.add_argument("--app-ports", type=int, default=1024)
-    parser.add_argument("--app-buffers", type=int, default=0, metavar="MIB")
+    parser.add_argument("--apps-max", type=ranges.APPS, default=ranges.APPS_MOST)
+    parser.add_argument("--app-sockets", type=ranges.APP_SOCKETS, default=0)
+    parser.add_argument("--app-ports", type=ranges.APP_PORTS, default=1024)
+    parser.add_argument("--app-buffers", type=ranges.APP_BUFFERS_MIB, default=0, metavar="MIB")
     parser.add_argument("--auto", action="store_true")
     parser.add_argument("--tap")
     parser.add_argument("--address", type=ipaddress.IPv4Interface)
     parser.add_argument("--gateway", type=ipaddress.IPv4Address)
     parser.add_argument("--wire", type=Path)
     parser.add_argument("--impair", default="", help="FIELD=NUMBER,... of struct neat_wire")
+    _keeper_options(parser)
     args = parser.parse_args(argv)
-    if not 1 <= args.replicas <= LIB.NEAT_REPLICAS_MAX:
-        parser.error(f"--replicas must be 1 to {LIB.NEAT_REPLICAS_MAX}")
     most = args.replicas_max or max(args.replicas, REPLICAS_ROOM)
     if args.components == "multi":
         most = args.replicas  # replicas of several processes do not come and go
@@ -113,7 +125,23 @@ def parse(argv: list[str]) -> Options:
         args.pin,
         args.components,
         limits_of(args),
+        options_of(args, most),
     )
+
+
+def _keeper_options(parser: argparse.ArgumentParser) -> None:
+    """What keeper/options.c understands: ours only to be shown, with its defaults."""
+    keeper = parser.add_argument_group("of the keeper")
+    for flag, default in KEEPER_OPTIONS.items():
+        keeper.add_argument(flag, type=int, default=default)
+
+
+def options_of(args: argparse.Namespace, most: int) -> dict[str, Any]:
+    """What the instance runs with, by the names of StartOptions; as JSON can say it."""
+    asked = vars(args) | {"replicas_max": most, "app_buffers": limits_of(args).app_buffers_mib}
+    found = {field.name: asked[field.name] for field in fields(StartOptions)}
+    plain = (int, float, str, type(None))
+    return {name: v if isinstance(v, plain) else str(v) for name, v in found.items()}
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
@@ -618,6 +646,7 @@ class Neatd:
             "spin_us": self.options.spin_us,
             "components": self.options.components,
             "limits": self.options.limits.status(),
+            "options": self.options.asked,
             "uptime_s": round(time.monotonic() - self.boot["since"], 3),
             "placement": {
                 "cpus": len(os.sched_getaffinity(0)),

@@ -44,6 +44,7 @@ class Options:
     pin: bool = False
     components: str = "single"
     limits: Limits = Limits()
+    asked: dict[str, Any] = field(default_factory=dict)  # by the names of StartOptions
 
     @property
     def socket_path(self) -> Path:

@@ -17,6 +17,13 @@ from .state import State
 LIB = abi.lib
 
 
+def _possible(path: str) -> bool:
+    try:
+        return len(os.fsencode(path)) <= 4000 and "\0" not in path
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+
+
 class Upgrades:
     def __init__(self, state: State, finish: Callable[[Connection], None]) -> None:
         self.state = state
@@ -29,10 +36,10 @@ class Upgrades:
             text = "in stateless mode an upgrade would reset connections; use neatsock down and up"
             raise Refused(errno.ENOTSUP, text)
         path = command.get("replica_bin") or ""
-        if not isinstance(path, str) or len(os.fsencode(path)) > 4000:
+        if not isinstance(path, str) or not _possible(path):
             raise Refused(errno.EINVAL, "replica_bin is no path")
-        self.waiting.append((connection, seq))
         self.state.link.upgrade(path)
+        self.waiting.append((connection, seq))  # last: what fails before must not be waited for
         return False
 
     def on_news(self, item: News) -> None:

@@ -18,7 +18,7 @@ enum {
 	FAULTS_KEPT = 64,		/* largest limit of faults within the window */
 	FAULT_DELAY_MS = 1000,
 	UNREADY_MAX = 5,		/* faults in a row of a child that never worked: the instance ends */
-	ARGS_MAX = 64,
+	ARGS_MAX = 96,
 	COMPONENTS = 3,			/* processes of a replica beside the one with role REPLICA */
 	CHILDREN = NEAT_REPLICAS_MAX * (1 + COMPONENTS) + 3,
 };

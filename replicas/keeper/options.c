@@ -80,13 +80,13 @@ void parse(struct keeper_options *o, int argc, char **argv)
 
 		if (n + 3 > ARGS_MAX || ((own || value) && i + 1 == argc))
 			usage();
-		if (shared || (!own && !value))
-			o->neatd_args[n++] = argv[i];
+		if (shared || !own)
+			o->neatd_args[n++] = argv[i];	/* our numbers, too: neatd shows them */
 		if (value)
 			*value = number(argv[++i], most);
 		if (own)
 			*own = argv[++i];
-		if (shared)
+		if (shared || value)
 			o->neatd_args[n++] = argv[i];
 	}
 	o->neatd_args[0] = (char *)(uintptr_t)o->python;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from .client import ROOT, Client, Instance, wait_for
+from neatsock import abi
+from neatsock.instance import InstanceError, _terminate
+
+from .client import LIB, ROOT, Client, Instance, Refused, wait_for
 from .conftest import alive
 
 SHOW = "import os; print(os.environ['LD_PRELOAD'], os.environ['NEATSOCK_SOCKET'], os.getpid())"
@@ -65,7 +69,9 @@ def test_up_twice_is_fine_unless_the_number_differs(fresh: Instance) -> None:
     fresh.up()
     fresh.up("--replicas", "2")
     done = fresh.cli("up", "--name", "t", "--replicas", "1")
-    assert done.returncode == 1 and "already up with 2 replicas" in done.stderr
+    assert (
+        done.returncode == 1 and "is already up with --replicas 2, not --replicas 1;" in done.stderr
+    )
     assert fresh.quick_status()["keeper"] == keeper
 
 
@@ -209,7 +215,9 @@ def test_run_uses_the_instance_that_is_up_and_leaves_it(fresh: Instance) -> None
     keeper = fresh.quick_status()["keeper"]["pid"]
     assert fresh.cli("run", "--name", "t", "true").returncode == 0
     done = fresh.cli("run", "--name", "t", "--replicas", "1", "true")
-    assert done.returncode == 1 and "is up with 2 replicas" in done.stderr
+    assert (
+        done.returncode == 1 and "is already up with --replicas 2, not --replicas 1;" in done.stderr
+    )
     assert fresh.quick_status()["keeper"]["pid"] == keeper
 
 
@@ -220,9 +228,12 @@ def test_run_uses_the_instance_that_is_up_and_leaves_it(fresh: Instance) -> None
         (["--"], 2, "no program given"),
         (["--no-such-option", "true"], 2, "unknown option --no-such-option|unrecognized"),
         (["no-such-program-xyz"], 127, "no-such-program-xyz: command not found"),
-        (["/etc/passwd"], 126, "not executable"),
+        (["/etc/passwd"], 126, "/etc/passwd is not executable"),
+        (["/tmp"], 126, "/tmp is a directory"),
+        (["/tmp/no/such/program"], 127, "/tmp/no/such/program: command not found"),
         (["--replicas", "0", "true"], 2, "not 1 to 16"),
-        (["--replicas", "x", "true"], 2, "invalid"),
+        (["--replicas", "x", "true"], 2, "--replicas: 'x' is no whole number"),
+        (["--spin-us", "-5", "true"], 2, "--spin-us: -5 is not 0 to"),
         (["--name", "a/b", "true"], 1, "cannot be the name"),
     ],
 )
@@ -320,5 +331,104 @@ def test_pcap_without_an_uplink(instance: Instance, tmp_path: Path) -> None:
     done = instance.cli("pcap", "--name", "t", "-w", str(tmp_path / "file"))
     assert done.returncode == 1
     assert "no uplink" in done.stderr and "stays inside its replica" in done.stderr
+    assert not (tmp_path / "file").exists()
+    (tmp_path / "kept").write_text("mine")
+    done = instance.cli("pcap", "--name", "t", "-w", str(tmp_path / "kept"))
+    assert done.returncode == 1 and (tmp_path / "kept").read_text() == "mine"
     done = instance.cli("pcap", "--name", "t", "-w", "/dev/null")
     assert done.returncode == 1 and "no regular file" in done.stderr
+
+
+def test_options_of_a_running_instance_are_compared(fresh: Instance) -> None:
+    """Wrong is worse than absent: what is up is named, and the way out."""
+    fresh.up("--spin-us", "7", "--hang", "0.25")
+    fresh.up("--spin-us", "7", "--hang", "0.25", "--replicas-max", "4")
+    assert fresh.cli("run", "--name", "t", "--spin-us", "7", "true").returncode == 0
+    for given, have in (
+        (("--rerandomize", "60"), "--rerandomize 0"),
+        (("--hang", "0.5"), "--hang 0.25"),
+        (("--spin-us", "8"), "--spin-us 7"),
+        (("--auto",), "no --auto"),
+    ):
+        done = fresh.cli("up", "--name", "t", *given)
+        said = f"already up with {have}, not {' '.join(given)}; end it first (neatsock down"
+        assert done.returncode == 1 and said in done.stderr, done.stderr
+    done = fresh.cli("run", "--name", "t", "--components", "multi", "true")
+    assert done.returncode == 1 and "--components single, not --components multi" in done.stderr
+    assert fresh.status()["limits"]["app_sockets"] is None
+
+
+def test_a_program_on_the_path_that_is_not_executable(fresh: Instance, tmp_path: Path) -> None:
+    (tmp_path / "thing").write_text("not a program")
+    fresh.env["PATH"] += f":{tmp_path}"
+    done = fresh.cli("run", "--name", "t", "thing")
+    assert done.returncode == 126 and f"{tmp_path}/thing is not executable" in done.stderr
+
+
+def test_a_reader_that_went_away(fresh: Instance) -> None:
+    fresh.up()
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "neatsock", "status", "--name", "t"],
+            env=fresh.env,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_an_upgrade_to_a_name_of_any_bytes(
+    instance: Instance, native: Path, tmp_path: Path
+) -> None:
+    name = os.fsencode(tmp_path) + b"/r\xff"
+    shutil.copy(native / "neat-replica", name)
+    for path in (os.fsdecode(name), ""):
+        done = instance.cli("upgrade", "--name", "t", *(["--replica-bin", path] if path else []))
+        assert (done.returncode, done.stderr) == (
+            0,
+            "neatsock: instance 't': 2 replicas replaced\n",
+        )
+    answers = []
+    for path in ("\ud800", "a\0b"):
+        client = Client(instance.path, attach=False)
+        command = json.dumps({"cmd": "upgrade", "replica_bin": path}).encode()
+        client.send(abi.pack_text(LIB.NEAT_MSG_CLI, command))
+        with pytest.raises(Refused) as refusal:
+            client.receive()
+        answers.append(str(refusal.value))
+        client.close()
+    assert answers == ["replica_bin is no path"] * 2
+    assert instance.cli("upgrade", "--name", "t").returncode == 0
+
+
+def test_down_while_neatd_is_stopped(fresh: Instance) -> None:
+    fresh.up()
+    pids, keeper = processes(fresh), fresh.quick_status()["keeper"]["pid"]
+    os.kill(fresh.quick_status()["neatd"]["pid"], signal.SIGSTOP)
+    done = fresh.cli("down", "--name", "t")
+    assert done.returncode == 0
+    assert f"ended by SIGTERM to its keeper (process {keeper})" in done.stderr
+    assert not any(alive(pid) for pid in pids)
+    assert sorted(p.name for p in fresh.directory.iterdir()) == ["t.log"]
+
+
+def test_down_ends_no_other_process(tmp_path: Path) -> None:
+    """The file names a process that is no keeper, and somebody holds its lock."""
+    process = subprocess.Popen(["sleep", "60"])
+    path = tmp_path / "t.pid"
+    path.write_text(f"{process.pid}\n")
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(InstanceError, match=f"process {process.pid} is not its keeper"):
+                _terminate(path)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
