@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from neatsock import __version__
+from neatsock import __version__, rlimits
 
 # As in neat_abi.h (tests/unit/test_abi.py compares); cffi would double the time of `neatsock run`.
 HEADER = struct.Struct("<IHHII")  # struct neat_msg_header
@@ -260,6 +260,8 @@ def start(name: str, options: StartOptions) -> dict[str, Any]:
     """
     import subprocess  # costs 10 ms, which `neatsock run` need not pay every time
 
+    if why := rlimits.of_this_process():
+        raise InstanceError(f"the instance cannot start: {why}")
     path = socket_path(name)
     log_path = path.with_suffix(".log")
     command = [
@@ -360,7 +362,8 @@ def _failure(what: str, log_path: Path, begin: int) -> str:
         log.seek(begin)
         tail = log.read()[-4000:].decode("utf-8", "replace").splitlines()[-15:]
     # neatd ends an instance that cannot be as it was asked for; it says why.
-    reasons = [line.split(" neatd: ", 1)[1] for line in tail if " neatd: " in line]
+    said = [line.split(" ", 3) for line in tail]  # date, time, who, what
+    reasons = [words[3] for words in said if words[2:3] == ["neatd:"] and len(words) == 4]
     if reasons and tail[-1].endswith("the instance has ended"):
         return f"the instance did not start: {reasons[-1]}"
     lines = "".join(f"\n  | {line}" for line in tail)

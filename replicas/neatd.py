@@ -18,6 +18,7 @@ import secrets
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -275,6 +276,9 @@ class Neatd:
             self.on_news(item)
         if again:
             self.scaler.nudge()  # a predecessor may have died before it did
+        # From here on a crash is no failure to start (keeper/neatd.c).
+        link.barrier()
+        loop.call_soon(self._link_readable)
         self.automatic = Automatic(self.scaler, loop)
         loop.add_reader(link.fileno(), self._link_readable)
         self.lifetime.check()
@@ -690,7 +694,13 @@ def main(argv: list[str]) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     loop = event_loop()
-    Neatd(options, KeeperLink(), loop)
+    try:
+        Neatd(options, KeeperLink(), loop)
+    except Exception as err:
+        traceback.print_exc()
+        log(f"cannot start: {type(err).__name__}: {err}")
+        # At once: the keeper kills whom it sees hang up, and would take that for the reason.
+        os._exit(1)
     loop.run_forever()
     return 0
 

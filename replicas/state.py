@@ -91,11 +91,17 @@ class Health:
                 return f"signal {number}"
         return f"exit {os.WEXITSTATUS(self.wait_status)}"
 
+    @property
+    def last_death(self) -> str | None:
+        if self.flags & LIB.NEAT_HEALTH_PLANNED:
+            return "planned"
+        return DEATHS[self.death] if self.death else None
+
     def status(self, now: float) -> dict[str, Any]:
         """Members of `neatsock status`; `now` as time.monotonic()."""
         return {
             "restarts": self.restarts,
-            "last_death": DEATHS[self.death] if self.death else None,
+            "last_death": self.last_death,
             "last_death_cause": self.cause,
             "recovery_ms": self.recovery_us / 1000 if self.recovery_us else None,
             "strikes": self.strikes if now * 1000 < self.strikes_end_ms else 0,

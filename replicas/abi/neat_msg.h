@@ -347,6 +347,7 @@ enum neat_health_flags {
 	NEAT_HEALTH_ADOPTS = 1,		/* was told to take over its predecessor's connections */
 	NEAT_HEALTH_FELL_BACK = 2,	/* was told not to: too many faults in too short a time */
 	NEAT_HEALTH_QUARANTINE = 4,	/* runs the quarantine build (docs/decisions.md) */
+	NEAT_HEALTH_PLANNED = 8,	/* its predecessor was replaced: upgrade, rerandomize, end of a quarantine */
 };
 struct neat_msg_health {	/* what the keeper counts; NEAT_ROLE_REPLICA only */
 	struct neat_msg_header h;

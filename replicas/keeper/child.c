@@ -127,26 +127,52 @@ static void queue_store(struct keeper *k, struct child *c)
 		queue_add(&c->out, NULL, e->m);
 }
 
-static void child_fork(struct keeper *k, struct child *c)
+/* A process that is the other end of `pair`. False, and nothing is left: no process or descriptor is to be had. */
+static bool child_fork(struct keeper *k, struct child *c, int *pair)
 {
-	pid_t keeper = getpid();
-	int pair[2];
+	pid_t keeper = getpid(), pid = fork();
+	int pidfd, err;
+
+	if (pid < 0)
+		return false;
+	if (pid == 0)
+		child_exec(k, c, pair[1], keeper);
+	pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (pidfd < 0) {
+		err = errno;
+		kill(pid, SIGKILL);
+		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+			;
+		errno = err;
+		return false;
+	}
+	c->pid = pid;
+	c->pidfd = pidfd;
+	return true;
+}
+
+/* False: at start_at it is tried again. The others go on meanwhile. */
+static bool child_new(struct keeper *k, struct child *c)
+{
+	char name[32];
+	int pair[2] = { -1, -1 };
 
 	c->quarantine = c->quarantined && k->quarantine.fd >= 0;
 	c->generation = k->program.generation;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
-		keeper_die("socketpair");
-	c->pid = fork();
-	if (c->pid < 0)
-		keeper_die("fork");
-	if (c->pid == 0)
-		child_exec(k, c, pair[1], keeper);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) || !child_fork(k, c, pair)) {
+		keeper_log("cannot start %s: %s; tried again in %d ms", child_name(c, name, sizeof(name)),
+			   strerror(errno), FAULT_DELAY_MS);
+		if (pair[0] >= 0) {
+			close(pair[0]);
+			close(pair[1]);
+		}
+		c->start_at = clock_ms() + FAULT_DELAY_MS;
+		return false;
+	}
 	close(pair[1]);
 	c->sock = pair[0];
-	c->pidfd = (int)syscall(SYS_pidfd_open, c->pid, 0);
-	if (c->pidfd < 0)
-		keeper_die("pidfd_open");
 	c->parked = false;
+	return true;
 }
 
 void child_start(struct keeper *k, struct child *c)
@@ -154,8 +180,8 @@ void child_start(struct keeper *k, struct child *c)
 	bool warm = c->role == NEAT_ROLE_REPLICA && !c->quarantined && standby_promote(k, c);
 	char name[32];
 
-	if (!warm)
-		child_fork(k, c);
+	if (!warm && !child_new(k, c))
+		return;
 	c->start_at = 0;
 	c->restarts += c->death != NEAT_DEATH_NONE;
 	c->epoch++;
@@ -234,6 +260,8 @@ void child_died(struct keeper *k, struct child *c)
 		;
 	log_death(c, c->status);
 	c->death = death_of(c, c->status);
+	c->death_planned = c->replacing && c->death == NEAT_DEATH_OUTSIDE;
+	c->replacing = false;
 	c->fate = NEAT_DEATH_NONE;
 	if (c->role != NEAT_ROLE_NEATD)
 		tell_neatd(k, NEAT_MSG_K_DIED, c, NULL);

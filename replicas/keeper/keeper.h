@@ -77,6 +77,8 @@ struct child {
 	bool adoptable;			/* the arena holds connections: a start was ready, no reset began since */
 	bool adopts, fell_back;		/* what this process was told, enum neat_health_flags */
 	bool planned;			/* is to be replaced when all are ready */
+	bool replacing;			/* plan.c has just ended it */
+	bool death_planned;		/* so it was with the predecessor */
 	bool quarantined;		/* its next start is of the quarantine build */
 	bool quarantine;		/* this process is */
 	uint32_t generation;		/* of this process's program */

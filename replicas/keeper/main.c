@@ -188,6 +188,8 @@ static void on_signals(struct keeper *k)
 			watch_look(k, (uint32_t)si.ssi_int);
 			continue;
 		}
+		if (si.ssi_signo == SIGHUP)
+			continue;	/* a terminal that closes is no wish of anybody */
 		keeper_log("signal %u from process %u: the instance ends", si.ssi_signo, si.ssi_pid);
 		k->stop = true;
 	}
@@ -211,10 +213,10 @@ static int start_wanted(struct keeper *k)
 
 		if (!c->wanted || c->pid)
 			continue;
-		if (c->start_at > now)
-			wait = sooner(wait, (int)(c->start_at - now));
-		else
+		if (c->start_at <= now)
 			child_start(k, c);
+		if (!c->pid && c->start_at > now)
+			wait = sooner(wait, (int)(c->start_at - now));
 	}
 	wait = sooner(wait, plan_step(k));
 	wait = sooner(wait, standby_keep(k));

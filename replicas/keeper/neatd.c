@@ -70,7 +70,8 @@ static void obey(struct keeper *k, struct child *c, const struct neat_msg_keeper
 	case NEAT_MSG_K_DROP:
 		store_drop(c, order->key);
 		return;
-	case NEAT_MSG_K_SYNCED:	/* an echo: everything before it was done */
+	case NEAT_MSG_K_SYNCED:	/* an echo: everything before it was done, the first time all of its start */
+		k->neatd.ready = k->neatd.ever_ready = true;
 		queue_add(&k->neatd.out, order, NULL);
 		return;
 	case NEAT_MSG_K_STOP:
@@ -94,7 +95,6 @@ void neatd_message(struct keeper *k, struct received *r)
 	struct neat_msg_keeper order;
 	struct child *c = NULL;
 
-	k->neatd.ready = true;
 	if (r->len >= sizeof(order)) {
 		memcpy(&order, r->u.bytes, sizeof(order));
 		c = keeper_child(k, order.role, order.index);

@@ -178,6 +178,7 @@ static void replace_next(struct keeper *k)
 			continue;
 		if (c->role != NEAT_ROLE_REPLICA || standby_ready(k)) {
 			keeper_log("%s (pid %d) is replaced as planned", child_name(c, name, sizeof(name)), c->pid);
+			c->replacing = true;
 			child_end(c, NEAT_DEATH_OUTSIDE);
 		}
 		return;

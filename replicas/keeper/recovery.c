@@ -175,7 +175,8 @@ struct msg *health_message(const struct keeper *k, const struct child *c)
 		.strikes = strikes(k, c, clock_ms()),
 		.generation = c->generation,
 		.flags = (c->adopts ? NEAT_HEALTH_ADOPTS : 0) | (c->fell_back ? NEAT_HEALTH_FELL_BACK : 0) |
-			 (c->quarantine ? NEAT_HEALTH_QUARANTINE : 0),
+			 (c->quarantine ? NEAT_HEALTH_QUARANTINE : 0) |
+			 (c->death_planned ? NEAT_HEALTH_PLANNED : 0),
 		.strikes_end_ms = youngest_fault(c) + k->opt.fault_window_ms,
 	};
 

@@ -59,5 +59,5 @@ int standby_keep(struct keeper *k)
 	if (s->start_at > now)
 		return (int)(s->start_at - now);
 	child_start(k, s);
-	return -1;
+	return s->pid ? -1 : FAULT_DELAY_MS;
 }

@@ -495,5 +495,5 @@ def test_rerandomize_replaces_one_replica_after_another(fresh: Instance) -> None
     for epoch, index in ((2, 0), (2, 1), (3, 0)):
         one = ready(instance, epoch, index)
         layouts.add(Path(f"/proc/{one['pid']}/maps").read_text().split("-")[0])
-        assert (one["last_death"], one["strikes"], one["adopted"]) == ("outside", 0, True)
+        assert (one["last_death"], one["strikes"], one["adopted"]) == ("planned", 0, True)
     assert len(layouts) == 3
