@@ -293,6 +293,27 @@ def _scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pin", action="store_true", help="one core for each replica, in turns")
 
 
+def _uplink_arguments(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--tap", type=_ifname, metavar="IFNAME", help="network by this TAP device, made if missing"
+    )
+    where.add_argument(
+        "--wire", type=_wire, metavar="PATH", help="network with the instance that names this too"
+    )
+    parser.add_argument(
+        "--address", type=_interface, metavar="A.B.C.D/N", help="ours on that network"
+    )
+    parser.add_argument("--gateway", type=_address, metavar="A.B.C.D", help="for other networks")
+    parser.add_argument(
+        "--impair",
+        type=_impair,
+        metavar="WHAT=HOW,...",
+        help="what a --wire does to frames we send, e.g. loss=1%%,delay=2ms,seed=7; also "
+        + ", ".join(n for n in IMPAIRMENTS if n not in ("loss", "delay", "seed")),
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neatsock",
@@ -336,22 +357,7 @@ def build_parser() -> argparse.ArgumentParser:
     _recovery_arguments(up)
     _scale_arguments(up)
     _limit_arguments(up)
-    where = up.add_mutually_exclusive_group()
-    where.add_argument(
-        "--tap", type=_ifname, metavar="IFNAME", help="network by this TAP device, made if missing"
-    )
-    where.add_argument(
-        "--wire", type=_wire, metavar="PATH", help="network with the instance that names this too"
-    )
-    up.add_argument("--address", type=_interface, metavar="A.B.C.D/N", help="ours on that network")
-    up.add_argument("--gateway", type=_address, metavar="A.B.C.D", help="for other networks")
-    up.add_argument(
-        "--impair",
-        type=_impair,
-        metavar="WHAT=HOW,...",
-        help="what a --wire does to frames we send, e.g. loss=1%%,delay=2ms,seed=7; also "
-        + ", ".join(n for n in IMPAIRMENTS if n not in ("loss", "delay", "seed")),
-    )
+    _uplink_arguments(up)
     up.add_argument("--auto", action="store_true", help="end after the last attached program")
     status.add_argument("--json", action="store_true", help="machine-readable")
     run_.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
