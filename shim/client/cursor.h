@@ -21,9 +21,13 @@ static inline int cursor_init(struct cursor *c, const struct iovec *v, int n)
 	*c = (struct cursor){ .v = v, .n = n };
 	if (n < 0 || n > 1024)
 		return -EINVAL;
+	if (n && nt_bad_pointer(v))
+		return -EFAULT;
 	for (int i = 0; i < n; i++) {
 		if (v[i].iov_len > SSIZE_MAX - c->left)
 			return -EINVAL;
+		if (v[i].iov_len && nt_bad_pointer(v[i].iov_base))
+			return -EFAULT;
 		c->left += v[i].iov_len;
 	}
 	return 0;

@@ -188,6 +188,15 @@ static inline bool nt_is_dgram(const struct neat_sock *s)
 	return NT_UNLIKELY(state == NEAT_SOCK_DGRAM || state == NEAT_SOCK_KERNEL);
 }
 
+/*
+ * No program has memory there: the first 64 KiB (vm.mmap_min_addr) and what is no address of user space. Other
+ * wrong pointers are found by the copy itself, as SIGSEGV (docs/differences.md).
+ */
+static inline bool nt_bad_pointer(const void *p)
+{
+	return NT_UNLIKELY((uintptr_t)p - 65536 >= (1ull << 47) - 65536);
+}
+
 static inline bool nt_nonblocking(const struct neat_sock *s, int flags)
 {
 	return flags & MSG_DONTWAIT || a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK;

@@ -146,6 +146,8 @@ ssize_t nt_recv(int fd, void *buf, size_t len, int flags)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (len && nt_bad_pointer(buf))
+		return -EFAULT;
 	n = receive(sock, &c, flags);
 	if (NT_UNLIKELY(n == NO_STREAM)) {
 		struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
@@ -184,6 +186,8 @@ ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_bad_pointer(msg))
+		return -EFAULT;
 	if (flags & MSG_ERRQUEUE)
 		return -EAGAIN;
 	got = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
@@ -356,6 +360,8 @@ ssize_t nt_send(int fd, const void *buf, size_t len, int flags)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (len && nt_bad_pointer(buf))
+		return -EFAULT;
 	n = transmit(sock, &c, flags);
 	if (NT_UNLIKELY(n == NO_STREAM)) {
 		const struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
@@ -395,6 +401,8 @@ ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (nt_bad_pointer(msg))
+		return -EFAULT;
 	err = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
 	if (err)
 		return err;

@@ -218,16 +218,18 @@ int nt_setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 	if (nt_is_dgram(nt_sock(sock)))
 		return nt_dgram_setsockopt(fd, level, name, value, len);
 	if (level == IPPROTO_TCP && name == TCP_CONGESTION)
-		return set_congestion(sock, value, len);
+		return nt_bad_pointer(value) ? -EFAULT : set_congestion(sock, value, len);
 	/* ip(7): IP level options take a byte too. */
 	if (level == IPPROTO_IP && len >= 1 && len < sizeof(v))
-		v = *(const unsigned char *)value;
+		v = nt_bad_pointer(value) ? -1 : *(const unsigned char *)value;
 	else if (len < sizeof(v))
 		return -EINVAL;
-	else if (!value)
+	else if (nt_bad_pointer(value))
 		return -EFAULT;
 	else
 		memcpy(&v, value, sizeof(v));
+	if (nt_bad_pointer(value))
+		return -EFAULT;
 	if (o)
 		return set_int(sock, o, v);
 	if (level == SOL_SOCKET)
@@ -375,7 +377,7 @@ int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 		return NT_KERNEL;
 	if (nt_is_dgram(s))
 		return nt_dgram_getsockopt(fd, level, name, value, len);
-	if (!value || !len)
+	if (nt_bad_pointer(value) || nt_bad_pointer(len))
 		return -EFAULT;
 	if (o && o->flag)
 		return give_int(value, len, (s->opts.w[NEAT_OPT_FLAGS] & o->flag) != 0);

@@ -53,6 +53,8 @@ int nt_parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, u
 
 	if (len < sizeof(in))
 		return -EINVAL;
+	if (nt_bad_pointer(sa))
+		return -EFAULT;
 	memcpy(&in, sa, sizeof(in));
 	if (in.sin_family != AF_INET && !(in.sin_family == AF_UNSPEC && in.sin_addr.s_addr == INADDR_ANY))
 		return -EAFNOSUPPORT;
@@ -586,6 +588,8 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 		return nt_dgram_connect(fd, sa, len);
 	if (len < sizeof(sa->sa_family))
 		return -EINVAL;
+	if (nt_bad_pointer(sa))
+		return -EFAULT;
 	if (sa->sa_family == AF_UNSPEC)
 		return disconnect(sock);
 	err = nt_parse_address(sa, len, &addr, &port);

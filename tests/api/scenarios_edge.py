@@ -267,3 +267,32 @@ def stdio_streams() -> None:
     d.close()
     say("perror", sink, c)
     print(child.wait())
+
+
+# ---- wrong pointers ----
+
+
+def fails(name: str, *args: Any) -> str:
+    ctypes.set_errno(0)
+    rc = getattr(LIBC, name)(*args)
+    return f"{name} {rc} {errno.errorcode.get(ctypes.get_errno(), '0')}"
+
+
+@scenario
+def wrong_pointers() -> None:
+    c, d = pair()
+    d.send(b"x")
+    c.recv(1, socket.MSG_PEEK)
+    fresh = socket.socket()
+    for bad in (None, ctypes.c_void_p(8), ctypes.c_void_p(1 << 62)):
+        for name in ("write", "read", "writev", "readv"):
+            print(fails(name, c.fileno(), bad, 5))
+        print(fails("send", c.fileno(), bad, 5, 0), fails("recv", c.fileno(), bad, 5, 0))
+        print(fails("sendmsg", c.fileno(), bad, 0), fails("recvmsg", c.fileno(), bad, 0))
+        print(fails("connect", fresh.fileno(), bad, 16), fails("bind", fresh.fileno(), bad, 16))
+        option = (c.fileno(), socket.IPPROTO_TCP, socket.TCP_NODELAY, bad)
+        print(fails("setsockopt", *option, 4), fails("getsockopt", *option, bad))
+    print(fails("write", c.fileno(), None, 0))
+    say("and still", c.recv, 1)
+    c.send(b"y")
+    say("and back", d.recv, 1)
