@@ -45,11 +45,13 @@ def sealed_memory(name: str, size: int) -> int:
     """A sparse memfd of a fixed size.
 
     Sealed, because an application that shrank it, or took the right to map it writable away, would
-    kill the replica that shares it.
+    kill the replica that shares it. Mode 0400: nobody opens one that he has for reading again for
+    writing by mistake (decision NEW-fixctl-1).
     """
     fd = os.memfd_create("neat-" + name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
+        os.fchmod(fd, 0o400)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except OSError:

@@ -49,6 +49,8 @@ class App:
     # said a word yet: the application lives as long as there is either.
     connections: set[Connection] = field(default_factory=set)
     warned: bool = False  # that it met a limit
+    next_look: float = 0.0  # time.monotonic() before which FORKED makes nobody look
+    looking: bool = False  # ... and somebody will, then
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -109,15 +111,16 @@ class Orphan:
 ORPHAN = struct.Struct("=6I")  # struct orphan of keeper/sweep.c
 
 
-def sweep(app: App, index: int, pid: int) -> list[Orphan]:
-    """Free the entry of a dead process: its descriptors and channels are closed.
+def sweep(app: App, entries: list[tuple[int, int]]) -> list[Orphan]:
+    """Free entries (index, pid) of dead processes: their descriptors and channels are closed.
 
-    Nothing happens when somebody else was faster, and the entry is no longer that of `pid`. Blocks
+    Nothing happens to one when somebody else was faster, and it is no longer that of `pid`. Blocks
     for about two milliseconds: a helper does it, because the application's own processes change
     the same words atomically. OSError or SubprocessError when it cannot.
     """
+    which = ",".join(f"{index}:{pid}" for index, pid in entries)
     channels = [segment[2] for segment in app.segments]
-    return _helper(app, ["--sweep", str(index), str(pid), *map(str, channels)], channels)
+    return _helper(app, ["--sweep", which, *map(str, channels)], channels)
 
 
 def sweep_cloexec(app: App, index: int) -> list[Orphan]:

@@ -9,6 +9,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +24,7 @@ from .state import State
 
 LIB = abi.lib
 NO_PROCESS = 0xFFFFFFFF
+LOOK_PAUSE_MOST_S = 0.5
 
 
 def readable(files: Iterable[int | socket.socket]) -> bool:
@@ -42,6 +44,33 @@ def alive(pid: int) -> bool:
     dead = readable([pidfd])
     os.close(pidfd)
     return not dead
+
+
+def _eventfd_of(request: Request) -> int:
+    """The eventfd that came along, non-blocking from now on; the caller owns it."""
+    fd = request.take_fd()
+    try:
+        if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
+            raise Refused(errno.EINVAL, "EVENTFD needs an eventfd")
+        os.set_blocking(fd, False)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _seqpacket_of(request: Request) -> socket.socket:
+    """The socket that came along; the caller owns it."""
+    fd = request.take_fd()
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        raise
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_SEQPACKET:
+        sock.close()
+        raise Refused(errno.EINVAL, "CHILD needs one end of an AF_UNIX SOCK_SEQPACKET pair")
+    return sock
 
 
 class Attachments:
@@ -90,11 +119,7 @@ class Attachments:
             text = f"this application has {CONNECTIONS_MOST} connections to neatd, its limit"
             raise Refused(errno.EMFILE, text)
         assert self.server is not None
-        own = socket.socket(fileno=request.take_fd())
-        if own.family != socket.AF_UNIX or own.type != socket.SOCK_SEQPACKET:
-            own.close()
-            raise Refused(errno.EINVAL, "CHILD needs one end of an AF_UNIX SOCK_SEQPACKET pair")
-        connection = Connection(own, self.server)
+        connection = Connection(_seqpacket_of(request), self.server)
         self.server.adopt(connection)
         self._own(app, process, connection)
         self._remember_process(app, process)
@@ -106,7 +131,7 @@ class Attachments:
         process = self._sender(app, request, int(message.proc))
         if process is None:
             return
-        fd = request.take_fd()
+        fd = _eventfd_of(request)
         self._drop_eventfd(app, process)
         process.eventfd = fd
         inner = abi.pack(
@@ -123,8 +148,23 @@ class Attachments:
     def forked(self, connection: Connection) -> None:
         """NEAT_MSG_FORKED: there may be processes we have not heard of."""
         app = self.app_of(connection)
+        wait_s = app.next_look - time.monotonic()
+        if wait_s <= 0:
+            self._look_again(app)
+        elif not app.looking:  # the flag stays set: until we look nobody says it again
+            app.looking = True
+            self.loop.call_later(wait_s, self._look_again, app)
+
+    def _look_again(self, app: App) -> None:
+        app.looking = False
+        if self.state.apps.get(app.app_id) is not app:
+            return
+        begin = time.monotonic()
         app.shared.at.forked.v = 0  # before we look: who forks after this says so again
         self.look_for_children(app)
+        end = time.monotonic()
+        # A program that forges entries has a tenth of our time.
+        app.next_look = end + min(9 * (end - begin), LOOK_PAUSE_MOST_S)
 
     def _sender(self, app: App, request: Request, index: int) -> Process | None:
         """The process with this entry, which spoke over anybody's connection. None: it is dead."""
@@ -351,6 +391,8 @@ class Attachments:
     def look_for_children(self, app: App) -> None:
         """Processes that were forked and hold sockets, but have not said a word yet."""
         entries = apps.live_entries(app)
+        strangers: dict[int, bool] = {}
+        gone: list[tuple[int, int]] = []
         for index, (pid, state) in entries.items():
             if index in app.processes or pid == 0:
                 continue
@@ -358,18 +400,24 @@ class Attachments:
                 continue
             if state == LIB.NEAT_PROC_SWEPT and alive(pid):
                 continue
-            if apps.stranger(app, pid):
+            if pid not in strangers:
+                strangers[pid] = apps.stranger(app, pid)
+            if strangers[pid]:
                 # A child that went on to exec has said so over a connection, perhaps not read yet.
                 unread = readable(connection.sock for connection in app.connections)
                 if not (unread and alive(pid)):
-                    self._free(app, index, pid)
+                    gone.append((index, pid))
                 continue
+            if any(process.pid == pid for process in app.processes.values()):
+                continue  # a process has one entry; when that one is dead, we look again
             try:
                 process = self._watch(app, index, pid)
             except (OSError, OverflowError):  # dead already, or no pid at all
-                self._free(app, index, pid)
+                gone.append((index, pid))
             else:
                 self._remember_process(app, process)
+        if gone:
+            self._free(app, gone)
 
     @staticmethod
     def _told(entries: dict[int, tuple[int, int]], app: App, index: int) -> bool:
@@ -389,7 +437,7 @@ class Attachments:
         process.close()
         del app.processes[process.index]
         if app.processes or app.connections:
-            self._free(app, process.index, process.pid)
+            self._free(app, [(process.index, process.pid)])
             self.look_for_children(app)  # the entry may have a new holder already
         self._drop_if_gone(app)
 
@@ -397,9 +445,9 @@ class Attachments:
         if app.app_id in self.state.apps and not app.processes and not app.connections:
             self._drop_app(app)
 
-    def _free(self, app: App, index: int, pid: int) -> None:
-        """The entry of a dead process: its descriptors are closed, others may have it."""
-        self._swept(app, lambda: apps.sweep(app, index, pid))
+    def _free(self, app: App, entries: list[tuple[int, int]]) -> None:
+        """(index, pid) of dead processes: their descriptors are closed, others may have them."""
+        self._swept(app, lambda: apps.sweep(app, entries))
         gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_CHANNEL_GONE, app_id=app.app_id)
         for replica in range(len(app.segments)):
             self.state.link.send(REPLICA, replica, gone)
@@ -467,10 +515,15 @@ class Attachments:
 
     def _free_unborn(self, app: App, parent: int) -> None:
         """Entries that a dead process claimed for children that never lived to say so."""
-        for index, (pid, state) in apps.live_entries(app).items():
-            unborn = state == LIB.NEAT_PROC_CLAIMED and (pid == parent or not alive(pid))
-            if unborn and index not in app.processes:
-                self._free(app, index, pid)
+        unborn = [
+            (index, pid)
+            for index, (pid, state) in apps.live_entries(app).items()
+            if state == LIB.NEAT_PROC_CLAIMED
+            and index not in app.processes
+            and (pid == parent or not alive(pid))
+        ]
+        if unborn:
+            self._free(app, unborn)
 
     # ---- recovery ----
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from typing import Any
 
 from neatsock import abi
@@ -47,6 +48,9 @@ class Captures:
             raise Refused(errno.EBUSY, f"replica {replica} is being captured already")
         fd = request.take_fd()
         try:
+            # The NIC does not wait for a reader, and for a disk only.
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Refused(errno.EINVAL, "a capture needs a regular file")
             os.ftruncate(fd, 0)  # not before: a refusal leaves the file as it is
             self._send(replica, DIRECTIONS[direction], [fd])
         finally:

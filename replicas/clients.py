@@ -2,8 +2,9 @@
 
 Every datagram is checked here (length, magic, version, type); what is wrong gets NEAT_MSG_ERROR
 with a text and the connection ends, nobody else notices. Nothing blocks: who does not read is
-dropped. A request is taken off the socket only after it was answered, so that a neatd that takes
-over finds it again; handlers are therefore idempotent.
+dropped. Every call says MSG_DONTWAIT: O_NONBLOCK of a socket that a program made (CHILD) is the
+program's to clear. A request is taken off the socket only after it was answered, so that a
+neatd that takes over finds it again; handlers are therefore idempotent.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .link import ANCILLARY, take_fds
 
 LIB = abi.lib
 LARGEST = 131072  # CLI requests and replies; everything else is at most abi.MSG_MAX
+UNREAD_MOST = 4096  # datagrams; a full queue holds fewer (unix(7), SO_SNDBUF)
 UCRED = struct.Struct("3i")
 
 
@@ -91,7 +93,7 @@ class Connection:
         if not self.open:
             return
         try:
-            self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError:
             self.server.drop(self)
 
@@ -108,9 +110,8 @@ class Connection:
     def peek(self) -> Request | None:
         """The oldest datagram, left on the socket. None: none now; EOFError: the peer closed."""
         try:
-            data, ancillary, flags, _ = self.sock.recvmsg(
-                LARGEST, ANCILLARY, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
-            )
+            how = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            data, ancillary, flags, _ = self.sock.recvmsg(LARGEST, ANCILLARY, how)
         except BlockingIOError:
             return None
         except OSError as err:
@@ -140,7 +141,7 @@ class Connection:
         """Take the datagram that peek() showed off the socket."""
         if self.open:
             try:
-                self.sock.recv(1)
+                self.sock.recv(1, socket.MSG_DONTWAIT)
             except OSError:
                 self.server.drop(self)
 
@@ -199,8 +200,9 @@ class Server:
         self.loop.remove_reader(connection.sock.fileno())
         # Unread datagrams would turn the peer's end of file into ECONNRESET, before our last word.
         with contextlib.suppress(OSError):
-            while connection.sock.recv(1):
-                pass
+            for _ in range(UNREAD_MOST):  # it may go on sending
+                if not connection.sock.recv(1, socket.MSG_DONTWAIT):
+                    break
         with contextlib.suppress(OSError):
             # A copy of the descriptor may be in the keeper's store for a moment longer.
             connection.sock.shutdown(socket.SHUT_RDWR)

@@ -16,6 +16,7 @@ from neatsock.ranges import APPS_MOST
 ATTACHED_MOST = 64  # applications of one process: exec may leave some behind for a moment
 CONNECTIONS_MOST: int = 2 * abi.lib.NEAT_PROCS_MAX  # control connections of one application
 UNUSED_MOST = 128  # control connections of one process that has not attached over them
+HOLDS_MOST = 1024  # processes that `neatsock run` has announced and that still live
 SILENT_MOST = 512  # control connections over which nobody said anything yet
 
 

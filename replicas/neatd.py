@@ -28,7 +28,7 @@ from neatsock import abi, ranges
 from neatsock.instance import StartOptions
 
 from .apps import App
-from .attach import Attachments
+from .attach import Attachments, readable
 from .bindings import Bindings
 from .capture import Captures
 from .clients import Connection, Refused, Request, Server
@@ -37,7 +37,7 @@ from .components import NAMES as COMPONENTS
 from .components import recover as recover_components
 from .components import start as start_components
 from .filter import Filter
-from .limits import Limits, default_buffers_mib
+from .limits import HOLDS_MOST, Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .policy import Policy
 from .registry import Registry
@@ -198,12 +198,23 @@ class Lifetime:
         self.state = state
         self.loop = loop
         self.end = end
-        self.holders: set[int] = set()
+        self.holders: dict[int, int] = {}  # pid -> pidfd
         self.timer: asyncio.TimerHandle | None = None
         self.patience = FIRST_ATTACH_S
 
     def hold(self, pid: int) -> None:
-        """`neatsock run` announces a program before it becomes it: stay until it is gone."""
+        """`neatsock run` announces a program before it becomes it: stay until it is gone.
+
+        Once for each process. Refused when HOLDS_MOST are, ProcessLookupError when it is dead.
+        """
+        known = self.holders.get(pid)
+        if known is not None and readable([known]):
+            self._holder_gone(pid, known)  # another process has its number
+        elif known is not None:
+            return
+        if len(self.holders) >= HOLDS_MOST:
+            text = f"{HOLDS_MOST} programs are announced to this instance, its limit; end some"
+            raise Refused(errno.ENFILE, text)
         pidfd = os.pidfd_open(pid)
         self.state.link.remember("hold", pid, fds=[pidfd])
         self.recover(pid, pidfd)
@@ -211,12 +222,12 @@ class Lifetime:
 
     def recover(self, pid: int, pidfd: int) -> None:
         """Somebody announced himself to a predecessor of ours, or just now."""
-        self.holders.add(pidfd)
+        self.holders[pid] = pidfd
         self.loop.add_reader(pidfd, self._holder_gone, pid, pidfd)
 
     def _holder_gone(self, pid: int, pidfd: int) -> None:
         self.loop.remove_reader(pidfd)
-        self.holders.discard(pidfd)
+        del self.holders[pid]
         os.close(pidfd)
         self.state.link.forget("hold", pid)
         self.check()

@@ -1,6 +1,6 @@
 /*
- * sweep.c - `neat-keeper --sweep PROCESS PID CHANNELS_FD...`: takes a dead process's descriptors out of
- * its application's shared tables, closes its channels and frees its entry, unless somebody else did.
+ * sweep.c - `neat-keeper --sweep PROCESS:PID[,...] CHANNELS_FD...`: takes dead processes' descriptors out of
+ * their application's shared tables, closes their channels and frees their entries, unless somebody else did.
  * `neat-keeper --cloexec PROCESS`: what exec closed, of a living one. Run by neatd as a short-lived
  * process, application object on fd 0.
  *
@@ -108,19 +108,34 @@ static off_t next_data(off_t *at, off_t end)
 	return stop < 0 || stop > end ? end : stop;
 }
 
-/* Records that the dead process (NEAT_REFS_NEATD: nobody) was closing, or an earlier sweep left to neatd. */
-static void find_orphans(struct neat_app *app, uint32_t closer)
+/* Entries that this sweep has taken. */
+struct taken {
+	bool is[NEAT_PROCS_MAX];
+};
+
+/* A last close that one of the dead processes had begun. */
+static bool closing(uint32_t refs, const struct taken *dead)
 {
-	const uint32_t ours = neat_refs_closing(NEAT_REFS_NEATD), its = neat_refs_closing(closer);
+	for (uint32_t i = 0; i < NEAT_PROCS_MAX; i++)
+		if (dead->is[i] && refs == neat_refs_closing(i))
+			return true;
+	return false;
+}
+
+/* Records that the dead processes were closing, or an earlier sweep left to neatd. */
+static void find_orphans(struct neat_app *app, const struct taken *dead)
+{
+	const uint32_t ours = neat_refs_closing(NEAT_REFS_NEATD);
 	const off_t begin = offsetof(struct neat_app, socks), size = sizeof(struct neat_sock);
 	off_t at = begin, end = begin + NEAT_SOCKS_MAX * size, stop;
 
 	for (; (stop = next_data(&at, end)) != 0; at = stop) {
 		for (off_t i = (at - begin) / size; begin + i * size < stop; i++) {
 			neat_a32 *refs = &app->socks[i].refs;
+			uint32_t now = a32_relaxed(refs);
 
-			if (a32_relaxed(refs) == its)
-				a32_cas(refs, its, ours);
+			if (now >= neat_refs_closing(0) && now != ours && closing(now, dead))
+				a32_cas(refs, now, ours);
 			if (i && a32_relaxed(refs) == ours)
 				orphan_found(app, (uint32_t)i);
 		}
@@ -173,34 +188,62 @@ static void close_channel(int fd, uint32_t process)
 	a64_add(&c->change, 1);
 }
 
+/* "PROCESS:PID[,...]"; anything else takes no more. */
+static void take_entries(struct neat_app *app, const char *list, struct taken *dead)
+{
+	for (char *end; *list; list = *end == ',' ? end + 1 : "") {
+		unsigned long process = strtoul(list, &end, 10), pid;
+
+		if (*end != ':')
+			return;
+		pid = strtoul(end + 1, &end, 10);
+		if (process < NEAT_PROCS_MAX && take_entry(&app->procs[process], (uint32_t)pid))
+			dead->is[process] = true;
+	}
+}
+
+static void sweep(struct neat_app *app, const struct taken *dead, int nchannels, char **channels)
+{
+	for (uint32_t i = 0; i < NEAT_PROCS_MAX; i++) {
+		if (!dead->is[i])
+			continue;
+		for (int n = 0; n < nchannels; n++)
+			close_channel(atoi(channels[n]), i);
+		sweep_row(app, i, false);
+	}
+	find_orphans(app, dead);
+	for (uint32_t i = 0; i < NEAT_PROCS_MAX; i++) {
+		if (!dead->is[i])
+			continue;
+		a32_store(&app->procs[i].fd_high, 0);
+		a32_cas(&app->procs[i].state, NEAT_PROC_SWEPT, NEAT_PROC_FREE);
+	}
+}
+
 int sweep_main(int argc, char **argv)
 {
-	bool orphans = !strcmp(argv[1], "--orphans");
-	unsigned long process = argc > 2 ? strtoul(argv[2], NULL, 10) : orphans ? 0 : NEAT_PROCS_MAX;
-	bool cloexec = !strcmp(argv[1], "--cloexec");
+	unsigned long process = argc > 2 ? strtoul(argv[2], NULL, 10) : 0;
+	struct taken dead = { 0 };
 	struct neat_app *app;
-	struct neat_proc *p;
 	struct stat st;
 
-	if (process >= NEAT_PROCS_MAX || fstat(STDIN_FILENO, &st) || st.st_size != NEAT_APP_SIZE)
+	if (fstat(STDIN_FILENO, &st) || st.st_size != NEAT_APP_SIZE)
 		return 2;
 	app = mmap(NULL, NEAT_APP_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, STDIN_FILENO, 0);
 	if (app == MAP_FAILED)
 		return 2;
-	if (cloexec || orphans) {
-		if (cloexec)
-			sweep_row(app, (uint32_t)process, true);
-		find_orphans(app, NEAT_REFS_NEATD);
-		return fflush(stdout) ? 1 : 0;
+	if (!strcmp(argv[1], "--orphans")) {
+		find_orphans(app, &dead);
+	} else if (argc < 3) {
+		return 2;
+	} else if (!strcmp(argv[1], "--cloexec")) {
+		if (process >= NEAT_PROCS_MAX)
+			return 2;
+		sweep_row(app, (uint32_t)process, true);
+		find_orphans(app, &dead);
+	} else {
+		take_entries(app, argv[2], &dead);
+		sweep(app, &dead, argc - 3, argv + 3);
 	}
-	p = &app->procs[process];
-	if (argc < 4 || !take_entry(p, (uint32_t)strtoul(argv[3], NULL, 10)))
-		return 0;
-	for (int i = 4; i < argc; i++)
-		close_channel(atoi(argv[i]), (uint32_t)process);
-	sweep_row(app, (uint32_t)process, false);
-	find_orphans(app, (uint32_t)process);
-	a32_store(&p->fd_high, 0);
-	a32_cas(&p->state, NEAT_PROC_SWEPT, NEAT_PROC_FREE);
 	return fflush(stdout) ? 1 : 0;
 }

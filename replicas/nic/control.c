@@ -347,7 +347,12 @@ static void on_capture(struct nic *n, struct message *msg)
 {
 	const struct neat_msg_n_capture *m = &msg->u.capture;
 
-	if (msg->nfds)
+	struct stat st;
+
+	/* neatd has looked at it; a pipe or a socket would put us to sleep until somebody reads. */
+	if (msg->nfds && (fstat(msg->fds[0], &st) || !S_ISREG(st.st_mode)))
+		fprintf(stderr, "neat-nic: no capture of replica %u: not a regular file\n", m->replica);
+	else if (msg->nfds)
 		capture_start(n, m->replica, m->dir, take_fd(msg, 0));
 	else
 		capture_stop(n, m->replica);

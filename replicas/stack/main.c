@@ -36,7 +36,7 @@ static void wake_process(void *world, struct channel *c, uint32_t how)
 	/* Whoever spins on that core must see at once that it is wanted; the next refresh counts anew. */
 	__atomic_store_n(there, (uint8_t)(*there + 1), __ATOMIC_RELAXED);
 	if (how == NEAT_ASLEEP_EVENTFD || how == NEAT_ASLEEP_BOTH)
-		eventfd_ring(c->eventfd);
+		eventfd_ring_foreign(c->eventfd);
 	if (how != NEAT_ASLEEP_EVENTFD)
 		futex_wake(&c->mem->asleep);
 }

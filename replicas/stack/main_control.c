@@ -185,7 +185,7 @@ static void on_channel(struct replica *r, const struct neat_msg_r_channel *m, st
 	c->eventfd = msg->fds[0];
 	msg->fds[0] = -1;
 	a32_release(&c->mem->eventfd_known, m->gen);
-	eventfd_ring(c->eventfd);
+	eventfd_ring_foreign(c->eventfd);
 }
 
 static void on_listen(struct replica *r, struct neat_msg_r_listen *m)

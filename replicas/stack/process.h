@@ -54,6 +54,12 @@ void sleep_add(struct sleep_set *s, neat_a32 *word, uint32_t expect);
 void sleep_wait(const struct sleep_set *s, uint64_t until_us);
 void futex_wake(neat_a32 *word);
 void eventfd_ring(int fd);
+/*
+ * The eventfd of a program, which shares its open file description: O_NONBLOCK and a counter that is not
+ * full are the program's to change, so a look comes first. Who changes both between the look and the write
+ * puts the replica to sleep until its next control message (SIGIO); that takes intent (eventfd(2)).
+ */
+void eventfd_ring_foreign(int fd);
 /* After a publication: wakes who sleeps on this word, by the eventfd if it polls that. */
 void wake_sleeper(neat_a32 *asleep, int eventfd);
 

@@ -598,7 +598,7 @@ def test_sweep_finishes_last_closes(native: Path) -> None:
         (5, 5, listen, 1, 0, 9),
         (65535, 65535, LIB.NEAT_SOCK_NEW, 1, 0, 9),
     ]
-    assert run("--sweep", "5", "4242", str(channels.fd)) == want
+    assert run("--sweep", "5:4242", str(channels.fd)) == want
     assert bits[0].v == 1 << 4 | 1 << 5
     bits[0].v = 1 << 3 | 1 << 4 | 1 << 5
     assert run("--orphans") == want  # again, but nobody's claim is touched
@@ -631,7 +631,7 @@ def test_sweep_lowers_counts_against_living_processes(native: Path) -> None:
     entry.pid.v, entry.state.v = 4242, LIB.NEAT_PROC_LIVE
     channels = abi.Object.create("struct neat_channels", LIB.NEAT_OBJ_CHANNELS, 0, 1)
     channels.at.open[5].v = 9
-    command = [str(native / "neat-keeper"), "--sweep", "5", "4242", str(channels.fd)]
+    command = [str(native / "neat-keeper"), "--sweep", "5:4242", str(channels.fd)]
 
     def run(*args: str) -> bytes:
         fds = [channels.fd]

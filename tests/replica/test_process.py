@@ -6,7 +6,7 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from .mini import (
     RX_EOF,
     App,
     Replica,
+    ffi,
     pair,
     succeed,
     wait_for,
@@ -143,3 +144,37 @@ def test_a_process_blocked_in_the_kernel_is_no_company(replica: Replica) -> None
 
     wait_for(active, "a nap beside a process that uses its channel: it may put off its doorbells")
     wait_for(lambda: asleep.v == ABI.NEAT_ASLEEP_FUTEX, "real sleep when it stops to use it")
+
+
+def full_eventfd() -> int:
+    fd = os.eventfd(0, 0)
+    os.eventfd_write(fd, 2**64 - 2)
+    return fd
+
+
+def closed_pipe() -> int:
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+@pytest.mark.parametrize(
+    "make",
+    [full_eventfd, closed_pipe, lambda: os.open("/dev/null", os.O_RDONLY)],
+    ids=["full and blocking", "EPIPE", "EBADF"],
+)
+def test_an_eventfd_that_cannot_be_rung(replica: Replica, make: Callable[[], int]) -> None:
+    """neatd looks at what it passes on; what the program does to it later ends no replica."""
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    fd = make()
+    message = ffi.new("struct neat_msg_r_channel *")
+    message.app_id, message.number, message.gen = 1, 0, int(app.channels.at.open[0].v)
+    replica.send(ABI.NEAT_MSG_R_CHANNEL, message, [fd])
+    replica.go()
+    wait_for(lambda: app.channels.at.ch[0].eventfd_known.v == message.gen, "it has it")
+    app.channel.asleep.v = ABI.NEAT_ASLEEP_EVENTFD
+    client, server = pair(app, listener)
+    client.write(b"ping")
+    assert server.read(4) == b"ping"
+    os.close(fd)
