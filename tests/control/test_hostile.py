@@ -156,7 +156,8 @@ def test_a_program_is_announced_once(unharmed: Instance) -> None:
     for _ in range(50):
         client.send(abi.pack_text(LIB.NEAT_MSG_CLI, b'{"cmd": "hold"}'))
         assert client.receive()[0].type == LIB.NEAT_MSG_CLI_REPLY
-    assert open_files(pids(unharmed)[0]) <= files + 1
+    neatd = pids(unharmed)[0]
+    wait_for(lambda: open_files(neatd) <= files + 1, "one descriptor more")
 
 
 def test_announced_programs_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
