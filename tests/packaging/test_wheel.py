@@ -13,6 +13,7 @@ import pytest
 
 from ..worlds import ROOT
 
+pytestmark = pytest.mark.timeout(300)
 PROGRAM = (
     "import socket, threading\n"
     "a = socket.create_server(('127.0.0.1', 0))\n"
@@ -70,3 +71,31 @@ def test_installed_wheel_runs_without_a_compiler(wheel: Path, tmp_path: Path) ->
     run = [sys.executable, "-m", "neatsock", "run", "--", sys.executable, "-c", PROGRAM]
     done = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "b'installed'\n", done.stderr
+
+
+def interpreter(version: str) -> str | None:
+    """A CPython of this version: this one, on PATH, or one that pyenv has put beside it."""
+    if sys.version_info[:2] == tuple(map(int, version.split("."))):
+        return sys.executable
+    homes = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    return shutil.which(f"python{version}") or (str(homes[-1]) if homes else None)
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_python_that_is_supported(wheel: Path, tmp_path: Path, version: str) -> None:
+    """pip install, then a program by `neatsock run` and one by `python -m neatsock`."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no CPython {version} on this machine")
+    subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True)
+    bin_ = tmp_path / "venv" / "bin"
+    pip = [bin_ / "pip", "install", "-q", "--disable-pip-version-check", str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip cannot get what neatsock needs: {done.stderr[-300:]}")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    env = {"PATH": f"{bin_}:{os.environ['PATH']}", "NEATSOCK_DIR": str(tmp_path / "run")}
+    for command in (["neatsock", "run", "--", "python"], ["python", "-m", "neatsock"]):
+        words = [str(bin_ / command[0]), *command[1:], "program.py"]
+        ran = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert ran.stdout == "b'installed'\n", ran.stderr
