@@ -74,11 +74,15 @@ def test_installed_wheel_runs_without_a_compiler(wheel: Path, tmp_path: Path) ->
 
 
 def interpreter(version: str) -> str | None:
-    """A CPython of this version: this one, on PATH, or one that pyenv has put beside it."""
-    if sys.version_info[:2] == tuple(map(int, version.split("."))):
-        return sys.executable
-    homes = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    return shutil.which(f"python{version}") or (str(homes[-1]) if homes else None)
+    """A CPython of this version that runs: on PATH, or one that pyenv has put beside this one."""
+    beside = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for found in (shutil.which(f"python{version}"), *map(str, beside)):
+        ask = "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"
+        if found:
+            ran = subprocess.run([found, "-c", ask], capture_output=True, text=True)
+            if ran.stdout.strip() == version:
+                return found
+    return None
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
