@@ -444,8 +444,10 @@ struct neat_channel {
 enum neat_door {
 	NEAT_DOOR_NONE = 0,	/* the replica has not mapped this yet */
 	NEAT_DOOR_OPEN = 1,
-	NEAT_DOOR_CLOSING = 2,	/* wait: it becomes OPEN again or ENDED at once */
+	NEAT_DOOR_CLOSING = 2,	/* wait: it becomes OPEN again, ENDED or OVER at once */
 	NEAT_DOOR_ENDED = 3,	/* drained: retry elsewhere */
+	/* The whole instance ends: nobody comes after this replica. Far from the others: no flipped bit makes it. */
+	NEAT_DOOR_OVER = 0xfc,
 };
 
 /*

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { STATUS_LOOPS = 64 };
@@ -118,7 +119,11 @@ static bool control_receive(struct component *c)
 {
 	struct message m;
 
-	if (!message_receive(&m, message_size))
+	int got = message_receive(&m, message_size);
+
+	if (got < 0)
+		exit(0);	/* the instance ends; who talks to programs is tcp */
+	if (!got)
 		return false;
 	if (m.u.h.type == NEAT_MSG_R_CONFIG)
 		on_config(c, (void *)m.u.bytes, &m);

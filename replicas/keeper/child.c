@@ -222,6 +222,33 @@ void child_kill(struct child *c)
 	c->pid = 0;
 }
 
+/* Waits until all of `n` processes are gone, or it is `deadline_ms`. */
+static void await_ends(struct child **all, uint32_t n, uint64_t deadline_ms)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct pollfd life = { .fd = all[i]->pidfd, .events = POLLIN };
+		uint64_t now = clock_ms();
+
+		if (all[i]->pid && now < deadline_ms)
+			poll(&life, 1, (int)(deadline_ms - now));
+	}
+}
+
+/* neatd goes first: whoever is told that the instance ends finds nobody to ask for a port. */
+void children_end(struct keeper *k)
+{
+	struct child *all[CHILDREN];
+	uint32_t n = keeper_children(k, all);
+
+	child_kill(&k->neatd);
+	for (uint32_t i = 0; i < n; i++)
+		if (all[i]->pid)
+			shutdown(all[i]->sock, SHUT_RDWR);
+	await_ends(all, n, clock_ms() + LAST_RITES_MS);
+	for (uint32_t i = 0; i < n; i++)
+		child_kill(all[i]);
+}
+
 static void log_death(const struct child *c, int status)
 {
 	char name[32];

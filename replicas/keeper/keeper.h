@@ -17,6 +17,7 @@ enum {
 	CONTROL_FD = 3,			/* a child's end of its control socket */
 	FAULTS_KEPT = 64,		/* largest limit of faults within the window */
 	FAULT_DELAY_MS = 1000,
+	LAST_RITES_MS = 1000,		/* replicas have so long to tell the programs that the instance ends */
 	UNREADY_MAX = 5,		/* faults in a row of a child that never worked: the instance ends */
 	ARGS_MAX = 96,
 	COMPONENTS = 3,			/* processes of a replica beside the one with role REPLICA */
@@ -181,6 +182,7 @@ void child_start(struct keeper *k, struct child *c);
 void child_died(struct keeper *k, struct child *c);
 void child_end(struct child *c, enum neat_death fate);	/* SIGKILL; its pidfd tells when it is over */
 void child_kill(struct child *c);	/* SIGKILL, wait: when it returns the process is gone */
+void children_end(struct keeper *k);	/* all of them; replicas tell the programs before */
 const char *child_name(const struct child *c, char *text, size_t size);
 
 /* component.c: replicas of several processes */

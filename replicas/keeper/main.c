@@ -50,7 +50,7 @@ void keeper_log(const char *fmt, ...)
 	dprintf(STDERR_FILENO, "%s neat-keeper: %s\n", when, text);
 }
 
-/* Children die with us (PR_SET_PDEATHSIG). */
+/* Children end with us: PR_SET_PDEATHSIG, and the end of their control sockets. */
 _Noreturn void keeper_die(const char *what)
 {
 	keeper_log("%s: %s; the instance ends", what, strerror(errno));
@@ -291,17 +291,13 @@ static void keeper_loop(struct keeper *k)
 int main(int argc, char **argv)
 {
 	static struct keeper k;	/* large; reached only through the pointer below */
-	struct child *all[CHILDREN];
-	uint32_t n;
 
 	if (argc > 1 && (!strcmp(argv[1], "--sweep") || !strcmp(argv[1], "--cloexec") || !strcmp(argv[1], "--orphans")))
 		return sweep_main(argc, argv);
 	parse(&k.opt, argc, argv);
 	setup(&k);
 	keeper_loop(&k);
-	n = keeper_children(&k, all);
-	for (uint32_t i = 0; i < n; i++)
-		child_kill(all[i]);
+	children_end(&k);
 	unlink(k.sock_path);
 	unlink(k.pid_path);
 	keeper_log("the instance has ended");

@@ -20,6 +20,16 @@ struct app *api_app_find(struct api *a, uint32_t app_id)
 	return NULL;
 }
 
+void slot_publish_reset(struct neat_slot_pub *pub)
+{
+	uint64_t status = a64_relaxed(&pub->status);
+	uint32_t flags = neat_status_flags(status) & ~(uint32_t)NEAT_SLOT_CONNECTING;
+
+	a32_store(&pub->err_seq, a32_relaxed(&pub->err_seq) + 1);
+	flags |= NEAT_SLOT_ERROR | NEAT_SLOT_HUP | NEAT_SLOT_RX_EOF | NEAT_SLOT_TX_SHUT | NEAT_SLOT_DEAD;
+	a64_release(&pub->status, neat_status(neat_status_gen(status), ECONNRESET, flags));
+}
+
 /*
  * Stateless recovery (paper 6.3.6): whatever our predecessor had in this slot is gone. Bytes that
  * were published stay readable; then the application sees ECONNRESET.
@@ -45,10 +55,7 @@ void slot_reset(struct api *a, struct app *app, uint32_t slot)
 	app->mem.live++;
 	if (flags & NEAT_SLOT_DEAD)
 		return;
-	a32_store(&pub->err_seq, a32_relaxed(&pub->err_seq) + 1);
-	flags = (flags & ~(uint32_t)NEAT_SLOT_CONNECTING) | NEAT_SLOT_ERROR | NEAT_SLOT_HUP |
-		NEAT_SLOT_RX_EOF | NEAT_SLOT_TX_SHUT | NEAT_SLOT_DEAD;
-	a64_release(&pub->status, neat_status(u->gen, ECONNRESET, flags));
+	slot_publish_reset(pub);
 }
 
 int api_app_add(struct api *a, struct app *app)

@@ -111,6 +111,11 @@ void api_door_open(struct app *app);
 NEAT_CHECKED bool api_shut(struct api *a);
 void api_reopen(struct api *a);
 void api_end(struct api *a);
+/*
+ * The instance ends: doors OVER, every connection ECONNRESET, every process woken. In any phase; nothing of `a` may
+ * be used after it.
+ */
+void api_over(struct api *a);
 void api_nudge(struct api *a);		/* every process looks at all it watches */
 
 /* ---- data ---- */

@@ -1,6 +1,6 @@
 /*
  * api_drain.c - scale events as the applications see them: how a replica ends without losing a command
- * (contract L8), and how programs hear that another one is there.
+ * (contract L8), how programs hear that another one is there, and that the whole instance ends.
  *
  * A replica that drains keeps listeners and connections. Once nothing is left it shuts the door of
  * each application, fences and looks at all command rings once more; who pushed a connect() and
@@ -68,4 +68,42 @@ void api_nudge(struct api *a)
 {
 	for (uint32_t i = 0; i < a->napps; i++)
 		channels_overflow(a, a->apps[i]);
+}
+
+/* ---- the end of the instance ---- */
+
+static void reset_slots(struct app *app, uint32_t first, uint32_t end)
+{
+	const uint32_t nobody = NEAT_SLOT_LISTENING | NEAT_SLOT_DATAGRAM | NEAT_SLOT_CLOSED | NEAT_SLOT_DEAD;
+
+	for (uint32_t slot = first; slot < end; slot++) {
+		struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
+		uint32_t flags = neat_status_flags(a64_relaxed(&pub->status));
+
+		if (flags && !(flags & nobody))
+			slot_publish_reset(pub);
+	}
+}
+
+/* By the published words, not by `slots`: a successor that has not adopted yet knows no connection. */
+static void reset_all(struct app *app)
+{
+	uint32_t claimed = a32_relaxed(&app->mem.pub->high_claimed);
+
+	reset_slots(app, 1, app->high_born);
+	reset_slots(app, NEAT_SLOT_APP_FIRST, claimed < NEAT_SLOTS ? claimed : NEAT_SLOTS);
+}
+
+void api_over(struct api *a)
+{
+	for (uint32_t i = 0; i < a->napps; i++)
+		api_channels_look(a, a->apps[i]);
+	doors(a, NEAT_DOOR_CLOSING);
+	neat_fence();	/* the doors before the look at the rings, as in api_shut(): a connect() is obeyed or sees the door */
+	for (unsigned left = 2 * NEAT_CMD_ENTRIES; a->started && left && api_commands(a); left--)
+		;
+	for (uint32_t i = 0; i < a->napps; i++)
+		reset_all(a->apps[i]);
+	doors(a, NEAT_DOOR_OVER);	/* release: who sees them OVER sees each connection's end */
+	channels_wake(a);
 }

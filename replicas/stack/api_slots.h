@@ -20,6 +20,8 @@ bool slot_udp_again(struct api *a, struct app *app, uint32_t slot);
 void slot_look(struct api *a, struct app *app, uint32_t slot);
 /* Whatever a predecessor had in this slot is gone: ECONNRESET, unless the slot was free or a listener's. */
 void slot_reset(struct api *a, struct app *app, uint32_t slot);
+/* The application sees a dead connection with ECONNRESET. */
+void slot_publish_reset(struct neat_slot_pub *pub);
 /* How many entries the application took from the accept ring of this slot, of `tail` pushed. */
 uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail);
 /* api_adopt.c */

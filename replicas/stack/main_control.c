@@ -377,11 +377,22 @@ static void dispatch(struct replica *r, struct message *msg)
 		dispatch_late(r, msg);
 }
 
+/* Between two units of work. Nobody will ever come after us, so what programs wait for is told them now. */
+static _Noreturn void instance_over(struct replica *r)
+{
+	if (r->have_stack)
+		api_over(&r->api);
+	exit(0);
+}
+
 bool control_receive(struct replica *r)
 {
 	struct message m;
+	int got = message_receive(&m, message_size);
 
-	if (!message_receive(&m, message_size))
+	if (got < 0)
+		instance_over(r);
+	if (!got)
 		return false;
 	dispatch(r, &m);
 	message_done(&m);

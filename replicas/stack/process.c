@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,6 +26,8 @@
  * lives here, the loops reach it through the pointer that control_setup() gives.
  */
 static neat_a32 control_word;
+
+enum { LAST_RITES_S = 1 };	/* as the keeper's LAST_RITES_MS */
 
 _Noreturn void replica_die(const char *what)
 {
@@ -50,12 +53,26 @@ static void on_sigio(int sig)
 	a32_release(&control_word, 1);
 }
 
+/*
+ * Our keeper was killed: fd 3 says so, too, and then the programs are told before we end. A replica that loops
+ * somewhere does not get there, and nobody is left to fence it.
+ */
+static void on_orphaned(int sig)
+{
+	const struct itimerval end = { .it_value.tv_sec = LAST_RITES_S };
+
+	(void)sig;
+	a32_release(&control_word, 1);
+	setitimer(ITIMER_REAL, &end, NULL);	/* SIGALRM's default ends the process */
+}
+
 /* Contract P5: what is handed over is used, nothing is opened. */
 static void sandbox(void)
 {
 	static const uint32_t calls[] = {
 		SYS_recvmsg, SYS_sendto, SYS_sendmsg, SYS_read, SYS_write, SYS_close, SYS_fstat, SYS_newfstatat,
 		SYS_futex, SYS_futex_waitv, SYS_ppoll, SYS_getcpu, SYS_getpid, SYS_restart_syscall, SYS_madvise,
+		SYS_setitimer,
 #ifdef SYS_poll
 		SYS_poll,
 #endif
@@ -67,11 +84,12 @@ static void sandbox(void)
 
 neat_a32 *control_setup(void)
 {
-	struct sigaction sa = { .sa_handler = on_sigio };
+	struct sigaction sa = { .sa_handler = on_sigio }, orphaned = { .sa_handler = on_orphaned };
 
 	sigaction(SIGIO, &sa, NULL);
+	sigaction(SIGPWR, &orphaned, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	prctl(PR_SET_PDEATHSIG, SIGPWR);	/* SIGKILL until now (the keeper's child_exec()) */
 	if (fcntl(CONTROL_FD, F_SETOWN, getpid()) ||
 	    fcntl(CONTROL_FD, F_SETFL, O_ASYNC | O_NONBLOCK))
 		replica_die("fd 3 is not a control socket; this program is started by neat-keeper");
@@ -80,7 +98,7 @@ neat_a32 *control_setup(void)
 	return &control_word;
 }
 
-bool message_receive(struct message *m, size_t (*size)(uint16_t type))
+int message_receive(struct message *m, size_t (*size)(uint16_t type))
 {
 	char space[CMSG_SPACE(sizeof(int) * NEAT_MSG_FDS_MAX)];
 	struct iovec iov = { m->u.bytes, sizeof(m->u.bytes) };
@@ -90,9 +108,9 @@ bool message_receive(struct message *m, size_t (*size)(uint16_t type))
 	const struct neat_msg_header *h = &m->u.h;
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return false;
+		return 0;
 	if (n <= 0)
-		exit(0);	/* the keeper is gone: so are we */
+		return -1;
 	m->nfds = 0;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
@@ -103,7 +121,7 @@ bool message_receive(struct message *m, size_t (*size)(uint16_t type))
 	if ((size_t)n < sizeof(*h) || h->magic != NEAT_ABI_MAGIC || h->version != NEAT_ABI_VERSION ||
 	    h->len != (size_t)n || !size(h->type) || (size_t)n < size(h->type))
 		replica_die("malformed control message (version skew?)");
-	return true;
+	return 1;
 }
 
 void message_done(struct message *m)
@@ -118,8 +136,11 @@ void message_send(uint16_t type, void *message, size_t len, uint32_t seq)
 	struct neat_msg_header *h = message;
 
 	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
-	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
+	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) >= 0 || errno == EAGAIN)
+		return;
+	if (errno != EPIPE && errno != ECONNRESET)
 		replica_die("send on the control socket");
+	a32_release(&control_word, 1);
 }
 
 /* ---- memory ---- */

@@ -25,9 +25,13 @@ struct message {
 };
 /* The word that a message sets to 1 by SIGIO; part of the sleep set. Who reads clears it first. */
 neat_a32 *control_setup(void);
-/* One message, header checked, least size by `size` (0 = unknown type). False: none was there. */
-bool message_receive(struct message *m, size_t (*size)(uint16_t type));
+/*
+ * One message, header checked, least size by `size` (0 = unknown type): 1. 0: none was there. -1: the keeper is
+ * gone, or has hung up: the instance ends.
+ */
+int message_receive(struct message *m, size_t (*size)(uint16_t type));
 void message_done(struct message *m);	/* closes its descriptors: mappings hold the memory */
+/* To a keeper that is gone: nothing, and the next message_receive() says so. */
 void message_send(uint16_t type, void *message, size_t len, uint32_t seq);
 
 /* ---- memory; they end the process rather than fail ---- */

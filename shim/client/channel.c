@@ -145,8 +145,54 @@ void nt_bells(void)
 
 static uint32_t door(const struct nt_replica *r)
 {
-	/* Acquire: CLOSING ends in OPEN or ENDED, and what follows depends on which. */
+	/* Acquire: CLOSING ends in OPEN, ENDED or OVER, and what follows depends on which. */
 	return a32_acquire(&r->channels->door);
+}
+
+static bool ended(uint32_t door)
+{
+	return neat_door_state(door) == NEAT_DOOR_ENDED || neat_door_state(door) == NEAT_DOOR_OVER;
+}
+
+/* ---- the end of the instance ---- */
+
+static void note_over(void)
+{
+	int64_t now = nt_now_ns();
+
+	if (!a64_cas(&nt.over_ns, 0, (uint64_t)now))
+		return;
+	nt_say("the instance has ended: its connections are reset, new sockets of this program are the kernel's; "
+	       "'neatsock up', then start the program again");
+}
+
+bool nt_over(void)
+{
+	if (NT_UNLIKELY(a64_relaxed(&nt.over_ns)))
+		return true;
+	NT_EACH_REPLICA(i)
+		if (NT_UNLIKELY(neat_door_state(door(&nt.rep[i])) == NEAT_DOOR_OVER)) {
+			note_over();
+			return true;
+		}
+	return false;
+}
+
+bool nt_over_for_waiters(int64_t *deadline_ns)
+{
+	const int64_t LAST_RITES_NS = 2000000000;
+	bool all = true;
+	int64_t end_ns;
+
+	if (NT_LIKELY(!nt_over()))
+		return false;
+	NT_EACH_REPLICA(i)
+		all = all && ended(door(&nt.rep[i]));
+	end_ns = (int64_t)a64_relaxed(&nt.over_ns) + LAST_RITES_NS;
+	if (all || nt_now_ns() >= end_ns)
+		return true;
+	*deadline_ns = *deadline_ns < end_ns ? *deadline_ns : end_ns;
+	return false;
 }
 
 /*
@@ -183,7 +229,7 @@ static bool push(struct nt_replica *r, uint64_t entry)
 	while (!(pushed = neat_ring_push(r->ch->cmd, NEAT_CMD_ENTRIES, &r->ch->cmd_tail, &r->ch->cmd_head, entry))) {
 		/* Full: the replica has 4096 commands to work off; a dead one is being replaced. */
 		nt_unlock(&r->cmd_lock);
-		if (neat_door_state(door(r)) == NEAT_DOOR_ENDED)
+		if (ended(door(r)))
 			return false;
 		ring_bell(r);
 		syscall(SYS_sched_yield);
@@ -209,7 +255,7 @@ static uint32_t settled_door(struct nt_replica *r)
 
 	for (;;) {
 		now = door(r);
-		if (neat_door_state(now) == NEAT_DOOR_OPEN || neat_door_state(now) == NEAT_DOOR_ENDED)
+		if (neat_door_state(now) == NEAT_DOOR_OPEN || ended(now))
 			return now;
 		/* Never mapped, and by now it is not going to be. */
 		if (neat_door_state(now) == NEAT_DOOR_NONE && !(a32_acquire(&nt.registry->replicas) >> index & 1))
@@ -225,7 +271,7 @@ bool nt_command_connect(struct nt_replica *r, uint32_t gen, uint32_t slot)
 {
 	uint32_t before = settled_door(r);
 
-	if (neat_door_state(before) == NEAT_DOOR_ENDED ||
+	if (ended(before) ||
 	    !push(r, neat_entry(NEAT_CMD_CONNECT, neat_door_round(before), gen, slot)))
 		return false;
 	neat_fence();	/* the command before the look at the door; the replica shuts it, fences, looks at the ring */

@@ -18,7 +18,7 @@ int nt_dgram_socket(int type)
 	uint32_t sock;
 	int fd, err;
 
-	if (nt_attach())
+	if (nt_attach() || nt_over())
 		return NT_KERNEL;
 	sock = nt_sock_claim();
 	if (!sock)
@@ -178,12 +178,31 @@ bool dgram_untouched(const struct neat_sock *s)
 	return true;
 }
 
+/* The instance has ended: a peer of ours is the kernel's business, who says whether somebody is there. */
+static void pass_peer(uint32_t sock, uint32_t high)
+{
+	struct nt_conn c = dgram_home(nt_sock(sock));
+	struct sockaddr_in in = { .sin_family = AF_INET };
+	uint32_t fd = 0;
+
+	if (!c.slot || !(a32_relaxed(&nt_sock(sock)->flags) & NEAT_SOCKF_PEER))
+		return;
+	in.sin_port = htons(c.app->rport);
+	in.sin_addr.s_addr = htonl(c.app->raddr);
+	while (fd < high && nt_lookup((int)fd) != sock)
+		fd++;
+	if (fd < high)	/* its duplicates are the same socket */
+		nt_real.connect((int)fd, (struct sockaddr *)&in, sizeof(in));
+}
+
 int dgram_to_kernel(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
 	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
 
 	if (a32_acquire(&s->state) == NEAT_SOCK_DGRAM) {
+		if (nt_over())
+			pass_peer(sock, high);
 		nt_dgram_drop(sock);
 		a32_release(&s->state, NEAT_SOCK_KERNEL);
 	}
@@ -191,11 +210,14 @@ int dgram_to_kernel(uint32_t sock)
 	nt_watch_fire(sock);	/* who waits for our part looks again, and goes */
 	nt_unlock(&nt.watch_lock);
 	for (uint32_t i = 0; i < high; i++) {
+		uint64_t word = a64_relaxed(&nt.row[i]);
+
 		if (nt_lookup((int)i) != sock)
 			continue;
 		nt_epoll_to_kernel((int)i);
-		a64_release(&nt.row[i], 0);
-		nt_sock_unref(sock);
+		/* Another thread may be at it as well. */
+		if (a64_cas(&nt.row[i], word, 0))
+			nt_sock_unref(sock);
 	}
 	return NT_KERNEL;
 }

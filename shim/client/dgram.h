@@ -31,10 +31,10 @@ static inline struct nt_conn dgram_home(const struct neat_sock *s)
 	return nt_conn_at(r, s->sub[r].slot, s->sub[r].gen);
 }
 
-/* Another process of ours may have handed it to the kernel: then this one lets go, too. */
+/* Another process of ours may have handed it to the kernel, or the instance has ended: then this one lets go, too. */
 static inline bool dgram_is_kernel(uint32_t sock)
 {
-	if (NT_LIKELY(a32_acquire(&nt_sock(sock)->state) == NEAT_SOCK_DGRAM))
+	if (NT_LIKELY(a32_acquire(&nt_sock(sock)->state) == NEAT_SOCK_DGRAM) && NT_LIKELY(!nt_over()))
 		return false;
 	if (sock)	/* 0: closed by another thread since the caller looked */
 		dgram_to_kernel(sock);

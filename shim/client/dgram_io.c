@@ -220,6 +220,8 @@ ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
 			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
 		n = rx_wait(sock, fd, deadline);
+		if (n == -ENETDOWN)
+			continue;	/* the instance has ended: the twin goes on alone */
 		if (n)
 			return n == -ETIMEDOUT ? -EAGAIN : n;
 	}

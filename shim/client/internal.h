@@ -94,8 +94,10 @@ struct nt_process {
 	bool resubscribe;		/* forked: what the parent watched has not our bit yet */
 	uint32_t channel_gen;		/* neat_channels.open of our channels */
 	bool ncpu_one;
+	neat_a64 over_ns;		/* when we heard that the instance has ended; 0 = it has not */
 	neat_a32 eventfd;		/* fd + 1 of the process's eventfd; 0 = not made yet */
 	neat_a32 eventfd_said;		/* neatd was told of it */
+	neat_a32 rung;			/* threads that it was rung for and that have not left the kernel's poll */
 	uint32_t pid;
 	uint32_t sub_epoch;		/* +1 at fork: subscriptions were the parent's */
 	uint32_t request_seq;		/* under control_lock */
@@ -255,6 +257,13 @@ void nt_channels_open(void);		/* for the process that nt.proc names */
 void nt_channels_close(uint32_t proc);	/* of a dead process */
 unsigned nt_drain(void);		/* takes events, marks and wakes; number taken */
 bool nt_events_pending(void);
+/* The whole instance has ended, and the first caller said so: whatever is asked for now is the kernel's. */
+bool nt_over(void);
+/*
+ * The same for who waits: true when nothing is left to wait for. Until all replicas have said it the deadline is
+ * moved to where those that died without a word are given up. Before the look at what is waited for.
+ */
+bool nt_over_for_waiters(int64_t *deadline_ns);
 
 /* ---- watch.c ---- */
 void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner);
@@ -279,10 +288,12 @@ bool nt_spin(struct nt_waiter *w, int64_t deadline_ns);	/* true: signaled */
 int nt_sleep(struct nt_waiter *w, int64_t deadline_ns);
 /* The same inside a kernel wait, which `enter` performs, until the deadline it is given. Its result. */
 int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
+/* What the process's eventfd counted so far is history for the caller, who is about to arm. 0 or -errno. */
+int nt_eventfd_drop(int efd);
 /* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)
  * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */
 bool nt_restarts(void);
-/* Waits until ready(arg) holds. 0, -ETIMEDOUT, -EINTR. */
+/* Waits until ready(arg) holds. 0, -ETIMEDOUT, -EINTR; -ENETDOWN: the instance has ended. */
 int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns);
 
 /* ---- io.c ---- */

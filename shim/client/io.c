@@ -343,7 +343,8 @@ static ssize_t transmit(uint32_t sock, struct cursor *from, int flags)
 		if (n > 0 && !nt_nonblocking(s, flags))
 			continue;
 		n = tx_wait(sock, &c, flags, &deadline);
-		if (n)
+		/* What went out is reported now, the error by the next call (tcp_sendmsg_locked(), do_error). */
+		if (n || (from->left < all && nt_has_error(&c, nt_conn_flags(&c))))
 			break;
 	}
 	if (from->left < all)

@@ -150,7 +150,6 @@ static int enter_ppoll(void *arg, int64_t deadline_ns)
 /* Sleeps once. > 0: kernel fds are ready, with their number in the set; 0: look again; -errno. */
 static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
 {
-	uint64_t drop;
 	int rc;
 
 	if (!p->nkernel && !p->mask && !nt_restarts())
@@ -158,9 +157,9 @@ static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
 	w->efd = nt_process_eventfd();
 	if (w->efd < 0)
 		return w->efd;
-	/* What it counted so far is history: everything is looked at after arming. */
-	if (nt_real.read(w->efd, &drop, sizeof(drop)) < 0 && errno != EAGAIN)
-		return -errno;
+	rc = nt_eventfd_drop(w->efd);
+	if (rc)
+		return rc;
 	p->kernel[p->n] = (struct pollfd){ .fd = w->efd, .events = POLLIN };
 	p->result = 0;
 	rc = nt_sleep_kernel(w, enter_ppoll, p, p->deadline);

@@ -239,6 +239,7 @@ static void child_own_state(void)
 {
 	memset(&nt.count, 0, sizeof(nt.count));
 	nt.sleepers = nt.kernel_sleepers = 0;
+	a32_store(&nt.rung, 0);
 	nt.pid = (uint32_t)getpid();
 	nt.introduced = false;
 	nt.resubscribe = true;

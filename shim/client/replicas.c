@@ -93,6 +93,8 @@ int nt_choose_replica(const struct neat_sock *s, uint32_t addr, uint16_t port)
 	bool listed;
 	uint32_t mask, pick;
 
+	if (nt_over())
+		return -1;
 	/* Named, but by nobody who takes connections: we read the page in the middle of a scale event. */
 	while (!(mask = replicas_for(addr, port, &listed)) && listed && nt_now_ns() < deadline) {
 		deadline = deadline == INT64_MAX ? nt_deadline(SCALE_EVENT_NS) : deadline;

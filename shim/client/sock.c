@@ -27,7 +27,7 @@ int nt_socket(int domain, int type, int protocol)
 		return NT_KERNEL;
 	if ((type & 0xf) == SOCK_DGRAM && (protocol == 0 || protocol == IPPROTO_UDP))
 		return nt_dgram_socket(type);
-	if ((type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) || nt_attach())
+	if ((type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) || nt_attach() || nt_over())
 		return NT_KERNEL;
 	sock = nt_sock_claim();
 	if (!sock)
@@ -183,8 +183,8 @@ int nt_bind(int fd, const struct sockaddr *sa, socklen_t len)
 	if (a32_relaxed(&s->state) != NEAT_SOCK_NEW || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
 		err = -EINVAL;
 	else
-		err = bind_request(sock, addr, port);
-	/* An address of the kernel's, not of ours: the socket is the kernel's business. */
+		err = nt_over() ? -EADDRNOTAVAIL : bind_request(sock, addr, port);
+	/* An address of the kernel's, not of ours, or nothing is ours any more: the socket is the kernel's business. */
 	if (err == -EADDRNOTAVAIL && a32_relaxed(&s->state) == NEAT_SOCK_NEW)
 		err = to_kernel(sock);
 	nt_tid_unlock(&s->lock);

@@ -26,6 +26,25 @@ void nt_waiter_begin(struct nt_waiter *w)
 	neat_fence();
 }
 
+/* In poll() all threads sleep on the one eventfd; an epoll set has its own. */
+static bool shares_eventfd(const struct nt_waiter *w) { return (uint32_t)w->efd + 1 == a32_relaxed(&nt.eventfd); }
+
+/*
+ * A thread that the eventfd was rung for looks at it once more on its way out of the kernel's poll, and goes
+ * on sleeping if we have emptied it meanwhile: then it is rung again. `rung` is raised before the ring.
+ */
+int nt_eventfd_drop(int efd)
+{
+	uint64_t count;
+
+	if (nt_real.read(efd, &count, sizeof(count)) < 0)
+		return errno == EAGAIN ? 0 : -errno;
+	count = 1;
+	if (a32_acquire(&nt.rung) && nt_real.write(efd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+		return -errno;
+	return 0;
+}
+
 void nt_wake(struct nt_waiter *w)
 {
 	uint64_t one = 1;
@@ -33,6 +52,8 @@ void nt_wake(struct nt_waiter *w)
 	if (a32_xchg(&w->signaled, W_SIGNALED) != W_SLEEPS)
 		return;
 	if (w->efd >= 0) {
+		if (shares_eventfd(w))
+			a32_add(&nt.rung, 1);
 		if (nt_real.write(w->efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 			nt_say("cannot wake a thread: %s", strerror(errno));
 	} else {
@@ -168,6 +189,7 @@ int nt_sleep(struct nt_waiter *w, int64_t deadline_ns)
 	int err = 0;
 
 	nt_replicas_look();
+	nt_over();	/* says so if it is: who only polls listeners hears of it nowhere else */
 	value = arm(false);
 	live = a32_relaxed(&nt.live);
 	nt.count.sleeps++;
@@ -202,12 +224,14 @@ int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *ar
 	int rc = 0, err;
 
 	nt_replicas_look();
+	nt_over();
 	arm(true);
 	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
 		rc = enter(arg, nap(deadline_ns));
 		err = errno;
-		a32_cas(&w->signaled, W_SLEEPS, W_AWAKE);
+		if (!a32_cas(&w->signaled, W_SLEEPS, W_AWAKE) && shares_eventfd(w))
+			a32_add(&nt.rung, (uint32_t)-1);
 		errno = err;
 	}
 	err = errno;
@@ -225,10 +249,17 @@ int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadli
 	nt_bells();
 	nt_watch_add(&watch, sock, WATCH_WAITER, &w);
 	for (;;) {
+		bool over;
+
 		nt_waiter_begin(&w);
 		nt_watch_look(sock);
+		over = nt_over_for_waiters(&deadline_ns);
 		if (ready(arg)) {
 			err = 0;
+			break;
+		}
+		if (over) {
+			err = -ENETDOWN;
 			break;
 		}
 		if (err || (deadline_ns != INT64_MAX && nt_now_ns() >= deadline_ns)) {

@@ -161,6 +161,7 @@ uint32_t forgotten(struct world *w);
 uint32_t nopen(struct world *w);
 void connect_push(struct world *w, uint32_t round, uint32_t gen, uint32_t slot);
 int shut(struct world *w);
+void over(struct world *w);
 void end(struct world *w);
 void tcp_busy(struct world *w, int busy);
 uint32_t door(struct world *w);
@@ -366,6 +367,7 @@ void connect_push(struct world *w, uint32_t round, uint32_t gen, uint32_t slot)
 }
 int shut(struct world *w) { return api_shut(&w->api); }
 void end(struct world *w) { api_end(&w->api); }
+void over(struct world *w) { api_over(&w->api); }
 void tcp_busy(struct world *w, int busy) { w->busy = busy; }
 uint32_t door(struct world *w) { return a32_relaxed(&w->app.channels->door); }
 void nudge(struct world *w)

@@ -464,7 +464,7 @@ def test_a_connection_whose_taker_died_is_queued_again(replica: Replica) -> None
 
 # ---- draining (contract L8) ----
 
-OPEN, CLOSING, ENDED = 1, 2, 3
+OPEN, CLOSING, ENDED, OVER = 1, 2, 3, 0xFC
 
 
 def door(replica: Replica) -> tuple[int, int]:
@@ -526,6 +526,19 @@ def test_a_connect_after_that_is_nobodys_for_ever(lib: Any, replica: Replica) ->
     successor.run()
     assert successor.flags(CLAIMED) == 0
     assert successor.flags(CLAIMED + 1) == CONNECTING
+
+
+def test_when_the_instance_ends_every_connection_is_reset(replica: Replica) -> None:
+    """Accepted, waiting, or only asked for; listeners stay as they are."""
+    slot = listener(replica)
+    born, waiting = (replica.tcb_slot(replica.arrive(0)) for _ in range(2))
+    assert replica.accept_one(slot, 9) == born
+    replica.connect_push(0, 0, CLAIMED)
+    replica.over()
+    assert door(replica) == (0, OVER)
+    for one in (born, waiting, CLAIMED):
+        assert replica.flags(one) & (DEAD | ERROR | CONNECTING) == DEAD | ERROR
+    assert not replica.flags(slot) & DEAD
 
 
 def test_killed_with_the_door_half_shut(lib: Any, replica: Replica) -> None:
