@@ -7,6 +7,7 @@ An instance is a neat-keeper process and its children; its control socket is DIR
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,12 +18,15 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from neatsock import __version__, rlimits
+
+if TYPE_CHECKING:
+    import subprocess
 
 # As in neat_abi.h (tests/unit/test_abi.py compares); cffi would double the time of `neatsock run`.
 HEADER = struct.Struct("<IHHII")  # struct neat_msg_header
@@ -128,7 +132,10 @@ def runtime_dir() -> Path:
             "set NEATSOCK_DIR to a directory of yours"
         )
     if found.st_mode & 0o077:
-        path.chmod(0o700)
+        try:
+            path.chmod(0o700)
+        except OSError as err:
+            raise InstanceError(f"cannot use the directory {path}: {err.strerror}") from err
     return path
 
 
@@ -265,19 +272,19 @@ def start(name: str, options: StartOptions) -> dict[str, Any]:
     path = socket_path(name)
     log_path = path.with_suffix(".log")
     command = [
-        str(native("neat-keeper")),
+        *(str(native("neat-keeper")), "--detach"),
         *("--dir", str(path.parent), "--name", name),
         *programs(options),
         *("--nic-bin", str(native_dir() / "neat-nic")),
         *("--python", sys.executable),
         *options.arguments(),
     ]
-    if log_path.exists() and log_path.stat().st_size > LOG_MAX:
-        log_path.replace(log_path.with_suffix(".log.old"))
-    with open(log_path, "ab", buffering=0) as log:
+    with _open_log(log_path) as log:
         begin = log.tell()
-        log.write(f"--- neatsock {__version__}: {' '.join(command)}\n".encode())
-        keeper = subprocess.Popen(
+        with _writing(log_path):
+            log.write(f"--- neatsock {__version__}: {' '.join(command)}\n".encode())
+        # Its child is the keeper, which nobody who waits for his children may find among them.
+        parent = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -286,21 +293,45 @@ def start(name: str, options: StartOptions) -> dict[str, Any]:
             env=clean_environment(),
             start_new_session=True,
         )
+    try:
+        return _started(parent, path, begin) or start(name, options)
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def _open_log(path: Path) -> BinaryIO:
+    with _writing(path):
+        if path.exists() and path.stat().st_size > LOG_MAX:
+            path.replace(path.with_suffix(".log.old"))
+        return open(path, "ab", buffering=0)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise InstanceError(f"cannot write {path}: {err.strerror}") from err
+
+
+def _started(parent: subprocess.Popen[bytes], path: Path, begin: int) -> dict[str, Any] | None:
+    """Status when all is ready; None: an instance that was just ending kept ours from starting."""
+    log_path = path.with_suffix(".log")
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        code = keeper.poll()
+        code = parent.poll()
         if code is not None and code != ALREADY_UP:
             raise InstanceError(_failure(f"neat-keeper ended with status {code}", log_path, begin))
         found = _ready(path)
         if found is not None:
-            keeper.returncode = 0 if code is None else code  # it outlives us: no warning, no wait
             return found
         if code == ALREADY_UP and not _locked(path.with_suffix(".pid")):
-            return start(name, options)  # the other one was just ending
+            return None
         time.sleep(0.005)
-    if keeper.poll() is None:
-        keeper.terminate()
-        keeper.wait()
+    if parent.poll() is None:
+        with contextlib.suppress(InstanceError):  # it may end by itself just now
+            _await_end(_terminate(path.with_suffix(".pid")), path)
     raise InstanceError(_failure(f"not ready within {START_S:.0f} s", log_path, begin))
 
 
@@ -370,11 +401,17 @@ def _failure(what: str, log_path: Path, begin: int) -> str:
     return f"the instance did not start: {what}. Its log ({log_path}) ends with:{lines}"
 
 
+def _who_was_attached(count: int) -> str | None:
+    were = "process was" if count == 1 else "processes were"
+    return f"{count} {were} attached; their connections are reset" if count else None
+
+
 def _ask_to_end(path: Path) -> tuple[int, str | None]:
-    """(pid of the keeper, how it was told if not by neatd). NotUp when there is none."""
+    """(pid of the keeper, what is to be said of it). NotUp when there is none."""
     pid_file, why = path.with_suffix(".pid"), "neatd gives no answer"
     try:
-        return int(ask(path, {"cmd": "down"}, DOWN_S)["keeper"]["pid"]), None
+        answer = ask(path, {"cmd": "down"}, DOWN_S)
+        return int(answer["keeper"]["pid"]), _who_was_attached(int(answer.get("attached", 0)))
     except OtherVersion:
         return _terminate(pid_file), None
     except NotUp:
@@ -390,23 +427,28 @@ def _ask_to_end(path: Path) -> tuple[int, str | None]:
 def stop(name: str) -> str | None:
     """End an instance; returns when its keeper is gone. NotUp when it is not up.
 
-    A neatd that does not answer is done without after DOWN_S: the result says so.
+    A neatd that does not answer is done without after DOWN_S. The result says so, or how many
+    processes were attached; None: nothing to be said.
     """
     path = socket_path(name)
     keeper, how = _ask_to_end(path)
+    _await_end(keeper, path)
+    return how
+
+
+def _await_end(keeper: int, path: Path) -> None:
     try:
         pidfd = os.pidfd_open(keeper)
     except ProcessLookupError:
-        return how
+        return
     try:
         ready, _, _ = select.select([pidfd], [], [], ASK_S)
     finally:
         os.close(pidfd)
     if not ready:
         raise InstanceError(
-            f"instance {name!r} does not end; its log is {path.with_suffix('.log')}"
+            f"instance {path.stem!r} does not end; its log is {path.with_suffix('.log')}"
         )
-    return how
 
 
 def check_program(path: str, kind: str) -> None:

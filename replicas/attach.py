@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +19,7 @@ from .apps import App, Orphan, Process
 from .clients import Connection, Refused, Request, Server
 from .limits import ATTACHED_MOST, CONNECTIONS_MOST
 from .link import REPLICA, key
+from .report import log
 from .state import State
 
 LIB = abi.lib
@@ -458,7 +458,7 @@ class Attachments:
             orphans = sweep()
         except (OSError, subprocess.SubprocessError) as err:
             # Its sockets stay open until the application ends; nothing else depends on it.
-            print(f"neatd: a process entry was not swept: {err}", file=sys.stderr, flush=True)
+            log(f"a process entry was not swept: {err}")
             return
         for orphan in orphans:
             self._release_orphan(app, orphan)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from .datagrams import check_twin, choose_home, elsewhere, owner_of, steer
 from .link import REPLICA, key
 from .ports import Claim, check_address, check_privilege, conflict, overlap
 from .registry import Key
+from .report import log
 from .state import State
 
 LIB = abi.lib
@@ -201,7 +201,7 @@ class Bindings:
             text = (
                 f"{app.comm} (application {app.app_id}) holds {most} ports, the limit: --app-ports"
             )
-            print(f"neatd: {text}", file=sys.stderr, flush=True)
+            log(text)
         app.warned = True
         return True
 

@@ -24,6 +24,7 @@ from neatsock import abi
 
 from .limits import SILENT_MOST, UNUSED_MOST
 from .link import ANCILLARY, take_fds
+from .report import log
 
 LIB = abi.lib
 LARGEST = 131072  # CLI requests and replies; everything else is at most abi.MSG_MAX
@@ -239,7 +240,7 @@ class Server:
             connection.error(request.seq if request else 0, err.errno or errno.EIO, text)
             self.drop(connection)
         except Exception:  # one client's request never ends the instance's control process
-            traceback.print_exc()
+            log(traceback.format_exc())
             connection.error(0, errno.EIO, "neatd failed, see the instance's log")
             self.drop(connection)
         finally:

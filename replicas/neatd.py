@@ -41,6 +41,7 @@ from .limits import HOLDS_MOST, Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .policy import Policy
 from .registry import Registry
+from .report import log
 from .scale import Automatic, Scaler
 from .state import (
     MODES,
@@ -72,10 +73,6 @@ KEEPER_OPTIONS = {
     "--quarantine-ms": 60000,
     "--rerandomize": 0,
 }
-
-
-def log(text: str) -> None:
-    print(f"{time.strftime('%F %T')} neatd: {text}", file=sys.stderr, flush=True)
 
 
 def parse(argv: list[str]) -> Options:
@@ -607,7 +604,9 @@ class Neatd:
             answer |= self.status()
         elif name == "hold":
             self.lifetime.hold(request.pid)
-        elif name != "down":
+        elif name == "down":
+            answer["attached"] = sum(len(app.processes) for app in self.state.apps.values())
+        else:
             raise Refused(errno.EINVAL, f"this instance does not know the command {name!r}")
         text = json.dumps(answer).encode()
         connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text, request.seq))

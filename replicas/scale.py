@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterable
 
 from neatsock import abi
@@ -21,6 +20,7 @@ from neatsock import abi
 from .bindings import Bindings
 from .link import NIC, REPLICA, key
 from .policy import Memory, decide, spread
+from .report import log
 from .state import Replica, State
 
 LIB = abi.lib
@@ -118,8 +118,7 @@ class Scaler:
         """It could not take a listener that the others have: connections to it would be refused."""
         at = self.state.replicas[replica]
         if at.serving and not at.announced:
-            text = f"neatd: replica {replica} cannot take all listeners"
-            print(text, file=sys.stderr, flush=True)
+            log(f"replica {replica} cannot take all listeners")
             self._drain(at)
 
     def drained(self, replica: Replica) -> None:

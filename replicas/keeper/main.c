@@ -288,12 +288,42 @@ static void keeper_loop(struct keeper *k)
 	}
 }
 
+/*
+ * `--detach`: who starts us is a program, which must not find a keeper among its children. What it sees is our
+ * parent, which ends with our status, and is killed once the instance is up.
+ */
+static void detach(void)
+{
+	pid_t starter = getppid(), keeper;
+	int status;
+
+	signal(SIGCHLD, SIG_DFL);	/* SIG_IGN would be inherited, and leave no status */
+	keeper = fork();
+	if (keeper < 0)
+		keeper_die("fork");
+	if (keeper == 0) {
+		setsid();
+		return;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != starter)
+		exit(1);
+	while (waitpid(keeper, &status, 0) < 0 && errno == EINTR)
+		;
+	exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
 int main(int argc, char **argv)
 {
 	static struct keeper k;	/* large; reached only through the pointer below */
 
 	if (argc > 1 && (!strcmp(argv[1], "--sweep") || !strcmp(argv[1], "--cloexec") || !strcmp(argv[1], "--orphans")))
 		return sweep_main(argc, argv);
+	if (argc > 1 && !strcmp(argv[1], "--detach")) {
+		detach();
+		argv++;
+		argc--;
+	}
 	parse(&k.opt, argc, argv);
 	setup(&k);
 	keeper_loop(&k);

@@ -1,20 +1,22 @@
-"""The instance ends while programs use it: nobody hangs, each hears of it once, all go on with the kernel."""
+"""The instance ends while programs use it: nobody hangs, each hears of it once."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .rig import Rig, wait_until
+from ..worlds import neatsock_env
+from .rig import Bystander, Rig, wait_until
 
-# Blocks in the calls that argv names, each in a thread (one alone: in the only thread there is), and
-# says what each of them returned. "after" says what a program can do once the instance has ended.
+# Blocks in the calls that argv names, each in a thread (one alone: in the only thread there is);
+# says what each of them returned; after() says what can be done once the instance has ended.
 PROGRAM = r"""
 import errno, os, select, socket, sys, threading
 
@@ -106,7 +108,9 @@ say("ready")
 if len(wanted) == 1:
     say(wanted[0], result(calls[wanted[0]]))
     sys.exit()
-threads = {n: threading.Thread(target=lambda n=n: say(n, result(calls[n])), daemon=True) for n in wanted}
+def thread(name):
+    return threading.Thread(target=lambda: say(name, result(calls[name])), daemon=True)
+threads = {n: thread(n) for n in wanted}
 for t in threads.values():
     t.start()
 for n, t in threads.items():
@@ -175,6 +179,7 @@ class Program:
 def down(rig: Rig) -> None:
     done = rig.cli("down")
     assert done.returncode == 0, done.stderr
+    assert "10 processes were attached" in done.stderr
 
 
 def killed(rig: Rig) -> None:
@@ -206,3 +211,106 @@ def test_blocked_programs(scratch: Path, replicas: int, end: Callable[[Rig], Non
         for program in programs:
             program.process.kill()
         rig.down()
+
+
+# ---- starting one ----
+
+WAIT_ALL = """
+import os, sys
+os.fork() or os._exit(3)
+reaped = []
+while True:
+    try:
+        reaped.append(os.wait()[1] >> 8)
+    except ChildProcessError:
+        break
+print(*reaped)
+"""
+
+
+@pytest.mark.parametrize("start", ["run", "patch"])
+def test_who_starts_an_instance_has_no_child_more(scratch: Path, start: str) -> None:
+    """A program that waits for all its children does not wait for the keeper."""
+    command = [sys.executable, "-c", WAIT_ALL]
+    if start == "run":
+        command = [sys.executable, "-m", "neatsock", "run", "--", *command]
+    else:
+        command[2] = "import neatsock; neatsock.patch()\n" + WAIT_ALL
+    env = {**os.environ, **neatsock_env(scratch)}
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+        assert (done.stdout, done.stderr) == ("3\n", "")
+    finally:
+        subprocess.run([sys.executable, "-m", "neatsock", "down"], env=env, capture_output=True)
+
+
+# ---- a disk that is full ----
+
+
+@pytest.fixture
+def small(scratch: Path) -> Iterator[Path]:
+    """A directory for an instance on a file system of 64 KiB."""
+    where = scratch / "small"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", where], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs root to mount a small file system")
+    yield where
+    subprocess.run(["umount", "-l", where], check=True)
+
+
+def fill(directory: Path) -> None:
+    """The file system has no byte left, not even behind the end of the log."""
+    for path in (directory / "fill", *directory.glob("*.log")):
+        with open(path, "ab", buffering=0) as file:
+            for size in (4096, 1):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError as err:
+                    assert err.errno == errno.ENOSPC
+
+
+def test_full_disk_stops_nothing(small: Path) -> None:
+    """What would be logged cannot be: attach, scale, a death and the end work nevertheless."""
+    rig = Rig(small, 1, "--replicas-max", "2")
+    try:
+        pids = rig.pids()
+        fill(small)
+        bystander = Bystander(rig.world)
+        assert rig.cli("scale", "2").returncode == 0
+        os.kill(pids["replica0"], signal.SIGKILL)
+        rig.ready(0, 2)
+        bystander.lively()
+        bystander.close()
+    finally:
+        done = rig.cli("down")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: not os.path.exists(f"/proc/{pids['keeper']}"), "the keeper has ended")
+
+
+def cli(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "neatsock", *args]
+    env = {**os.environ, **neatsock_env(directory)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", [["up"], ["run", "--", "true"]], ids=["up", "run"])
+def test_nowhere_to_write(small: Path, command: list[str]) -> None:
+    """Full, read-only, or no file at all where the log should be: one line each."""
+    (small / "default.log").mkdir()
+    wanted = [("cannot write", "Is a directory")]
+    found = [cli(small, *command)]
+    (small / "default.log").rmdir()
+    fill(small)
+    wanted.append(("cannot write", "No space left"))
+    found.append(cli(small, *command))
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    wanted.append(("cannot write", "Read-only"))
+    found.append(cli(small, *command))
+    for done, parts in zip(found, wanted, strict=True):
+        assert done.returncode == 1 and done.stdout == ""
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1 and all(part in lines[0] for part in parts), done.stderr
