@@ -90,6 +90,7 @@ def test_a_full_eventfd_that_blocks_puts_no_replica_to_sleep(unharmed: Instance)
     os.eventfd_write(fd, FULL)
     client.eventfd(fd, 1)
     known(client, 1)
+    os.close(fd)
 
 
 # ---- CHILD ----
@@ -181,11 +182,12 @@ def test_a_capture_goes_to_a_regular_file(fresh: Instance, tmp_path: Path, kind:
     fresh.up("--wire", str(tmp_path / "wire"), "--address", "10.0.77.2/24")
     client = Client(fresh.path, attach=False)
     text = json.dumps({"cmd": "capture", "replica": 0, "dir": "both"}).encode()
-    fd = os.pipe()[1] if kind == "pipe" else NOT_EVENTFDS[kind]()
-    client.send(abi.pack_text(LIB.NEAT_MSG_CLI, text), [fd])
+    fds = os.pipe() if kind == "pipe" else (NOT_EVENTFDS[kind](),)
+    client.send(abi.pack_text(LIB.NEAT_MSG_CLI, text), [fds[-1]])
     with pytest.raises(Refused, match="regular file"):
         client.receive()
-    os.close(fd)
+    for fd in fds:
+        os.close(fd)
 
 
 # ---- process entries ----
