@@ -46,7 +46,7 @@ def sealed_memory(name: str, size: int) -> int:
 
     Sealed, because an application that shrank it, or took the right to map it writable away, would
     kill the replica that shares it. Mode 0400: nobody opens one that he has for reading again for
-    writing by mistake (decision NEW-fixctl-1).
+    writing by mistake (decision 71).
     """
     fd = os.memfd_create("neat-" + name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

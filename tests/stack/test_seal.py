@@ -1,4 +1,4 @@
-"""A bit that flips in a control block never becomes a wrong byte: decision NEW-faults-1."""
+"""A bit that flips in a control block never becomes a wrong byte: decision 66."""
 
 from __future__ import annotations
 
