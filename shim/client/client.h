@@ -107,6 +107,8 @@ void nt_note_restart(void);
 
 /* ---- report.c: what a person is told; stderr, one write, prefixed "neatsock:" ---- */
 void nt_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* Says, once for each process, that the socket of the kernel's `fd` will listen to IPv4 too. errno stays. */
+void nt_note_both_families(int fd);
 
 /* ---- real.c: libc's own calls ---- */
 struct nt_real {

@@ -200,8 +200,10 @@ int nt_listen(int fd, int backlog)
 	uint32_t state;
 	int err;
 
-	if (!sock)
+	if (!sock) {
+		nt_note_both_families(fd);
 		return NT_KERNEL;
+	}
 	if (nt_is_dgram(s))
 		return -EOPNOTSUPP;
 	nt_tid_lock(&s->lock);

@@ -94,6 +94,23 @@ def test_command_line(rig1: Rig, scratch: Path) -> None:
     assert done.returncode == 126 and "is not executable" in one_line(done.stderr)
 
 
+def test_a_listener_of_both_families_is_named(rig1: Rig, scratch: Path) -> None:
+    """It stays with the kernel (differences.md 1), and nobody has to find that out alone."""
+    code = (
+        "import socket\n"
+        "for only in (0, 1):\n"
+        "    s = socket.socket(socket.AF_INET6)\n"
+        "    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)\n"
+        "    s.bind(('::', 0)); s.listen(); print(s.getsockname()[1])\n"
+    )
+    done = rig1.cli("run", "--", sys.executable, "-c", code)
+    if "Address family not supported" in done.stderr:
+        pytest.skip("this machine has no IPv6")
+    assert done.returncode == 0, done.stderr
+    port = done.stdout.split()[0]
+    assert f"port {port} of [::] is the kernel's" in one_line(done.stderr)
+
+
 def test_static_binary(rig1: Rig, scratch: Path) -> None:
     static = compile_c("int main(void) { return 0; }\n", scratch / "still", "-static")
     done = rig1.cli("run", "--", str(static))
