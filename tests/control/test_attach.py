@@ -640,7 +640,7 @@ def test_sweep_lowers_counts_against_living_processes(native: Path) -> None:
         ).stdout
 
     # Another process has the entry by now: nothing happens.
-    assert run(*command[:3], "4243", command[4]) == b""
+    assert run(*command[:2], "5:4243", command[3]) == b""
     assert (entry.state.v, channels.at.open[5].v) == (LIB.NEAT_PROC_LIVE, 9)
     swept = run(*command)
     # Record 1 lost one of two references, record 2 both, 65535 none (another generation).
@@ -648,8 +648,9 @@ def test_sweep_lowers_counts_against_living_processes(native: Path) -> None:
     assert swept == struct.pack("=6I", 2, 0x12345, LIB.NEAT_SOCK_NEW, 0, 0, 0)
     assert (entry.state.v, channels.at.open[5].v) == (LIB.NEAT_PROC_FREE, 10)
     assert not any(os.pread(shared.fd, LIB.NEAT_FDS_MAX * 8, row))
-    for bad in ("256", "-1", ""):
-        code = subprocess.run([*command[:2], bad], stdin=shared.fd, check=False).returncode
-        assert code == (0 if bad == "" else 2)
+    for bad in ("256:4242", "-1:4242", "5", "", "nonsense"):
+        assert run(*command[:2], bad) == b""
+    cloexec = [command[0], "--cloexec", "256"]
+    assert subprocess.run(cloexec, stdin=shared.fd, check=False).returncode == 2
     shared.close()
     channels.close()
