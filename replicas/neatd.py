@@ -42,7 +42,7 @@ from .link import NIC, REPLICA, STANDBY, KeeperLink, News
 from .policy import Policy
 from .registry import Registry
 from .report import log
-from .scale import Automatic, Scaler
+from .scale import Automatic, Scaler, recall
 from .state import (
     MODES,
     Health,
@@ -393,14 +393,11 @@ class Neatd:
         # Room for all is made at once, so that programs need not be told when one comes.
         found = []
         scale = next((s for s, _ in own if s["kind"] == "scale"), None)
-        initial = {"wanted": (1 << self.options.replicas) - 1, "draining": 0}
         for i in range(self.options.replicas_max):
             replica = known.get(i) or start_replica(self.link, self.options, self.boot, registry, i)
             if queues and i not in queued:
                 store_queue(self.link, self.options, i, queues[i])
-            replica.wanted = bool((scale or initial)["wanted"] >> i & 1)
-            replica.draining = bool((scale or initial)["draining"] >> i & 1)
-            replica.announced = replica.wanted and scale is None
+            recall(replica, scale, self.options.replicas)
             found.append(replica)
         news += start_components(self.link, [replica.parts for replica in found])
         for replica in found:

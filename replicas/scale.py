@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from neatsock import abi
 
@@ -89,8 +90,13 @@ class Scaler:
         return abi.pack("struct neat_msg_result", LIB.NEAT_MSG_R_DRAIN, value=drain)
 
     def _remember(self) -> None:
-        draining = mask(r for r in self.state.replicas if r.draining)
-        self.state.link.remember("scale", wanted=mask(self.state.running()), draining=draining)
+        every = self.state.replicas
+        self.state.link.remember(
+            "scale",
+            wanted=mask(self.state.running()),
+            draining=mask(r for r in every if r.draining),
+            announced=mask(r for r in every if r.announced),
+        )
 
     # ---- news ----
 
@@ -104,6 +110,7 @@ class Scaler:
         replica.ready = True
         if replica.serving and not replica.announced:
             replica.announced = True
+            self._remember()
             self.nudge()
         self.update()
 
@@ -159,6 +166,19 @@ class Scaler:
             self.at_nic = announced
             order = abi.pack("struct neat_msg_n_queue", LIB.NEAT_MSG_N_ACTIVE, replica=announced)
             self.state.link.store(NIC, 0, key(LIB.NEAT_MSG_N_ACTIVE), order)
+
+
+def recall(replica: Replica, remembered: dict[str, Any] | None, count: int) -> None:
+    """What a predecessor's Scaler remembered of a replica; of the first `count` if there was none.
+
+    Who was announced stays so: a replica that is being replaced just now keeps its share of the
+    NIC's indirection table, and its local ports.
+    """
+    everybody = (1 << count) - 1
+    known = remembered or {"wanted": everybody, "draining": 0, "announced": everybody}
+    replica.wanted, replica.draining, replica.announced = (
+        bool(known[what] >> replica.index & 1) for what in ("wanted", "draining", "announced")
+    )
 
 
 class Automatic:

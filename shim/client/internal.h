@@ -191,12 +191,13 @@ static inline bool nt_is_dgram(const struct neat_sock *s)
 }
 
 /*
- * No program has memory there: the first 64 KiB (vm.mmap_min_addr) and what is no address of user space. Other
- * wrong pointers are found by the copy itself, as SIGSEGV (docs/differences.md).
+ * No program has memory there: the first 64 KiB (vm.mmap_min_addr) and what is no address of user space with any
+ * number of page table levels (x86-64: 2^56, aarch64: 2^52). Other wrong pointers are found by the copy itself, as
+ * SIGSEGV (docs/differences.md).
  */
 static inline bool nt_bad_pointer(const void *p)
 {
-	return NT_UNLIKELY((uintptr_t)p - 65536 >= (1ull << 47) - 65536);
+	return NT_UNLIKELY((uintptr_t)p - 65536 >= (1ull << 56) - 65536);
 }
 
 static inline bool nt_nonblocking(const struct neat_sock *s, int flags)
