@@ -23,6 +23,7 @@ from .state import State
 
 LIB = abi.lib
 IP_FREEBIND = 15  # <linux/in.h>
+CLOSED_S = 0.05  # from a program's close() of a listener to its UNBIND
 ANSWER_S = 10.0  # a replica that does not acknowledge a listener within this time has failed
 FIRST_UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
@@ -381,7 +382,7 @@ class Bindings:
         else:
             binding.subs.pop(replica, None)
             if not asked:
-                self.refused(replica)
+                self._lost(binding, replica, -int(answer.status))
                 return
             binding.failure = binding.failure or -int(answer.status)
         if binding.pending:
@@ -391,6 +392,21 @@ class Bindings:
         else:
             self._name_subsocket(binding, replica)
             self._publish(binding.key)
+
+    def _lost(self, binding: Binding, replica: int, code: int) -> None:
+        """A successor did not find its predecessor's listener, or a new replica cannot take it."""
+        self._name_subsocket(binding, replica)
+        self._publish(binding.key)
+        if code in (errno.ESTALE, errno.EINVAL):
+            # Closed, and UNBIND is on its way; else the words were overwritten: a new one, then.
+            self.loop.call_later(CLOSED_S, self._install_anew, binding, replica)
+        else:
+            self.refused(replica)
+
+    def _install_anew(self, binding: Binding, replica: int) -> None:
+        running = any(at.index == replica for at in self.state.running())
+        if running and binding.claim.listening and self.table.get(binding.claim.owner) is binding:
+            self._store(binding, replica)
 
     def _settled(self, binding: Binding) -> None:
         """Every replica answered: tell the registry, then the application."""

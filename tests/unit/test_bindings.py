@@ -3,6 +3,7 @@ successor makes of the keeper's store and of the registry page."""
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -56,7 +57,9 @@ class Successor:
         link = SimpleNamespace(
             remember=lambda *args, **kwargs: None,
             drop=lambda *args: None,
+            forget=lambda *args: None,
             send=lambda role, index, data: self.orders.append(data),
+            store=lambda role, index, key, data: self.orders.append(data),
         )
         state: Any = SimpleNamespace(
             registry=self.registry, replicas=replicas, apps={}, link=link, running=lambda: replicas
@@ -96,6 +99,24 @@ def test_a_new_replica_that_refuses_is_told_of_and_takes_nothing_away() -> None:
     after.bindings.acknowledged(1, listener(0, -28))
     assert refused == [1]
     assert after.mask == 0b01
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_listener_that_a_successor_cannot_find_is_installed_anew(closed: bool) -> None:
+    """A replica that ran wild wrote over its words. Unless the program has closed it meanwhile."""
+    after = Successor(published=0b11, answered=(0, 1))
+    after.bindings.acknowledged(1, listener(0, -errno.ESTALE))
+    assert after.mask == 0b01  # nobody is sent where the listener is not
+    if closed:
+        after.bindings.release(after.bindings.table[APP, SOCK])
+        after.orders.clear()
+    after.clock.timers.pop()()
+    if closed:
+        assert not after.orders
+        return
+    assert [abi.unpack("struct neat_msg_r_listen", o).slot for o in after.orders] == [0]
+    after.bindings.acknowledged(1, listener(4))
+    assert after.mask == 0b11
 
 
 @pytest.mark.parametrize("answered", [(), (0,)], ids=["none", "one"])
