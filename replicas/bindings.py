@@ -73,6 +73,7 @@ class Binding:
     pending: set[int] = field(default_factory=set)  # replicas that have not answered
     published: bool = False  # listens for all to see; listen() again takes nothing back
     failure: int = 0  # errno of the first replica that refused
+    lost: set[int] = field(default_factory=set)  # replicas whose successor did not find it
     waiters: list[tuple[Connection, int]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
@@ -99,6 +100,7 @@ class Bindings:
         self.server: Server | None = None
         self.read_news: Callable[[], None] = lambda: None  # handles what the keeper said
         self.refused: Callable[[int], None] = lambda replica: None  # to take a listener unasked
+        self.nudge: Callable[[], None] = lambda: None  # programs look at their listeners again
 
     # ---- bind ----
 
@@ -392,12 +394,16 @@ class Bindings:
         else:
             self._name_subsocket(binding, replica)
             self._publish(binding.key)
+            if replica in binding.lost:
+                binding.lost.discard(replica)
+                self.nudge()  # who sleeps listens to the old slot
 
     def _lost(self, binding: Binding, replica: int, code: int) -> None:
         """A successor did not find its predecessor's listener, or a new replica cannot take it."""
         self._name_subsocket(binding, replica)
         self._publish(binding.key)
         if code in (errno.ESTALE, errno.EINVAL):
+            binding.lost.add(replica)
             # Closed, and UNBIND is on its way; else the words were overwritten: a new one, then.
             self.loop.call_later(CLOSED_S, self._install_anew, binding, replica)
         else:

@@ -276,6 +276,7 @@ class Neatd:
         again = any(stored["kind"] == "scale" for stored, _ in own)
         self.scaler = Scaler(self.state, self.bindings, self.filter.gone, again)
         self.bindings.refused = self.scaler.refused
+        self.bindings.nudge = self.scaler.nudge
         self.attachments.server = self.bindings.server = self.server
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable

@@ -105,6 +105,8 @@ def test_a_new_replica_that_refuses_is_told_of_and_takes_nothing_away() -> None:
 def test_a_listener_that_a_successor_cannot_find_is_installed_anew(closed: bool) -> None:
     """A replica that ran wild wrote over its words. Unless the program has closed it meanwhile."""
     after = Successor(published=0b11, answered=(0, 1))
+    nudged: list[bool] = []
+    after.bindings.nudge = lambda: nudged.append(True)
     after.bindings.acknowledged(1, listener(0, -errno.ESTALE))
     assert after.mask == 0b01  # nobody is sent where the listener is not
     if closed:
@@ -115,8 +117,10 @@ def test_a_listener_that_a_successor_cannot_find_is_installed_anew(closed: bool)
         assert not after.orders
         return
     assert [abi.unpack("struct neat_msg_r_listen", o).slot for o in after.orders] == [0]
+    assert not nudged
     after.bindings.acknowledged(1, listener(4))
     assert after.mask == 0b11
+    assert nudged  # who sleeps in accept() listens to the old slot
 
 
 @pytest.mark.parametrize("answered", [(), (0,)], ids=["none", "one"])
