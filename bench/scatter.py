@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.svg import STYLE, line, text
+from bench.svg import STYLE, document, line, text
 
 WIDTH, HEIGHT = 760, 460
 LEFT, RIGHT, TOP, BOTTOM = 70, 720, 84, 390
@@ -27,7 +27,7 @@ class Point:
 
 
 def scatter(title: str, axes: tuple[str, str], points: list[Point], foot: str) -> str:
-    """The picture; it has no background and follows the reader's colour scheme."""
+    """All points; modelled ones hollow, say, measured ones filled."""
     most = 1.15 * max((p.x for p in points), default=1.0)
     colours = dict(zip(dict.fromkeys(p.series for p in points), COLOURS, strict=False))
     body = [text(16, 30, title, "title"), *_grid(most, axes)]
@@ -40,12 +40,7 @@ def scatter(title: str, axes: tuple[str, str], points: list[Point], foot: str) -
         if p.filled:
             body.append(text(x, y + (24 if p.y > 0.1 else -14), p.label, "dim", "middle"))
     body.append(text(16, HEIGHT - 12, foot, "dim"))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}">\n<style>{STYLE}{MARK}</style>\n'
-        + "\n".join(body)
-        + "\n</svg>"
-    )
+    return document(WIDTH, HEIGHT, body, STYLE + MARK)
 
 
 def _grid(most: float, axes: tuple[str, str]) -> list[str]:

@@ -125,8 +125,18 @@ def legend() -> list[str]:
     return out
 
 
+def document(width: int, height: int, body: list[str], style: str = STYLE) -> str:
+    """A whole picture; it has no background and follows the reader's colour scheme."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}">\n<style>{style}</style>\n'
+        + "\n".join(body)
+        + "\n</svg>"
+    )
+
+
 def plot(report: Report) -> str:
-    """The whole picture; it has no background and follows the reader's colour scheme."""
+    """Each result of a run in a row."""
     height = TOP + ROW * len(report.results) + 34
     m = report.machine
     foot = (
@@ -142,9 +152,4 @@ def plot(report: Report) -> str:
     for i, result in enumerate(report.results):
         body += row(result, TOP + ROW * i + 20)
     body.append(text(16, height - 12, foot, "dim"))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 40} {height}" '
-        f'width="{WIDTH + 40}" height="{height}">\n<style>{STYLE}</style>\n'
-        + "\n".join(body)
-        + "\n</svg>"
-    )
+    return document(WIDTH + 40, height, body)

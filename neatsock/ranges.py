@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-REPLICAS_MAX = 16  # NEAT_REPLICAS_MAX
+from neatsock.instance import REPLICAS_MAX
+
 APPS_MOST = 256  # of 275 GB of address space each, a replica has room for 510
 FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 DAY_S = 86400

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.stack.host import MS, OPT_RCVBUF, OPT_SNDBUF, THERE, Host, Peer
-from tests.stack.packet import Options
+from tests.stack.host import MS, OPT_RCVBUF, OPT_SNDBUF, THERE, Host, Peer, autotuned
 
 Make = Callable[..., Host]
 FREE = 65536  # of each buffer, for everybody
@@ -139,25 +138,6 @@ def test_buffers_grow_within_the_budget(make: Make) -> None:
     assert (info.rcvbuf, info.sndbuf) == (FREE + 60_000, FREE + 40_000)
 
 
-def grown(host: Host) -> int:
-    """Receive buffer after 20 round trips of a program that reads at once (test_receive.py)."""
-    listener, peer = host.listen(80), Peer(host)
-    peer.syn(Options(mss=1460, wscale=0, sack_ok=True))
-    host.advance(10 * MS)
-    peer.send("A", 1, 1)
-    slot = host.accept(listener)
-    at, right = 0, 65535
-    for _ in range(20):
-        for off in range(at, right, 1460):
-            peer.send("A", 1 + off, 1, bytes(min(1460, right - off)))
-        at = right
-        host.read(slot)
-        host.advance(10 * MS)
-        for seg in peer.recv():
-            right = max(right, seg.ack - 1 + (seg.window << 4))
-    return int(host.info(slot).rcvbuf)
-
-
 def test_autotuning_stops_there_too(make: Make) -> None:
-    assert grown(make(app_buffers=5000)) == FREE + 5000
-    assert grown(make(app_buffers=0)) == FREE
+    assert autotuned(make(app_buffers=5000)) == FREE + 5000
+    assert autotuned(make(app_buffers=0)) == FREE
