@@ -13,8 +13,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,17 +22,6 @@ from neatsock import abi
 LIB, ffi = abi.lib, abi.ffi
 ROOT = Path(__file__).resolve().parents[2]
 FDS = 8
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.002)
 
 
 def kernel_may_bind(port: int) -> bool:

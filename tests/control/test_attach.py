@@ -18,7 +18,8 @@ import pytest
 from neatsock import abi
 from replicas.attach import readable
 
-from .client import LIB, ROOT, Client, Instance, Puppet, Refused, ffi, kernel_may_bind, wait_for
+from ..waiting import wait_until
+from .client import LIB, ROOT, Client, Instance, Puppet, Refused, ffi, kernel_may_bind
 
 REUSEADDR, REUSEPORT = LIB.NEAT_SOCKF_REUSEADDR, LIB.NEAT_SOCKF_REUSEPORT
 LOOPBACK = 0x7F000001
@@ -124,7 +125,7 @@ def test_unbind_gives_the_port_back(client: Client) -> None:
     assert client.bind(2, port) == port
     client.unbind(2)
     assert client.bind(3) > 0  # the unbind before it is done
-    wait_for(lambda: kernel_may_bind(port), "the kernel has the port back")
+    wait_until(lambda: kernel_may_bind(port), "the kernel has the port back")
     assert client.port_entry(port) is None
 
 
@@ -236,7 +237,7 @@ def test_unbind_takes_the_listeners_away(client: Client) -> None:
     answer = client.listen(1)
     client.unbind(1)
     pubs = [client.pub(replica, answer.sub[replica].slot) for replica in (0, 1)]
-    wait_for(
+    wait_until(
         lambda: not any(pub.status.v & LIB.NEAT_SLOT_LISTENING for pub in pubs),
         "no listener is left",
     )
@@ -264,7 +265,7 @@ def test_a_child_attaches_over_its_parents_connection(instance: Instance) -> Non
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    wait_for(
+    wait_until(
         lambda: client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE, "the entry is free again"
     )
     assert client.bind(1) > 0  # the parent's connection is unharmed
@@ -317,13 +318,13 @@ def test_eventfd_reaches_the_replicas(shared: Instance, client: Client) -> None:
         for c in channels:
             c.open[0].v = gen
         client.eventfd(fd, gen)
-        wait_for(lambda g=gen: all(c.ch[0].eventfd_known.v == g for c in channels), "known")
-        wait_for(lambda: readable([fd]) and os.eventfd_read(fd), "rung")
+        wait_until(lambda g=gen: all(c.ch[0].eventfd_known.v == g for c in channels), "known")
+        wait_until(lambda: readable([fd]) and os.eventfd_read(fd), "rung")
     late = os.eventfd(0, os.EFD_NONBLOCK)
     client.eventfd(late, 7)
     assert client.bind(1) > 0  # answered after it was forwarded
     client.eventfd(fd, 9)
-    wait_for(lambda: readable([fd]), "rung again")
+    wait_until(lambda: readable([fd]), "rung again")
     assert not readable([late])
     os.close(fd)
     os.close(late)
@@ -339,7 +340,7 @@ def test_killed_program_leaves_nothing(instance: Instance, puppets: list[Puppet]
     watcher = Client(instance.path)
     assert watcher.bind(1, port) == -errno.EADDRINUSE
     puppet.kill()
-    wait_for(lambda: watcher.bind(1, port) == port, "the port is free again")
+    wait_until(lambda: watcher.bind(1, port) == port, "the port is free again")
     apps = [a["app_id"] for a in instance.quick_status()["apps"]]
     assert apps == [watcher.app_id]
     kernel = socket.socket()
@@ -358,7 +359,7 @@ def test_descriptors_do_not_leak(instance: Instance, puppets: list[Puppet]) -> N
         puppets.append(puppet)
         puppet.step()
         puppet.kill()
-    wait_for(lambda: counts() == before, f"descriptors back to {before}")
+    wait_until(lambda: counts() == before, f"descriptors back to {before}")
 
 
 def test_dead_child_releases_what_only_it_held(instance: Instance) -> None:
@@ -386,8 +387,8 @@ def test_dead_child_releases_what_only_it_held(instance: Instance) -> None:
     client.set_fd(6, 2, proc=1)
     os.kill(pid, 9)
     os.waitpid(pid, 0)
-    wait_for(lambda: client.port_entry(own_port) is None, "the orphan's port is free")
-    wait_for(lambda: client.app.at.socks[2].state.v == LIB.NEAT_SOCK_FREE, "its record is free")
+    wait_until(lambda: client.port_entry(own_port) is None, "the orphan's port is free")
+    wait_until(lambda: client.app.at.socks[2].state.v == LIB.NEAT_SOCK_FREE, "its record is free")
     assert client.app.at.socks[1].state.v == LIB.NEAT_SOCK_NEW
     assert client.app.at.socks[1].refs.v == 1
     assert client.port_entry(shared_port) == (LIB.NEAT_PORT_LISTENING, 3)
@@ -417,10 +418,10 @@ def test_a_silent_child_keeps_its_sockets_alive(instance: Instance, puppets: lis
     def pids() -> list[int]:
         return [p for app in instance.quick_status()["apps"] for p in app["pids"]]
 
-    wait_for(lambda: child in pids() and parent not in pids(), "neatd saw the parent die")
+    wait_until(lambda: child in pids() and parent not in pids(), "neatd saw the parent die")
     assert watcher.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
     os.kill(child, 9)
-    wait_for(lambda: watcher.port_entry(port) is None, "the last holder's death frees the port")
+    wait_until(lambda: watcher.port_entry(port) is None, "the last holder's death frees the port")
 
 
 @pytest.mark.parametrize("pid", [1, 2, os.getpid()])  # of the first two root may not see the maps
@@ -442,12 +443,12 @@ def test_an_entry_that_names_a_stranger(
     watcher = Client(instance.path)
     assert watcher.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
     puppet.kill()
-    wait_for(lambda: watcher.port_entry(port) is None, "the port is free")
+    wait_until(lambda: watcher.port_entry(port) is None, "the port is free")
 
     def apps() -> list[int]:
         return [app["app_id"] for app in instance.quick_status()["apps"]]
 
-    wait_for(lambda: app_id not in apps(), "the application is gone")
+    wait_until(lambda: app_id not in apps(), "the application is gone")
 
 
 # ---- fork and exec in a row ----
@@ -481,13 +482,13 @@ def test_a_daemon_attaches_after_its_parent_died(instance: Instance, puppets: li
             p for a in instance.quick_status()["apps"] for p in a["pids"] if a["app_id"] == app_id
         ]
 
-    wait_for(lambda: not pids(), "neatd saw the parent die")
+    wait_until(lambda: not pids(), "neatd saw the parent die")
     assert watcher.port_entry(port) == (LIB.NEAT_PORT_LISTENING, 3)
     puppet.go_on()
     assert puppet.step() > 0
     assert pids() == [pid]
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: watcher.port_entry(port) is None, "the daemon's death frees its port")
+    wait_until(lambda: watcher.port_entry(port) is None, "the daemon's death frees its port")
 
 
 def test_a_child_that_never_lived_does_not_keep_the_application(
@@ -498,7 +499,7 @@ def test_a_child_that_never_lived_does_not_keep_the_application(
     port, pid, _ = puppet.step()
     watcher = Client(instance.path)
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: watcher.port_entry(port) is None, "its port is free")
+    wait_until(lambda: watcher.port_entry(port) is None, "its port is free")
 
 
 EXEC = """
@@ -524,14 +525,14 @@ def test_exec_closes_what_is_close_on_exec(
     kept, closed, app_id = puppet.step()
     watcher = Client(instance.path)
     puppet.go_on()
-    wait_for(lambda: watcher.port_entry(closed) is None, "the close-on-exec listener is gone")
+    wait_until(lambda: watcher.port_entry(closed) is None, "the close-on-exec listener is gone")
     if keep:
         assert watcher.port_entry(kept) == (LIB.NEAT_PORT_LISTENING, 3)
     ids = [app["app_id"] for app in instance.quick_status()["apps"]]
     assert (app_id in ids) == bool(keep)
     assert puppet.process.poll() is None  # cat lives on
     puppet.kill()
-    wait_for(lambda: watcher.port_entry(kept) is None, "all is gone with the process")
+    wait_until(lambda: watcher.port_entry(kept) is None, "all is gone with the process")
 
 
 def test_orphaned_connection_gives_its_slot_back(instance: Instance) -> None:
@@ -553,7 +554,7 @@ def test_orphaned_connection_gives_its_slot_back(instance: Instance) -> None:
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-    wait_for(lambda: record.state.v == LIB.NEAT_SOCK_FREE, "the record is free")
+    wait_until(lambda: record.state.v == LIB.NEAT_SOCK_FREE, "the record is free")
     assert record.refs.v == 0
     assert bits[bit // 64].v == 1 << 50
     assert client.app.at.procs[1].state.v == LIB.NEAT_PROC_FREE

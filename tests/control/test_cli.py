@@ -17,7 +17,8 @@ import pytest
 from neatsock import abi
 from neatsock.instance import InstanceError, _terminate
 
-from .client import LIB, ROOT, Client, Instance, Refused, wait_for
+from ..waiting import wait_until
+from .client import LIB, ROOT, Client, Instance, Refused
 from .conftest import alive
 
 SHOW = "import os; print(os.environ['LD_PRELOAD'], os.environ['NEATSOCK_SOCKET'], os.getpid())"
@@ -103,7 +104,7 @@ def test_an_idle_instance_uses_no_cpu(fresh: Instance) -> None:
         time.sleep(0.3)
         return run_ns() == before
 
-    wait_for(settled, "nobody runs for 0.3 s")
+    wait_until(settled, "nobody runs for 0.3 s")
 
 
 # ---- run ----
@@ -173,28 +174,28 @@ def test_automatic_instance_ends_after_its_last_program(fresh: Instance) -> None
     assert status["auto"] is True
     pids = processes(fresh)
     process.communicate(timeout=60)
-    wait_for(lambda: not any(alive(pid) for pid in pids), "the instance has ended")
+    wait_until(lambda: not any(alive(pid) for pid in pids), "the instance has ended")
     assert sorted(p.name for p in fresh.directory.iterdir()) == ["t.log"]
 
 
 def test_automatic_instance_waits_for_a_program_that_did_not_attach_yet(fresh: Instance) -> None:
     command = [sys.executable, "-m", "neatsock", "run", "--name", "t", "cat"]
     process = subprocess.Popen(command, env=fresh.env, stdin=subprocess.PIPE)
-    wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "run became cat")
+    wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "run became cat")
     keeper = fresh.quick_status()["keeper"]["pid"]
     time.sleep(1.5)  # longer than the linger time: the point is that nothing happens
     assert alive(keeper)
     process.communicate(timeout=60)
-    wait_for(lambda: not alive(keeper), "the instance has ended")
+    wait_until(lambda: not alive(keeper), "the instance has ended")
 
 
 def test_a_new_neatd_waits_for_that_program_too(fresh: Instance) -> None:
     command = [sys.executable, "-m", "neatsock", "run", "--name", "t", "cat"]
     process = subprocess.Popen(command, env=fresh.env, stdin=subprocess.PIPE)
-    wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "run became cat")
+    wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "run became cat")
     status = fresh.quick_status()
     os.kill(status["neatd"]["pid"], signal.SIGKILL)
-    wait_for(
+    wait_until(
         lambda: (s := fresh.quick_status()) and s["neatd"]["pid"] != status["neatd"]["pid"],
         "another neatd",
     )
@@ -207,7 +208,7 @@ def test_a_new_neatd_waits_for_that_program_too(fresh: Instance) -> None:
     time.sleep(1.5)  # longer than the linger time: the point is that nothing happens
     assert alive(status["keeper"]["pid"])
     process.communicate(timeout=60)
-    wait_for(lambda: not alive(status["keeper"]["pid"]), "the instance has ended")
+    wait_until(lambda: not alive(status["keeper"]["pid"]), "the instance has ended")
 
 
 def test_run_uses_the_instance_that_is_up_and_leaves_it(fresh: Instance) -> None:

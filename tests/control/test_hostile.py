@@ -24,14 +24,15 @@ from replicas.clients import Refused as Denied
 from replicas.limits import HOLDS_MOST
 from replicas.neatd import Lifetime
 
-from .client import LIB, Client, Instance, Puppet, Refused, wait_for
+from ..waiting import wait_until
+from .client import LIB, Client, Instance, Puppet, Refused
 from .conftest import open_files
 
 FULL = 2**64 - 2  # the largest value of an eventfd counter, eventfd(2)
 
 
 def pids(instance: Instance) -> list[int]:
-    status = wait_for(instance.quick_status, "neatd answers")
+    status = wait_until(instance.quick_status, "neatd answers")
     return [status["neatd"]["pid"], *(r["pid"] for r in status["replicas"])]
 
 
@@ -57,7 +58,7 @@ def open_channels(client: Client, gen: int) -> None:
 def known(client: Client, gen: int) -> None:
     """Blocks until both replicas have the eventfd of this generation, and rang it."""
     channels = [client.channels(replica) for replica in (0, 1)]
-    wait_for(lambda: all(c.ch[client.proc].eventfd_known.v == gen for c in channels), "known")
+    wait_until(lambda: all(c.ch[client.proc].eventfd_known.v == gen for c in channels), "known")
 
 
 NOT_EVENTFDS: dict[str, Callable[[], int]] = {
@@ -80,7 +81,7 @@ def test_what_is_no_eventfd_never_reaches_a_replica(unharmed: Instance, kind: st
     with pytest.raises(Refused, match="eventfd"):
         client.receive()
     os.close(fd)
-    wait_for(lambda: open_files(pids(unharmed)[0]) <= files, "no descriptor stays behind")
+    wait_until(lambda: open_files(pids(unharmed)[0]) <= files, "no descriptor stays behind")
 
 
 def test_a_full_eventfd_that_blocks_puts_no_replica_to_sleep(unharmed: Instance) -> None:
@@ -145,7 +146,7 @@ def test_what_is_no_socket_is_no_connection(unharmed: Instance) -> None:
                 client.receive()
         client.close()
         os.close(fd)
-    wait_for(lambda: len(foreign_files(pid)) <= files, "no descriptor stays behind")
+    wait_until(lambda: len(foreign_files(pid)) <= files, "no descriptor stays behind")
 
 
 # ---- the command line ----
@@ -158,7 +159,7 @@ def test_a_program_is_announced_once(unharmed: Instance) -> None:
         client.send(abi.pack_text(LIB.NEAT_MSG_CLI, b'{"cmd": "hold"}'))
         assert client.receive()[0].type == LIB.NEAT_MSG_CLI_REPLY
     neatd = pids(unharmed)[0]
-    wait_for(lambda: open_files(neatd) <= files + 1, "one descriptor more")
+    wait_until(lambda: open_files(neatd) <= files + 1, "one descriptor more")
 
 
 def test_announced_programs_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +204,7 @@ def forge(client: Client, entries: list[Any]) -> None:
     for entry in entries:
         entry.pid.v, entry.state.v = 2**31 - 1, LIB.NEAT_PROC_LIVE
     client.send(abi.pack("struct neat_msg_header", LIB.NEAT_MSG_FORKED))
-    wait_for(lambda: all(e.state.v == LIB.NEAT_PROC_FREE for e in entries), "they are freed")
+    wait_until(lambda: all(e.state.v == LIB.NEAT_PROC_FREE for e in entries), "they are freed")
     assert client.bind(1) > 0  # neatd has done with it
     client.unbind(1)
 

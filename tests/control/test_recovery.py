@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .client import LIB, ROOT, Client, Instance, wait_for
+from ..waiting import wait_until
+from .client import LIB, ROOT, Client, Instance
 from .conftest import WARNINGS, compile_c
 
 OUTSIDE, FAULT, HANG = LIB.NEAT_DEATH_OUTSIDE, LIB.NEAT_DEATH_FAULT, LIB.NEAT_DEATH_HANG
@@ -64,7 +65,7 @@ def ready(instance: Instance, epoch: int, index: int = 0) -> dict[str, Any]:
         one = found["replicas"][index] if found else {"epoch": 0}
         return one["epoch"] == epoch and one["state"] == "ready" and one
 
-    found: dict[str, Any] = wait_for(there, f"replica {index} is ready in epoch {epoch}")
+    found: dict[str, Any] = wait_until(there, f"replica {index} is ready in epoch {epoch}")
     return found
 
 
@@ -128,7 +129,7 @@ def test_nothing_to_adopt_before_the_first_ready(fakes: Fakes) -> None:
 def test_a_death_during_the_recovery_is_recovered_from(fakes: Fakes) -> None:
     fakes.up(at="2:segv,3:wait")
     os.kill(fakes.ready(1)["pid"], signal.SIGKILL)
-    wait_for(lambda: len(fakes.configs()) == 3, "the third incarnation")
+    wait_until(lambda: len(fakes.configs()) == 3, "the third incarnation")
     assert fakes.instance
     os.kill(fakes.instance.quick_status()["replicas"][0]["pid"], signal.SIGKILL)
     fakes.ready(4)
@@ -165,7 +166,7 @@ def test_adoption_comes_back_when_the_faults_are_old(fakes: Fakes) -> None:
     for epoch in (2, 3):
         fakes.kill(signal.SIGSEGV, epoch)
     assert [c.adopt for c in fakes.configs()] == [0, 1, 0]
-    wait_for(lambda: fakes.ready(3)["strikes"] == 0, "the window is over")
+    wait_until(lambda: fakes.ready(3)["strikes"] == 0, "the window is over")
     fakes.kill(signal.SIGSEGV, 4)
     assert fakes.configs()[-1].adopt == 1
 
@@ -183,10 +184,10 @@ def test_kills_from_outside_never_leave_the_stateful_mode(fakes: Fakes) -> None:
 def test_a_stateless_start_that_was_not_finished_leaves_nothing_to_adopt(fakes: Fakes) -> None:
     fakes.up("--faults", "1", "--fault-window", "1", at="2:wait")
     os.kill(fakes.ready(1)["pid"], signal.SIGSEGV)
-    wait_for(lambda: len(fakes.configs()) == 2, "the stateless start")
+    wait_until(lambda: len(fakes.configs()) == 2, "the stateless start")
     assert fakes.instance
     found = fakes.instance.quick_status
-    wait_for(lambda: found()["replicas"][0]["strikes"] == 0, "the window is over")
+    wait_until(lambda: found()["replicas"][0]["strikes"] == 0, "the window is over")
     os.kill(found()["replicas"][0]["pid"], signal.SIGKILL)
     fakes.ready(3)
     assert [c.adopt for c in fakes.configs()] == [0, 0, 0]
@@ -202,7 +203,7 @@ def test_impossible_options(fresh: Instance, option: tuple[str, str]) -> None:
 
 
 def standby(instance: Instance) -> int:
-    pid: int = wait_for(
+    pid: int = wait_until(
         lambda: (s := instance.quick_status()) and s["standby"]["pid"], "a standby is there"
     )
     return pid
@@ -213,14 +214,14 @@ def test_the_standby_becomes_the_successor(instance: Instance) -> None:
         spare = standby(instance)
         os.kill(instance.quick_status()["replicas"][epoch % 2]["pid"], signal.SIGKILL)
         assert ready(instance, (epoch + 2) // 2, epoch % 2)["pid"] == spare
-        wait_for(lambda s=spare: standby(instance) != s, "the next standby")
+        wait_until(lambda s=spare: standby(instance) != s, "the next standby")
 
 
 def test_a_killed_standby_is_replaced(instance: Instance) -> None:
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL):
         spare = standby(instance)
         os.kill(spare, number)
-        wait_for(
+        wait_until(
             lambda s=spare: (now := instance.quick_status()["standby"]["pid"]) and now != s,
             "another standby",
         )
@@ -231,7 +232,7 @@ def test_replica_and_standby_killed_at_once(instance: Instance) -> None:
     """A standby that is dying when it is promoted is one more death (so the epoch is 2 or 3)."""
     os.kill(standby(instance), signal.SIGKILL)
     os.kill(instance.quick_status()["replicas"][0]["pid"], signal.SIGKILL)
-    wait_for(
+    wait_until(
         lambda: (
             (r := instance.quick_status()["replicas"][0])["epoch"] > 1 and r["state"] == "ready"
         ),
@@ -242,7 +243,7 @@ def test_replica_and_standby_killed_at_once(instance: Instance) -> None:
 
 def test_the_standby_maps_nothing_of_the_instance_and_sleeps(instance: Instance) -> None:
     pid = standby(instance)
-    wait_for(lambda: "S (sleeping)" in Path(f"/proc/{pid}/status").read_text(), "it sleeps")
+    wait_until(lambda: "S (sleeping)" in Path(f"/proc/{pid}/status").read_text(), "it sleeps")
     assert "memfd:" not in Path(f"/proc/{pid}/maps").read_text()
     kept = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
     assert sum("socket:" in name for name in kept) == 1 and not any("memfd" in n for n in kept)
@@ -273,7 +274,7 @@ def test_busy_with_a_heartbeat_is_no_hang(fakes: Fakes) -> None:
     instance = fakes.up("--hang", "0.1")
     pid = fakes.ready(1)["pid"]
     os.kill(pid, signal.SIGUSR2)
-    wait_for(lambda: run_s(pid) > 0.5, "half a second of its CPU time")
+    wait_until(lambda: run_s(pid) > 0.5, "half a second of its CPU time")
     assert fakes.ready(1)["pid"] == pid
     assert "hangs" not in instance.log()
 
@@ -317,9 +318,9 @@ def test_a_stopped_standby_is_not_promoted(fakes: Fakes) -> None:
     instance = fakes.up("--stopped", "0.3")
     spare = standby(instance)
     os.kill(spare, signal.SIGSTOP)
-    wait_for(lambda: "T (stopped)" in Path(f"/proc/{spare}/status").read_text(), "it is stopped")
+    wait_until(lambda: "T (stopped)" in Path(f"/proc/{spare}/status").read_text(), "it is stopped")
     assert fakes.kill(signal.SIGKILL, 2)["pid"] != spare
-    wait_for(lambda: standby(instance) != spare, "another standby")
+    wait_until(lambda: standby(instance) != spare, "another standby")
 
 
 def test_evidence_of_faults_and_hangs_but_not_of_kills(fakes: Fakes) -> None:
@@ -329,7 +330,7 @@ def test_evidence_of_faults_and_hangs_but_not_of_kills(fakes: Fakes) -> None:
     fakes.kill(signal.SIGUSR1, 3)
     fakes.kill(signal.SIGKILL, 4)
     folder = instance.directory / "evidence"
-    wait_for(lambda: len(list(folder.iterdir())) == 2, "two files")
+    wait_until(lambda: len(list(folder.iterdir())) == 2, "two files")
     fault, hang = ((folder / f"t-0-{epoch}.txt").read_text() for epoch in (1, 2))
     assert f"pid {pid}," in fault and "killed by signal 11" in fault
     assert "strikes within the window: 1" in fault
@@ -344,7 +345,7 @@ def test_evidence_is_bounded(fakes: Fakes) -> None:
     for epoch in range(2, 40):
         fakes.kill(signal.SIGSEGV, epoch)
     folder = instance.directory / "evidence"
-    wait_for(lambda: (folder / "t-0-38.txt").exists(), "the last one")
+    wait_until(lambda: (folder / "t-0-38.txt").exists(), "the last one")
     names = sorted(p.name for p in folder.iterdir())
     assert len(names) == 32 and "t-0-1.txt" not in names
 
@@ -382,7 +383,7 @@ def test_faults_far_apart_are_no_case_for_quarantine(hospital: Fakes) -> None:
     hospital.up("--fault-window", "0.1")
     for epoch in (2, 3, 4):
         hospital.kill(signal.SIGSEGV, epoch)
-        wait_for(lambda e=epoch: hospital.ready(e)["strikes"] == 0, "the window is over")
+        wait_until(lambda e=epoch: hospital.ready(e)["strikes"] == 0, "the window is over")
     assert programs(hospital) == [""] * 4
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from neatsock import abi
 
-from .client import LIB, Client, Instance, Puppet, Refused, kernel_may_bind, wait_for
+from ..waiting import wait_until
+from .client import LIB, Client, Instance, Puppet, Refused, kernel_may_bind
 from .conftest import alive
 
 GOOD = abi.pack("struct neat_msg_bind", LIB.NEAT_MSG_BIND, 7, sock=1, proto=6)
@@ -90,7 +91,7 @@ def test_too_many_descriptors(shared: Instance) -> None:
         client.close()
     os.close(null)
     pid = shared.quick_status()["neatd"]["pid"]
-    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before, "no descriptor stays behind")
+    wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before, "no descriptor stays behind")
 
 
 def test_who_does_not_read_is_dropped(shared: Instance) -> None:
@@ -113,7 +114,7 @@ def test_who_does_not_read_is_dropped(shared: Instance) -> None:
             return True
         return bool(poller.poll(0))
 
-    wait_for(hung_up, "neatd hangs up")
+    wait_until(hung_up, "neatd hangs up")
     assert bystander.bind(1) > 0
     bystander.unbind(1)
 
@@ -176,7 +177,7 @@ def replica(instance: Instance, index: int) -> dict[str, Any]:
 
 
 def restarted(instance: Instance, index: int, epoch: int) -> None:
-    wait_for(
+    wait_until(
         lambda: (r := replica(instance, index)) and r["epoch"] == epoch and r["state"] == "ready",
         f"replica {index} is ready in epoch {epoch}",
     )
@@ -210,7 +211,7 @@ def test_listen_waits_for_a_replica_that_is_down(instance: Instance) -> None:
     client.send(
         abi.pack("struct neat_msg_listen", LIB.NEAT_MSG_LISTEN, 9, sock=1, sock_gen=1, backlog=9)
     )
-    wait_for(
+    wait_until(
         lambda: any(p["port"] for a in instance.quick_status()["apps"] for p in a["ports"]),
         "neatd has the request",
     )
@@ -247,7 +248,7 @@ def test_killed_neatd_takes_over_where_it_was(instance: Instance, puppets: list[
     ports = [client.listen(1).port, client.bind(2)]
     before = instance.quick_status()
     os.kill(before["neatd"]["pid"], signal.SIGKILL)
-    after = wait_for(
+    after = wait_until(
         lambda: (s := instance.quick_status()) and s["neatd"] != before["neatd"] and s,
         "a new neatd",
     )
@@ -273,11 +274,11 @@ def test_neatd_inherits_the_watch_over_processes(instance: Instance, puppets: li
     old = instance.quick_status()["neatd"]["pid"]
     os.kill(old, signal.SIGKILL)
     puppet.kill()
-    wait_for(
+    wait_until(
         lambda: (s := instance.quick_status()) and s["neatd"]["pid"] != old and s["apps"] == [],
         "the program's death is noticed by the new neatd",
     )
-    wait_for(lambda: kernel_may_bind(port), "the reservation in the kernel is gone, too")
+    wait_until(lambda: kernel_may_bind(port), "the reservation in the kernel is gone, too")
 
 
 def test_request_sent_while_neatd_is_down_is_answered(instance: Instance) -> None:
@@ -301,9 +302,9 @@ def test_listen_in_flight_survives_neatd(fresh: Instance) -> None:
     client.send(
         abi.pack("struct neat_msg_listen", LIB.NEAT_MSG_LISTEN, 9, sock=1, sock_gen=1, backlog=9)
     )
-    wait_for(lambda: instance.quick_status()["apps"][0]["ports"], "neatd has the request")
+    wait_until(lambda: instance.quick_status()["apps"][0]["ports"], "neatd has the request")
     os.kill(status["neatd"]["pid"], signal.SIGKILL)
-    wait_for(
+    wait_until(
         lambda: instance.quick_status().get("neatd", status["neatd"]) != status["neatd"], "neatd"
     )
     os.kill(stopped, signal.SIGCONT)
@@ -318,7 +319,7 @@ def test_killed_keeper_takes_everything_along(fresh: Instance) -> None:
     status = fresh.quick_status()
     pids = [status["neatd"]["pid"], *(r["pid"] for r in status["replicas"])]
     os.kill(status["keeper"]["pid"], signal.SIGKILL)
-    wait_for(lambda: not any(alive(pid) for pid in pids), "all children are gone")
+    wait_until(lambda: not any(alive(pid) for pid in pids), "all children are gone")
     # What is left of the files does not hinder a successor.
     assert fresh.path.exists()
     fresh.up()

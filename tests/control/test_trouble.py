@@ -13,7 +13,8 @@ import pytest
 
 from neatsock.rlimits import FILES_LEAST
 
-from .client import Instance, wait_for
+from ..waiting import wait_until
+from .client import Instance
 from .conftest import alive
 
 
@@ -76,7 +77,7 @@ def test_the_keeper_ignores_a_hangup(fresh: Instance) -> None:
     before = fresh.quick_status()
     os.kill(before["keeper"]["pid"], signal.SIGHUP)
     os.kill(before["neatd"]["pid"], signal.SIGKILL)  # handled after the signal
-    wait_for(
+    wait_until(
         lambda: fresh.quick_status().get("neatd", before["neatd"]) != before["neatd"],
         "another neatd, of the same keeper",
     )
@@ -130,7 +131,7 @@ def test_no_room_for_a_successor(fresh: Instance, native: Path, tmp_path: Path, 
     for pid in (before["neatd"]["pid"], before["replicas"][1]["pid"], before["standby"]["pid"]):
         if pid:
             os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: fresh.log().count("cannot start neatd") >= 2, "the keeper tries again")
+    wait_until(lambda: fresh.log().count("cannot start neatd") >= 2, "the keeper tries again")
     assert alive(before["keeper"]["pid"]) and alive(before["replicas"][0]["pid"])
     (tmp_path / what).unlink()
 
@@ -139,7 +140,7 @@ def test_no_room_for_a_successor(fresh: Instance, native: Path, tmp_path: Path, 
         states = [r["state"] for r in found.get("replicas", [])]
         return states == ["ready"] * 2 and bool(found["standby"]["pid"])
 
-    wait_for(whole, "all run again")
+    wait_until(whole, "all run again")
     assert fresh.quick_status()["keeper"] == before["keeper"]
     assert fresh.quick_status()["replicas"][0]["pid"] == before["replicas"][0]["pid"]
 
@@ -156,4 +157,4 @@ def test_a_planned_replacement_is_called_so(fresh: Instance) -> None:
         found = fresh.quick_status()["replicas"][0]
         return (found["last_death"], found["state"]) == ("outside", "ready")
 
-    wait_for(replaced, "another death has another name")
+    wait_until(replaced, "another death has another name")

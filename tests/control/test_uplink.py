@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from .client import LIB, Client, Instance, wait_for
+from ..waiting import wait_until
+from .client import LIB, Client, Instance
 from .conftest import alive, open_files
 
 OURS = 10 << 24 | 77 << 8 | 2
@@ -50,7 +51,7 @@ def ready(instance: Instance, *other_than: int) -> dict[str, Any]:
         good = all(pids) and not set(pids) & set(other_than)
         return s if good and all(r["state"] == "ready" for r in s["replicas"]) else {}
 
-    answer: dict[str, Any] = wait_for(found, f"all run again: {instance.log()}")
+    answer: dict[str, Any] = wait_until(found, f"all run again: {instance.log()}")
     return answer
 
 
@@ -103,7 +104,7 @@ def test_a_killed_neatd_keeps_the_nic_and_leaks_nothing(fresh: Instance, wire: P
         counts.append(open_files(status["neatd"]["pid"]))
     # The connection that asked for the status may be counted for a moment.
     last = status["neatd"]["pid"]
-    wait_for(lambda: open_files(last) <= counts[0], f"no more descriptors than {counts[0]}", 10)
+    wait_until(lambda: open_files(last) <= counts[0], f"no more descriptors than {counts[0]}", 10)
     memory = Path(f"/proc/{last}/maps").read_text()
     assert "memfd:neat-queue_pair" not in memory
     client = Client(fresh.path)
@@ -143,14 +144,14 @@ def test_neatd_killed_while_it_starts(fresh: Instance, native: Path, wire: Path,
     with fresh.path.with_suffix(".log").open("w") as log:
         keeper = subprocess.Popen(command, env=fresh.env, stdout=log, stderr=log)
     try:
-        neatd = wait_for(lambda: started_neatd(keeper.pid), "neatd runs")
+        neatd = wait_until(lambda: started_neatd(keeper.pid), "neatd runs")
         # By what it has open: the registry, the wire, queue pairs, ... come one by one.
         fds = Path(f"/proc/{neatd}/fd")
 
         def far_enough() -> bool:
             return len(os.listdir(fds)) >= 6 + step or bool(fresh.quick_status())
 
-        wait_for(far_enough, "neatd got that far")
+        wait_until(far_enough, "neatd got that far")
         os.kill(neatd, signal.SIGKILL)
         status = ready(fresh, neatd)
         assert len(status["replicas"]) == 2
@@ -202,7 +203,7 @@ def test_a_wire_left_behind_is_no_obstacle(pair: list[Instance], wire: Path) -> 
     a, b, _ = pair
     a.up(*on_wire(wire, 1))
     os.kill(ready(a)["keeper"]["pid"], signal.SIGKILL)
-    wait_for(lambda: not a.quick_status(), "the instance is gone")
+    wait_until(lambda: not a.quick_status(), "the instance is gone")
     assert wire.exists()
     b.up(*on_wire(wire, 2))
     a.up(*on_wire(wire, 1))
