@@ -14,6 +14,9 @@ static uint32_t number_of(const struct channel *c) { return (uint32_t)(c - c->ap
 
 /* ---- open and closed ---- */
 
+/* The generation, not 0, in which a channel is or was open last. */
+static uint32_t last_opened(uint32_t gen) { return (gen - 1) | 1; }
+
 static void channel_begin(struct app *app, uint32_t n, uint32_t gen)
 {
 	struct channel *c = &app->channel[n];
@@ -97,10 +100,11 @@ void api_channels_look(struct api *a, struct app *app)
 
 		if (gen == c->gen)
 			continue;
-		if (neat_channel_open(c->gen))
+		if (!neat_channel_open(c->gen) && gen)
+			channel_begin(app, n, last_opened(gen));
+		/* Also of one that came, asked and died since we looked. */
+		if (c->gen != gen)
 			channel_turn(a, c, gen);
-		else if (neat_channel_open(gen))
-			channel_begin(app, n, gen);
 	}
 }
 
@@ -145,7 +149,7 @@ void channels_inherit(struct api *a, struct app *app)
 		uint32_t gen = a32_acquire(&app->channels->open[n]);
 
 		if (gen)
-			channel_begin(app, n, (gen - 1) | 1);
+			channel_begin(app, n, last_opened(gen));
 	}
 	api_channels_look(a, app);
 }

@@ -400,6 +400,22 @@ def test_last_words_of_a_dead_process_are_done(replica: Replica) -> None:
     assert (replica.forgotten(), replica.nopen()) == (1, 1)
 
 
+@pytest.mark.parametrize("number", [5, 255])
+def test_a_process_that_came_asked_and_died_between_two_looks_is_heard(
+    replica: Replica, number: int
+) -> None:
+    """A child that sends once and ends: its channel is closed before the replica saw it open."""
+    replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    replica.set_open(number, 7)
+    replica.command_push(number, CLOSE, replica.gen(slot), slot)
+    replica.set_open(number, 8)
+    replica.run()
+    assert (replica.flags(slot), replica.nopen()) == (0, 2)
+    replica.run()
+    assert replica.forgotten() == 1
+
+
 def test_the_next_process_in_an_entry_goes_on_with_its_rings(replica: Replica) -> None:
     replica.listen()
     first, second = (replica.tcb_slot(replica.arrive(0)) for _ in range(2))
