@@ -155,6 +155,7 @@ void slot_take(struct app *app, uint32_t slot, enum slot_kind kind, void *obj, u
 	u->kind = (uint8_t)kind;
 	u->gen = (uint16_t)gen;
 	u->closed = 0;
+	u->optgen = 0;		/* as neat_slot_app_reset() leaves the word */
 	app->mem.live++;
 	if (slot >= NEAT_SLOT_APP_FIRST && slot >= a32_relaxed(&app->mem.pub->high_claimed))
 		a32_store(&app->mem.pub->high_claimed, slot + 1);

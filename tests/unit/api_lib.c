@@ -138,6 +138,8 @@ void bounds(struct world *w, uint32_t tcb, uint64_t tx_una, uint64_t tx_tail, ui
 void notify(struct world *w, uint32_t tcb);
 uint32_t accept_one(struct world *w, uint32_t listener, uint32_t sock);
 int tcb_kicks(struct world *w, uint32_t tcb);
+int tcb_options(struct world *w, uint32_t tcb);
+void set_options(struct world *w, uint32_t slot);
 int tcb_aborted(struct world *w, uint32_t tcb);
 int tcb_closed(struct world *w, uint32_t tcb);
 uint32_t tcb_slot(struct world *w, uint32_t tcb);
@@ -309,6 +311,9 @@ uint32_t accept_one(struct world *w, uint32_t listener, uint32_t sock)
 }
 
 int tcb_kicks(struct world *w, uint32_t tcb) { return w->tcbs[tcb].kicks; }
+/* Whether its last kick said that options changed. */
+int tcb_options(struct world *w, uint32_t tcb) { return w->tcbs[tcb].last.opts_changed; }
+void set_options(struct world *w, uint32_t slot) { a32_add(&w->app.mem.app->slots[slot].optgen, 1); }
 int tcb_aborted(struct world *w, uint32_t tcb) { return w->tcbs[tcb].aborted; }
 int tcb_closed(struct world *w, uint32_t tcb) { return w->tcbs[tcb].closed; }
 uint32_t tcb_slot(struct world *w, uint32_t tcb) { return w->tcbs[tcb].ref.slot; }

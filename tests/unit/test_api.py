@@ -388,6 +388,27 @@ def test_an_event_finds_a_channel_that_was_opened_during_the_batch(
     assert replica.nopen() == 3
 
 
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("now", [0, 1, 2])
+def test_options_of_a_connection_are_not_confused_with_those_of_the_last_one_in_its_slot(
+    replica: Replica, before: int, now: int
+) -> None:
+    replica.listen()
+    first = replica.arrive(0)
+    slot = replica.tcb_slot(first)
+    for _ in range(before):
+        replica.set_options(slot)
+    replica.command(KICK, slot)
+    assert bool(replica.tcb_options(first)) == bool(before)
+    replica.command(CLOSE, slot)
+    second = replica.arrive(0)
+    assert replica.tcb_slot(second) == slot
+    for _ in range(now):
+        replica.set_options(slot)
+    replica.command(KICK, slot)
+    assert bool(replica.tcb_options(second)) == bool(now)
+
+
 def test_last_words_of_a_dead_process_are_done(replica: Replica) -> None:
     replica.listen()
     tcbs = [replica.arrive(0) for _ in range(60)]
