@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.replica.mini import ABI, LARGE, App, Connection, Object, Replica, ffi, wait_for
+from tests.replica.mini import ABI, LARGE, App, Connection, Object, Replica, ffi
+from tests.waiting import wait_until
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x2, 0x1000, 0x4000, 0x100
@@ -295,7 +296,7 @@ class Stream:
         """What is there; empty at EOF. Waits for one or the other."""
         pub, words = self.at.pub, self.at.words
         tail = int(words.rx_tail.v)
-        wait_for(lambda: pub.rx_head.v != tail or self.at.flags & RX_EOF, "bytes or EOF", 20)
+        wait_until(lambda: pub.rx_head.v != tail or self.at.flags & RX_EOF, "bytes or EOF", 20)
         head, word = int(pub.rx_head.v), int(pub.rx_ring.v)
         length = min(head - tail, limit)
         size, at = 1 << (word & 255), tail - (word >> 8)
@@ -326,12 +327,12 @@ class Stream:
     def write(self, data: bytes) -> None:
         words = self.at.words
         if not self.ring:
-            wait_for(lambda: self.at.pub.tx_una.v == words.tx_tail.v, "an empty ring", 20)
+            wait_until(lambda: self.at.pub.tx_una.v == words.tx_tail.v, "an empty ring", 20)
             self.ring = int(words.tx_tail.v)
             words.tx_ring.v = self.ring << 8 | 20
         base, view = LARGE + (self.at.slot << 22) + 2 * MIB + MIB, memoryview(data)
         while view:
-            room = wait_for(lambda: max(0, self.room()), "room to send", 20)
+            room = wait_until(lambda: max(0, self.room()), "room to send", 20)
             tail = int(words.tx_tail.v)
             at = (tail - self.ring) % MIB
             length = min(room, len(view), MIB - at)
@@ -369,7 +370,7 @@ class Host:
         return None
 
     def accept(self) -> tuple[int, Stream]:
-        found: tuple[int, Stream] = wait_for(self.try_accept, "a connection to accept", 20)
+        found: tuple[int, Stream] = wait_until(self.try_accept, "a connection to accept", 20)
         return found
 
     def close(self) -> None:

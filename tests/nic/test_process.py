@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.replica.mini import ABI, ffi, wait_for
+from tests.replica.mini import ABI, ffi
+from tests.waiting import wait_until
 
 from .frames import arp, checksum, icmp, tcp
 from .frames import ipv4 as ipv4_packet
@@ -226,7 +227,7 @@ def test_a_killed_replica_gets_nothing_until_its_successor_is_there(
     host.nic.fence(0, replica.epoch + 1)
     before = host.nic.stats()["rx_frames"]
     late = Task(lambda: namespace.connect(PORT))
-    wait_for(lambda: host.nic.stats()["rx_frames"] > before, "the SYN at the nic")
+    wait_until(lambda: host.nic.stats()["rx_frames"] > before, "the SYN at the nic")
     replica.start()
     app.attach(replica)
     assert app.listen(PORT, host.listeners[0]) == host.listeners[0]
@@ -315,7 +316,7 @@ def test_a_zombie_is_not_heard(host: Host, namespace: Namespace) -> None:
     pair.tx.desc[slot].len, pair.tx.desc[slot].epoch = 60, host.replicas[0].epoch
     pair.tx.tail.v += 1
     os.eventfd_write(bell, 1)
-    wait_for(lambda: host.nic.stats()["tx_fenced"] == 1, "the frame dropped")
+    wait_until(lambda: host.nic.stats()["tx_fenced"] == 1, "the frame dropped")
     assert host.nic.stats()["tx_frames"] == 0
 
 
@@ -334,7 +335,7 @@ def test_nonsense_from_a_replica_harms_nobody(host: Host, namespace: Namespace) 
         queue.memory[at : at + 200] = os.urandom(200)
         ring.tail.v += 1
         os.eventfd_write(bell, 1)
-        wait_for(lambda: ring.head.v == ring.tail.v, "the descriptor retired")
+        wait_until(lambda: ring.head.v == ring.tail.v, "the descriptor retired")
     assert host.nic.stats()["tx_malformed"] >= 199
     pair.tx.tail.v += 10_000
     pair.rx.head.v += 10_000
@@ -379,7 +380,7 @@ def test_nonsense_from_the_wire_harms_nobody(host: Host, namespace: Namespace) -
     for n, frame in enumerate(mutations(20_000)):
         packet_socket.send(frame)
         if n % 500 == 0:
-            wait_for(lambda want=n: host.nic.stats()["rx_frames"] >= want, "frames read")  # type: ignore[misc]
+            wait_until(lambda want=n: host.nic.stats()["rx_frames"] >= want, "frames read")  # type: ignore[misc]
     stats = host.nic.stats()
     assert stats["rx_malformed"] > 100
     ping(namespace)
@@ -398,7 +399,7 @@ def test_nonsense_from_the_other_instance_harms_nobody(nic_binary: Path) -> None
         length = dice.choice([len(frame), dice.randrange(2**32)])
         flags, gso = dice.randrange(2**16), dice.randrange(2**16)
         ours.send(struct.pack("<IIHH", magic, length, flags, gso) + frame)
-    wait_for(lambda: nic.stats()["rx_frames"] == 2000, "all read")
+    wait_until(lambda: nic.stats()["rx_frames"] == 2000, "all read")
     stats = nic.stats()
     assert stats["rx_malformed"] > 1000
     assert stats["rx_delivered"] > 100
@@ -437,7 +438,7 @@ def test_whoever_found_the_ring_full_goes_on_when_there_is_room(
     ring = host.nic.pairs[0].at.tx
     for _, server in pairs:
         server.write(b"x")
-    wait_for(lambda: ring.tail.v - ring.head.v == ABI.NEAT_QP_ENTRIES, "a full ring")
+    wait_until(lambda: ring.tail.v - ring.head.v == ABI.NEAT_QP_ENTRIES, "a full ring")
     host.nic.process.send_signal(signal.SIGCONT)
     for client, _ in pairs:
         assert client.recv(1) == b"x"
@@ -451,7 +452,7 @@ def test_no_traffic_no_cpu(host: Host, namespace: Namespace) -> None:
     ping(namespace)
     loops, ticks = host.nic.stats()["loops"], host.nic.cpu_ticks()
     started = time.monotonic()
-    wait_for(lambda: time.monotonic() - started > 1.0, "one second")
+    wait_until(lambda: time.monotonic() - started > 1.0, "one second")
     assert host.nic.cpu_ticks() == ticks
     # One for our question, a few for neighbour probes of the kernel.
     assert host.nic.stats()["loops"] - loops <= 10
@@ -473,7 +474,7 @@ def test_the_nic_opens_a_tap_by_name(
 @needs_namespace
 def test_a_deleted_tap_is_no_busy_loop(host: Host, namespace: Namespace) -> None:
     namespace.inside("ip", "link", "del", namespace.device)
-    wait_for(lambda: host.nic.stats()["loops"], "an answer")
+    wait_until(lambda: host.nic.stats()["loops"], "an answer")
     loops = host.nic.stats()["loops"]
     assert host.nic.stats()["loops"] - loops <= 2
 

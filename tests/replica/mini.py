@@ -12,12 +12,12 @@ import os
 import secrets
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cffi
+
+from ..waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP_NORESERVE = 0x4000  # mmap.MAP_NORESERVE exists from Python 3.12 on
@@ -32,17 +32,6 @@ ffi.cdef(
 )
 ABI: Any = ffi.dlopen(None)
 SEG_APP_SIZE, SMALL, LARGE = 275163119616, 16777216, 285212672
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        os.sched_yield()
 
 
 class Object:
@@ -177,7 +166,7 @@ class App:
 
     def accept(self, listener: int) -> Connection:
         pub, words = self.pub.at.slots[listener], self.app.at.slots[listener]
-        wait_for(lambda: pub.accept_tail.v != words.accept_head.v, "a connection to accept")
+        wait_until(lambda: pub.accept_tail.v != words.accept_head.v, "a connection to accept")
         ring = self.pub.at.accept[pub.accept_ring]
         entry = ring.entry[words.accept_head.v % ABI.NEAT_ACCEPT_ENTRIES].v
         words.accept_head.v += 1
@@ -208,7 +197,7 @@ class Connection:
         """At most 2 KiB unacknowledged: the small ring only."""
         for byte_at in range(0, len(data), 1024):
             piece = data[byte_at : byte_at + 1024]
-            wait_for(
+            wait_until(
                 lambda: self.words.tx_tail.v + 1024 - self.pub.tx_una.v <= 2048, "room to send"
             )
             base = SMALL + self.slot * 4096 + 2048
@@ -221,7 +210,7 @@ class Connection:
         out = bytearray()
         while len(out) < length:
             tail = self.words.rx_tail.v
-            wait_for(lambda t=tail: self.pub.rx_head.v != t or self.flags & 16, "bytes to read")
+            wait_until(lambda t=tail: self.pub.rx_head.v != t or self.flags & 16, "bytes to read")
             head, word = self.pub.rx_head.v, self.pub.rx_ring.v
             if head == tail:
                 break
@@ -249,7 +238,7 @@ def pair(app: App, listener: int, client_app: App | None = None) -> tuple[Connec
     """A connection on 127.0.0.1: client and server."""
     client = (client_app or app).connect(LOCALHOST, 8080)
     server = app.accept(listener)
-    wait_for(lambda: client.flags & CONNECTED, "connected")
+    wait_until(lambda: client.flags & CONNECTED, "connected")
     return client, server
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .mini import CONNECTED, HUP, LOCALHOST, RX_EOF, App, Replica, pair, succeed, wait_for
+from ..waiting import wait_until
+from .mini import CONNECTED, HUP, LOCALHOST, RX_EOF, App, Replica, pair, succeed
 from .test_process import binary, replica
 
 __all__ = ["binary", "replica"]  # fixtures
@@ -53,7 +54,7 @@ def test_bytes_written_while_no_replica_lives(replica: Replica) -> None:
     late = app.connect(LOCALHOST, 8080)
     succeed(replica, app, listeners={app: listener}, adopt=True, death=1)
     assert server.read(1500) == data
-    wait_for(lambda: server.flags & RX_EOF, "EOF")
+    wait_until(lambda: server.flags & RX_EOF, "EOF")
     second = app.accept(listener)
     late.write(b"late")
     assert second.read(4) == b"late"
@@ -66,18 +67,18 @@ def test_closing_goes_on(replica: Replica) -> None:
     replica.go()
     (half, half_peer), (shut, shut_peer) = pair(app, listener), pair(app, listener)
     half.shutdown_write()
-    wait_for(lambda: half_peer.flags & RX_EOF, "EOF")
+    wait_until(lambda: half_peer.flags & RX_EOF, "EOF")
     shut.close()
-    wait_for(lambda: shut_peer.flags & RX_EOF, "EOF")
+    wait_until(lambda: shut_peer.flags & RX_EOF, "EOF")
     reborn(replica, app, listeners={app: listener})
     half_peer.write(b"still")
     assert half.read(5) == b"still"
     half_peer.close()
-    wait_for(lambda: half.flags & HUP, "both closed")
+    wait_until(lambda: half.flags & HUP, "both closed")
     half.close()
     shut_peer.close()
     everything = (half, half_peer, shut, shut_peer)
-    wait_for(lambda: all(c.flags == 0 for c in everything), "all slots free")
+    wait_until(lambda: all(c.flags == 0 for c in everything), "all slots free")
 
 
 def test_unaccepted_connections_are_accepted_later(replica: Replica) -> None:
@@ -85,7 +86,7 @@ def test_unaccepted_connections_are_accepted_later(replica: Replica) -> None:
     listener = app.listen(8080)
     replica.go()
     clients = [app.connect(LOCALHOST, 8080) for _ in range(5)]
-    wait_for(lambda: all(c.flags & CONNECTED for c in clients), "connected")
+    wait_until(lambda: all(c.flags & CONNECTED for c in clients), "connected")
     first = app.accept(listener)
     reborn(replica, app, listeners={app: listener})
     servers = [first, *(app.accept(listener) for _ in clients[1:])]
@@ -103,7 +104,7 @@ def test_application_of_a_dead_process_counts_as_closed(replica: Replica) -> Non
     replica.go()
     _, server = pair(server_app, listener, client_app)
     reborn(replica, server_app, listeners={server_app: listener})
-    wait_for(lambda: server.flags & RX_EOF, "the peer is gone")
+    wait_until(lambda: server.flags & RX_EOF, "the peer is gone")
 
 
 @pytest.mark.parametrize("death", [1, 2, 3])
@@ -152,13 +153,13 @@ def test_corrupted_block_costs_one_connection(replica: Replica, tmp_path: Path) 
     listener = app.listen(8080)
     replica.go()
     (bad, bad_peer), (good, good_peer) = pair(app, listener), pair(app, listener)
-    wait_for(lambda: replica.status.at.awake.v == 0, "asleep, so no unit of work runs")
+    wait_until(lambda: replica.status.at.awake.v == 0, "asleep, so no unit of work runs")
     replica.kill()
     # Control blocks of 512 bytes follow the header line; the first is the first client's.
     word = os.pread(replica.arena, 1, 64 + 8)
     os.pwrite(replica.arena, bytes([word[0] ^ 2]), 64 + 8)
     succeed(replica, app, listeners={app: listener}, adopt=True, death=1)
-    wait_for(lambda: bad.errno or bad_peer.errno, "the damaged connection ends")
+    wait_until(lambda: bad.errno or bad_peer.errno, "the damaged connection ends")
     good.write(b"fine")
     assert good_peer.read(4) == b"fine"
     assert good.errno == good_peer.errno == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ..waiting import wait_until
 from .mini import (
     ABI,
     DEAD,
@@ -23,7 +24,6 @@ from .mini import (
     ffi,
     pair,
     succeed,
-    wait_for,
 )
 
 
@@ -55,13 +55,13 @@ def test_bytes_both_ways_then_eof_both_ways(replica: Replica) -> None:
     server.write(b"pong")
     assert client.read(4) == b"pong"
     client.shutdown_write()
-    wait_for(lambda: server.flags & RX_EOF, "EOF at the server")
+    wait_until(lambda: server.flags & RX_EOF, "EOF at the server")
     server.write(b"after")
     assert client.read(5) == b"after"
     server.close()
-    wait_for(lambda: client.flags & RX_EOF, "EOF at the client")
+    wait_until(lambda: client.flags & RX_EOF, "EOF at the client")
     client.close()
-    wait_for(lambda: client.flags == 0 and server.flags == 0, "both slots free")
+    wait_until(lambda: client.flags == 0 and server.flags == 0, "both slots free")
 
 
 def test_applications_reach_each_other(replica: Replica) -> None:
@@ -79,7 +79,7 @@ def test_connect_to_nobody_is_refused(replica: Replica) -> None:
     app = App(replica, 1)
     replica.go()
     client = app.connect(LOCALHOST, 9)
-    wait_for(lambda: client.flags & HUP, "refusal")
+    wait_until(lambda: client.flags & HUP, "refusal")
     assert client.errno == errno.ECONNREFUSED
 
 
@@ -89,7 +89,7 @@ def test_killed_application_means_eof_or_reset_for_its_peers(replica: Replica) -
     replica.go()
     _, server = pair(server_app, listener, client_app)
     client_app.gone()
-    wait_for(lambda: server.flags & RX_EOF, "EOF")
+    wait_until(lambda: server.flags & RX_EOF, "EOF")
     server.close()
     answer = replica.receive("struct neat_msg_r_app", ABI.NEAT_MSG_R_APP_DONE)
     assert answer.app_id == 2
@@ -120,10 +120,10 @@ def test_no_traffic_no_cpu(replica: Replica) -> None:
     app.connect(LOCALHOST, 8080)
     app.accept(listener)
     app.channel.asleep.v = ABI.NEAT_ASLEEP_FUTEX
-    wait_for(lambda: replica.status.at.awake.v == 0, "asleep")
+    wait_until(lambda: replica.status.at.awake.v == 0, "asleep")
     sleeps, ticks = replica.status.at.sleeps.v, replica.cpu_ticks()
     started = time.monotonic()
-    wait_for(lambda: time.monotonic() - started > 1.0, "one second")
+    wait_until(lambda: time.monotonic() - started > 1.0, "one second")
     assert replica.cpu_ticks() <= ticks + 1  # the kernel bills whole ticks of 10 ms
     # A delayed ACK and the like may still come; a loop that polls would count in hundreds.
     assert replica.status.at.sleeps.v - sleeps <= 10
@@ -142,8 +142,8 @@ def test_a_process_blocked_in_the_kernel_is_no_company(replica: Replica) -> None
         app.push(ABI.NEAT_CMD_KICK, 0, 0)  # slot 0 is nobody's: dropped
         return bool(asleep.v == ABI.NEAT_REPLICA_NAPS)
 
-    wait_for(active, "a nap beside a process that uses its channel: it may put off its doorbells")
-    wait_for(lambda: asleep.v == ABI.NEAT_ASLEEP_FUTEX, "real sleep when it stops to use it")
+    wait_until(active, "a nap beside a process that uses its channel: it may put off its doorbells")
+    wait_until(lambda: asleep.v == ABI.NEAT_ASLEEP_FUTEX, "real sleep when it stops to use it")
 
 
 def full_eventfd() -> int:
@@ -172,7 +172,7 @@ def test_an_eventfd_that_cannot_be_rung(replica: Replica, make: Callable[[], int
     message.app_id, message.number, message.gen = 1, 0, int(app.channels.at.open[0].v)
     replica.send(ABI.NEAT_MSG_R_CHANNEL, message, [fd])
     replica.go()
-    wait_for(lambda: app.channels.at.ch[0].eventfd_known.v == message.gen, "it has it")
+    wait_until(lambda: app.channels.at.ch[0].eventfd_known.v == message.gen, "it has it")
     app.channel.asleep.v = ABI.NEAT_ASLEEP_EVENTFD
     client, server = pair(app, listener)
     client.write(b"ping")
