@@ -20,18 +20,19 @@ int nt_dgram_socket(int type)
 
 	if (nt_attach() || nt_over())
 		return NT_KERNEL;
-	sock = nt_sock_claim();
-	if (!sock)
-		return -ENFILE;
+	fd = nt_real.socket(AF_INET, type, IPPROTO_UDP);
+	if (fd < 0)
+		return -errno;
+	err = nt_fd_new_sock(fd, type & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0, &sock);
+	if (err == -EMFILE)
+		return fd;	/* beyond our table it is an ordinary socket of the kernel */
+	if (err) {
+		nt_real.close(fd);
+		return err;
+	}
 	a32_store(&nt_sock(sock)->flags, type & SOCK_NONBLOCK ? NEAT_SOCKF_NONBLOCK : 0);
 	a32_release(&nt_sock(sock)->state, NEAT_SOCK_DGRAM);
-	fd = nt_real.socket(AF_INET, type, IPPROTO_UDP);
-	err = fd < 0 ? -errno : nt_fd_install(fd, sock, type & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0);
-	if (!err)
-		return fd;
-	nt_sock_unref(sock);
-	/* Beyond our table it is an ordinary socket of the kernel. */
-	return fd >= 0 ? fd : err;
+	return fd;
 }
 
 /* ---- where a datagram goes ---- */

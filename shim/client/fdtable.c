@@ -4,7 +4,8 @@
  *
  * The row lives in neat_app and outlives us: neatd derives the reference counts from it after a
  * death. An entry changes by one store. refs is raised before an entry is stored and lowered after
- * it is cleared, so a kill in between leaves refs too high, never too low. A last close that a kill cuts
+ * it is cleared, so a kill in between leaves refs too high, never too low; nothing that enters the kernel, where
+ * kills take effect, comes between the two (decision NEW-edges-1). A last close that a kill cuts
  * short is finished by whoever sweeps the process (neat_abi.h).
  */
 #define _GNU_SOURCE
@@ -40,28 +41,33 @@ int nt_next_internal_fd(int from)
 	return -1;
 }
 
-static void set_entry(int fd, uint64_t word)
+static void raise_high(int fd)
 {
 	neat_a32 *high = &nt.app->procs[nt.proc].fd_high;
 
-	while (word && (uint32_t)fd >= a32_relaxed(high))
+	while ((uint32_t)fd >= a32_relaxed(high))
 		a32_cas(high, a32_relaxed(high), (uint32_t)fd + 1);
-	a64_release(&nt.row[fd], word);
 }
 
 void nt_fd_mark_internal(int fd)
 {
-	if (in_row(fd))
-		set_entry(fd, nt_fdword(NEAT_FD_INTERNAL, 0, 0));
+	if (!in_row(fd))
+		return;
+	raise_high(fd);
+	a64_release(&nt.row[fd], nt_fdword(NEAT_FD_INTERNAL, 0, 0));
 }
 
-/* Entry for an fd that is open already; takes over the caller's reference. -EMFILE beyond the table. */
-int nt_fd_install(int fd, uint32_t sock, uint32_t flags)
+/*
+ * The entry of an fd that is open already is made ready: what it named is forgotten, and its page is there, so
+ * that the store that follows a count enters no kernel. -EMFILE beyond the table.
+ */
+static int clear_entry(int fd)
 {
 	if (!in_row(fd))
 		return -EMFILE;
 	nt_fd_forget(fd);
-	set_entry(fd, nt_fdword(flags, a32_relaxed(&nt_sock(sock)->gen), sock));
+	raise_high(fd);
+	a64_store(&nt.row[fd], 0);
 	return 0;
 }
 
@@ -79,6 +85,25 @@ static bool unref(neat_a32 *refs)
 }
 
 static void finish_close(uint32_t sock);
+
+bool nt_fd_copy(neat_a64 *at, uint64_t word)
+{
+	uint32_t sock = nt_fdword_sock(word), had;
+	struct neat_sock *s = nt_sock(sock);
+
+	do {
+		had = a32_relaxed(&s->refs);
+		if (!neat_refs_counted(had))
+			return false;
+	} while (!a32_cas(&s->refs, had, had + 1));
+	a64_release(at, word);
+	if (nt_fdword_gen(word) == (a32_relaxed(&s->gen) & 0xffff))
+		return true;
+	/* Closed and claimed anew since the word was read: we counted for somebody else. */
+	a64_release(at, 0);
+	nt_sock_unref(sock);
+	return false;
+}
 
 /*
  * The descriptor no longer names the record. True: it was the last one, finish_close() is due, and a kill on the
@@ -140,14 +165,27 @@ static int real_dup(int oldfd, int newfd, int min, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
+/* The table follows the kernel's dup(): fd, or -errno and it is closed. */
+static int enter_dup(int fd, uint64_t word, int flags)
+{
+	int err = clear_entry(fd);
+
+	word = nt_fdword(flags & O_CLOEXEC ? NEAT_FD_CLOEXEC : 0, nt_fdword_gen(word), nt_fdword_sock(word));
+	if (!err && !nt_fd_copy(&nt.row[fd], word))
+		err = -EBADF;	/* another thread closes oldfd just now */
+	if (err)
+		nt_real.close(fd);
+	return err ? err : fd;
+}
+
 int nt_dup(int oldfd, int newfd, int min, int flags)
 {
-	uint32_t sock = nt_lookup(oldfd);
+	uint64_t word = in_row(oldfd) ? a64_relaxed(&nt.row[oldfd]) : 0;
 	int fd;
 
 	if (newfd >= 0 && nt_fd_internal(newfd))
 		return -EBUSY;		/* dup2(2): a race with open(); the number is not to be had */
-	if (!sock) {
+	if (!nt_fdword_sock(word)) {
 		bool lands_on_ours = newfd >= 0 && (nt_lookup(newfd) || nt_epoll_known(newfd));
 
 		if (newfd == oldfd || (!lands_on_ours && !nt_epoll_known(oldfd)))
@@ -161,16 +199,11 @@ int nt_dup(int oldfd, int newfd, int min, int flags)
 	}
 	if (oldfd == newfd)
 		return newfd;
-	a32_add(&nt_sock(sock)->refs, 1);
 	nt_lock(&nt.table_lock);
 	fd = real_dup(oldfd, newfd, min, flags);
-	if (fd >= 0 && nt_fd_install(fd, sock, flags & O_CLOEXEC ? NEAT_FD_CLOEXEC : 0) < 0) {
-		nt_real.close(fd);
-		fd = -EMFILE;
-	}
+	if (fd >= 0)
+		fd = enter_dup(fd, word, flags);
 	nt_unlock(&nt.table_lock);
-	if (fd < 0)
-		nt_sock_unref(sock);
 	return fd;
 }
 
@@ -213,7 +246,8 @@ void nt_exec_sweep(void)
 
 /* ---- records ---- */
 
-uint32_t nt_sock_claim(void)
+/* Record in state NEW with one reference; 0: none left. */
+static uint32_t sock_claim(void)
 {
 	uint64_t start = a64_add(&nt.app->sock_hint, 1);
 
@@ -237,6 +271,17 @@ uint32_t nt_sock_claim(void)
 			a64_store(&nt.app->sock_hint, at + 1);
 		return at;
 	}
+	return 0;
+}
+
+int nt_fd_new_sock(int fd, uint32_t flags, uint32_t *sock)
+{
+	int err = clear_entry(fd);
+
+	*sock = err ? 0 : sock_claim();
+	if (!*sock)
+		return err ? err : -ENFILE;
+	a64_release(&nt.row[fd], nt_fdword(flags, a32_relaxed(&nt_sock(*sock)->gen), *sock));
 	return 0;
 }
 

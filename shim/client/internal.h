@@ -216,8 +216,13 @@ void *nt_map_private(size_t size);
 
 /* ---- fdtable.c ---- */
 void nt_exec_sweep(void);		/* after exec: CLOEXEC entries and stale ones go */
-int nt_fd_install(int fd, uint32_t sock, uint32_t flags);
-uint32_t nt_sock_claim(void);		/* record in state NEW with one reference, 0 = none left */
+/* A record of its own, in state NEW, behind the fd, which is open. -EMFILE: beyond the table; -ENFILE: no record left. */
+int nt_fd_new_sock(int fd, uint32_t flags, uint32_t *sock);
+/*
+ * One more entry, `at`, whose page is there, for the record that `word` names. False, and `at` as it was: another
+ * thread has closed that one meanwhile.
+ */
+NEAT_CHECKED bool nt_fd_copy(neat_a64 *at, uint64_t word);
 void nt_sock_unref(uint32_t sock);	/* last one: FIN, port freed */
 void nt_fd_mark_internal(int fd);
 uint32_t nt_fd_flags(int fd);

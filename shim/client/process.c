@@ -153,12 +153,11 @@ static void copy_row(uint32_t to)
 	for (uint32_t fd = 0; fd < high; fd++) {
 		uint64_t w = a64_relaxed(&nt.row[fd]);
 
-		if (nt_fdword_sock(w))
-			a32_add(&nt_sock(nt_fdword_sock(w))->refs, 1);
-		else
-			w = 0;
-		if (w != a64_relaxed(&row[fd]))
-			a64_store(&row[fd], w);
+		/* The first store brings the page: none but nt_fd_copy()'s may come between the count and the entry. */
+		if (a64_relaxed(&row[fd]) || nt_fdword_sock(w))
+			a64_store(&row[fd], 0);
+		if (nt_fdword_sock(w) && !nt_fd_copy(&row[fd], w))
+			continue;	/* closed just now; the child has the placeholder only */
 	}
 }
 

@@ -18,10 +18,23 @@ static __thread bool explicitly __attribute__((tls_model("initial-exec")));
 void nt_default(bool on) { a32_store(&by_default, on); }
 void nt_explicit(bool on) { explicitly = on; }
 
+/* A placeholder with a record behind it: fd or -errno. `flags`: SOCK_CLOEXEC counts. */
+static int new_placeholder(int flags, uint32_t *sock)
+{
+	int fd = nt_real.socket(AF_UNIX, SOCK_STREAM | (flags & SOCK_CLOEXEC), 0), err;
+
+	if (fd < 0)
+		return -errno;
+	err = nt_fd_new_sock(fd, flags & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0, sock);
+	if (err)
+		nt_real.close(fd);
+	return err ? err : fd;
+}
+
 int nt_socket(int domain, int type, int protocol)
 {
 	uint32_t sock;
-	int fd, err;
+	int fd;
 
 	if (domain != AF_INET || !(a32_relaxed(&by_default) || explicitly))
 		return NT_KERNEL;
@@ -29,19 +42,9 @@ int nt_socket(int domain, int type, int protocol)
 		return nt_dgram_socket(type);
 	if ((type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP) || nt_attach() || nt_over())
 		return NT_KERNEL;
-	sock = nt_sock_claim();
-	if (!sock)
-		return -ENFILE;
-	if (type & SOCK_NONBLOCK)
+	fd = new_placeholder(type, &sock);
+	if (fd >= 0 && type & SOCK_NONBLOCK)
 		a32_store(&nt_sock(sock)->flags, NEAT_SOCKF_NONBLOCK);
-	fd = nt_real.socket(AF_UNIX, SOCK_STREAM | (type & SOCK_CLOEXEC), 0);
-	err = fd < 0 ? -errno : nt_fd_install(fd, sock, type & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0);
-	if (err) {
-		if (fd >= 0)
-			nt_real.close(fd);
-		nt_sock_unref(sock);
-		return err;
-	}
 	return fd;
 }
 
@@ -333,15 +336,10 @@ static int accept_try(struct neat_sock *listener, int flags)
 	nt_replicas_look();
 	if (!acceptable(listener))
 		return -EAGAIN;
-	sock = nt_sock_claim();
-	if (!sock)
-		return -ENFILE;
-	fd = nt_real.socket(AF_UNIX, SOCK_STREAM | (flags & SOCK_CLOEXEC), 0);
-	err = fd < 0 ? -errno : nt_fd_install(fd, sock, flags & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0);
-	if (!err)
-		err = accept_one(listener, fd, sock, flags);
-	else
-		nt_sock_unref(sock);
+	fd = new_placeholder(flags, &sock);
+	if (fd < 0)
+		return fd;
+	err = accept_one(listener, fd, sock, flags);
 	if (err == -EAGAIN)
 		nt_close(fd);
 	return err;

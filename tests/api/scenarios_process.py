@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
+import platform
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from .tools import listener, pair, say, scenario, sink
 
@@ -108,6 +112,51 @@ def killed_in_close() -> None:
         os.waitpid(pid, 0)
         ends.append(c.recv(1))
     print(set(ends))
+
+
+DUPLICATING = {"x86_64": ([32, 33, 292], 72), "aarch64": ([23, 24], 25)}  # dup, dup2, dup3; fcntl
+
+
+def die_in(calls: list[int], fcntl_nr: int) -> None:
+    """The process dies as it enters one of these system calls; of fcntl(2) only F_DUPFD counts."""
+    load_nr, load_arg1 = struct.pack("HBBI", 0x20, 0, 0, 0), struct.pack("HBBI", 0x20, 0, 0, 24)
+    allow, kill = struct.pack("HBBI", 6, 0, 0, 0x7FFF0000), struct.pack("HBBI", 6, 0, 0, 0x80000000)
+
+    def unless(value: int, skip: int) -> bytes:
+        return struct.pack("HBBI", 0x15, 0, skip, value)
+
+    code = load_nr + b"".join(unless(nr, 1) + kill for nr in calls)
+    code += unless(fcntl_nr, 5) + load_arg1
+    code += b"".join(unless(n, 1) + kill for n in (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC))
+    program = ctypes.create_string_buffer(code + allow)
+    packed = struct.pack("HxxxxxxQ", len(code + allow) // 8, ctypes.addressof(program))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, packed, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
+@scenario
+def killed_in_dup() -> None:
+    """A connection whose descriptor is being duplicated does not outlive the process."""
+    a = listener()
+    dups, fcntl_nr = DUPLICATING[platform.machine()]
+    ways: dict[str, Callable[[socket.socket], object]] = {
+        "dup": lambda c: os.dup(c.fileno()),
+        "dup2": lambda c: os.dup2(c.fileno(), 77),
+        "dup3": lambda c: os.dup2(c.fileno(), 77, inheritable=False),
+        "fcntl": lambda c: fcntl.fcntl(c, fcntl.F_DUPFD, 50),
+    }
+    for name, way in ways.items():
+        pid = os.fork()
+        if pid == 0:
+            c = socket.create_connection(a.getsockname())
+            die_in(dups, fcntl_nr)
+            way(c)
+            os._exit(1)
+        s, _ = a.accept()
+        s.settimeout(10)
+        print(name, signal.Signals(os.WTERMSIG(os.waitpid(pid, 0)[1])).name)
+        say("eof", s.recv, 1)
 
 
 @scenario
