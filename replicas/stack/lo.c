@@ -65,6 +65,8 @@ bool lo_output(struct stack *s, const struct pkt *p)
 	return true;
 }
 
+bool lo_waits(const struct stack *s) { return s->lo->head != s->lo->tail; }
+
 bool lo_deliver(struct stack *s)
 {
 	struct lo *lo = s->lo;

@@ -127,10 +127,11 @@ static void publish_counters(struct replica *r)
 
 /* ---- sleeping ---- */
 
+/* Timers and messages of the keeper come after lo's turn in the loop: what they sent there waits. */
 static bool work_waits(struct replica *r)
 {
 	return a32_acquire(r->control_word) || api_commands_pending(&r->api) || nicq_pending(r) ||
-	       (r->have_stack && udp_waits(&r->stack));
+	       (r->have_stack && (lo_waits(&r->stack) || udp_waits(&r->stack)));
 }
 
 static void arm(struct replica *r, uint32_t asleep)

@@ -157,6 +157,7 @@ bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop);	/* p->data 
 uint32_t lo_room(const struct stack *s);
 bool lo_output(struct stack *s, const struct pkt *p);		/* copies headers, refers to payload */
 bool lo_deliver(struct stack *s);				/* one frame; false when the queue is empty */
+bool lo_waits(const struct stack *s);				/* lo_deliver() has work now */
 
 /* ---- ip.c: IPv4, ICMP (RFC 791, 792, 1122, 1812, 6864) ---- */
 struct ip_meta {	/* what a transport learns of the network header; host order */

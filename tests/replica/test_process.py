@@ -129,6 +129,29 @@ def test_no_traffic_no_cpu(replica: Replica) -> None:
     assert replica.status.at.sleeps.v - sleeps <= 10
 
 
+def test_what_a_timer_sends_to_this_replica_arrives_before_it_sleeps(replica: Replica) -> None:
+    """A keepalive probe: nothing else would wake it, for an hour. Delayed ACKs come the same way."""
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    replica.go()
+    client, _ = pair(app, listener)
+    app.channel.asleep.v = ABI.NEAT_ASLEEP_FUTEX
+    options = client.words.opts.w
+    options[ABI.NEAT_OPT_FLAGS] |= ABI.NEAT_OPTF_KEEPALIVE
+    options[ABI.NEAT_OPT_KEEPIDLE_S], options[ABI.NEAT_OPT_KEEPINTVL_S] = 1, 3600
+    client.words.optgen.v += 1
+    client.kick()
+    status = replica.status.at
+
+    def asleep_with() -> int:
+        return int(status.segments_out.v) if not status.awake.v else 0
+
+    before = wait_until(asleep_with, "asleep")
+    wait_until(lambda: asleep_with() > before, "a probe")
+    wait_until(lambda: status.segments_in.v == status.segments_out.v, "the probe arrives")
+    wait_until(lambda: asleep_with() >= before + 2, "its answer")
+
+
 def test_a_process_blocked_in_the_kernel_is_no_company(replica: Replica) -> None:
     """It stays marked awake; the replica must not nap beside it for ever."""
     core = min(os.sched_getaffinity(0))
