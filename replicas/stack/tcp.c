@@ -316,8 +316,10 @@ void tcb_options(struct stack *s, struct tcb *t, const struct neat_opts *from)
 		t->flags |= TCB_LINGER0;
 	if (mss && t->mss)
 		t->mss = (uint16_t)u32_min(t->mss, u32_max(mss, TCP_MSS_MIN));
-	if (t->opt_flags & NEAT_OPTF_QUICKACK_OFF)
+	if (t->opt_flags & NEAT_OPTF_QUICKACK_OFF) {
 		t->quick = 0;
+		t->flags |= TCB_PINGPONG;	/* as Linux: until a delay runs out */
+	}
 	buffer_options(s, t, &o);
 }
 

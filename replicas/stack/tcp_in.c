@@ -72,19 +72,21 @@ static bool parse_options(struct tcp_seg *g)
 /* ---- acknowledging ---- */
 
 /*
- * RFC 9293 3.8.6.3: at once for every second full-sized segment, while the connection is young and
- * one-sided, and when the delay ran out; otherwise wait for a reply to ride on.
+ * RFC 9293 3.8.6.3: at once for more than a full-sized segment, in a one-sided connection while it is
+ * young and whenever the sender has nothing more (Nagle may hold its next one back; Linux waits for the
+ * program to read it), and when the delay ran out; otherwise wait for a reply to ride on.
  */
-static void ack_policy(struct stack *s, struct tcb *t, uint32_t seg_size)
+static void ack_policy(struct stack *s, struct tcb *t, uint32_t seg_size, uint8_t flags)
 {
+	bool one_sided = !(t->flags & TCB_PINGPONG);
 	uint64_t unacked = rcv_nxt(t) - t->rcv_wup;
 
 	if (seg_size > t->rcv_mss)
 		t->rcv_mss = (uint16_t)u32_min(seg_size, TCP_MSS_MAX);
-	if (t->quick && !(t->flags & TCB_PINGPONG)) {
+	if (t->quick && one_sided) {
 		t->quick--;
 		t->flags |= TCB_ACK_NOW;
-	} else if (unacked >= 2u * t->rcv_mss) {
+	} else if (unacked > t->rcv_mss || (one_sided && flags & TCP_PSH)) {
 		t->flags |= TCB_ACK_NOW;
 	} else if (!t->ack_at_us) {
 		t->ack_at_us = s->now_us + TCP_DELACK_US;
@@ -191,7 +193,7 @@ static void fast_path(struct stack *s, struct tcb *t, struct tcp_seg *g)
 		fast_ack(s, t, g);
 	if (g->len) {
 		tcp_deliver(s, t, g);
-		ack_policy(s, t, seg_size(g));
+		ack_policy(s, t, seg_size(g), g->flags);
 	}
 	if (t->flags & TCB_ACK_NOW || tx_tail(t) + 1 != t->snd_nxt)
 		tcp_output(s, t);
@@ -419,7 +421,7 @@ static void slow_path(struct stack *s, struct tcb *t, struct tcp_seg *g, const s
 		tcp_receive(s, t, g);
 		if (tcp_state(t) == TCP_FREE)
 			return;
-		ack_policy(s, t, size);
+		ack_policy(s, t, size, g->flags);
 	}
 	tcp_output(s, t);
 }

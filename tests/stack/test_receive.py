@@ -266,6 +266,32 @@ def test_second_full_segment_is_acknowledged_at_once(host: Host) -> None:
         assert peer.one().ack == 1 + at
 
 
+def test_more_than_a_full_segment_is_acknowledged_at_once(host: Host) -> None:
+    """As Linux: a header and a body in two writes, whose tail Nagle holds back until the ACK."""
+    peer, _ = server(host)
+    at = settle(host, peer)
+    give(peer, at, at + 10)
+    peer.none()
+    give(peer, at + 10, at + 10 + MSS)
+    assert peer.one().ack == 1 + at + 10 + MSS
+
+
+def test_one_sided_small_writes_are_acknowledged_at_once(host: Host) -> None:
+    """As Linux, whose reader does it: Nagle holds back the next one until the ACK."""
+    peer, slot = server(host)
+    at = settle(host, peer)
+    for _ in range(3):
+        give(peer, at, at + 10, "PA")
+        at += 10
+        assert peer.one().ack == 1 + at
+    host.read(slot)
+    host.write(slot, b"reply")  # a conversation from now on
+    peer.send("A", 1 + at, 6)
+    peer.recv()
+    give(peer, at, at + 10, "PA")
+    peer.none()
+
+
 def test_single_segment_is_acknowledged_after_the_delay(host: Host) -> None:
     peer, _ = server(host)
     at = settle(host, peer)
@@ -313,10 +339,12 @@ def test_request_and_reply_need_no_pure_acks(host: Host) -> None:
     """A conversation: two segments for each exchange (paper's and Linux's pingpong)."""
     peer, slot = server(host)
     at, sent = settle(host, peer, 10), 1
-    for _ in range(20):
+    for i in range(20):
         peer.send("PA", 1 + at, sent, b"0123456789")
         at += 10
         assert host.read(slot)[-10:] == b"0123456789"
+        if i == 0:
+            assert peer.one().data == b""  # nobody knows yet that there will be an answer
         host.write(slot, b"answer")
         assert peer.one().data == b"answer"
         sent += 6
