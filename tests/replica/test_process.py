@@ -130,7 +130,7 @@ def test_no_traffic_no_cpu(replica: Replica) -> None:
 
 
 def test_what_a_timer_sends_to_this_replica_arrives_before_it_sleeps(replica: Replica) -> None:
-    """A keepalive probe: nothing else would wake it, for an hour. Delayed ACKs come the same way."""
+    """A keepalive probe: nothing else would wake it for an hour. Delayed ACKs come the same way."""
     app = App(replica, 1)
     listener = app.listen(8080)
     replica.go()
