@@ -504,6 +504,7 @@ enum neat_frame_flags {
 	NEAT_FRAME_GSO_TCP4 = 4,	/* gso_size valid: cut (tx) or merged (rx) TCP/IPv4 segments */
 	NEAT_FRAME_LOCAL = 8,		/* between components: from this replica's own lo */
 	NEAT_FRAME_IN = 16,		/* between components: on its way to a transport; otherwise, to the wire */
+	NEAT_FRAME_RETURNED = 32,	/* rx: a SYN of this replica, not sent: another one has a connection of that tuple */
 };
 struct neat_frame_desc {
 	uint32_t len;		/* bytes in the buffer */

@@ -317,6 +317,7 @@ enum neat_nic_stat {
 	NEAT_NIC_LOOPS = 20,
 	NEAT_NIC_RX_FRAGMENTS = 21,
 	NEAT_NIC_RX_REASSEMBLED = 22,	/* datagrams made of them */
+	NEAT_NIC_TX_RETURNED = 23,	/* SYNs whose tuple is another replica's: given back to who sent them */
 	NEAT_NIC_STATS = 24,
 };
 struct neat_msg_n_stats {

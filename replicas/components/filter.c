@@ -53,7 +53,7 @@ static struct frameq *packet_in(struct component *c, struct pkt *p, const struct
 		return peer(s, PEER_TCP);
 	if (!pkt_pull(&transport, ihl))
 		return NULL;
-	if (filter_active(s) && !filter_in(s, &transport, m, ihl))
+	if (filter_active(s) && !(p->flags & PKT_RETURNED) && !filter_in(s, &transport, m, ihl))
 		return NULL;
 	if (!pass(s, to, p, true))
 		stack_drop(s, DROP_QUEUE_FULL);

@@ -78,6 +78,7 @@ bool frameq_take(struct frameq *q, struct pkt *p, bool *in)
 	p->len = d.len <= NEAT_QP_BUF - q->headroom ? d.len : 0;
 	p->flags = (uint16_t)((d.flags & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0) |
 			      (d.flags & NEAT_FRAME_CSUM_PARTIAL ? PKT_CSUM_PARTIAL : 0) |
+			      (d.flags & NEAT_FRAME_RETURNED ? PKT_RETURNED : 0) |
 			      (d.flags & NEAT_FRAME_LOCAL && q->their_epoch ? PKT_LOCAL : 0));
 	*in = d.flags & NEAT_FRAME_IN;
 	return true;
@@ -106,6 +107,7 @@ bool frameq_put(struct frameq *q, const struct pkt *p, bool in)
 		.flags = (uint16_t)((p->flags & PKT_CSUM_OK ? NEAT_FRAME_CSUM_OK : 0) |
 				    (p->flags & PKT_CSUM_PARTIAL ? NEAT_FRAME_CSUM_PARTIAL : 0) |
 				    (p->flags & PKT_LOCAL ? NEAT_FRAME_LOCAL : 0) |
+				    (p->flags & PKT_RETURNED ? NEAT_FRAME_RETURNED : 0) |
 				    (p->gso_size ? NEAT_FRAME_GSO_TCP4 : 0) | (in ? NEAT_FRAME_IN : 0)),
 		.gso_size = p->gso_size,
 		.l4_offset = p->l4_offset,

@@ -306,24 +306,11 @@ static uint32_t learn(struct flows *f, const struct frame *p, uint8_t replica, u
 	return create(f, &p->t, p->tcp_flags & FRAME_SYN ? FLOW_HALF : FLOW_OPEN, replica, now_s);
 }
 
-void flows_tx(struct flows *f, const struct frame *p, uint8_t replica, uint64_t now_us)
+/* What a segment of its owner says of a connection. */
+static void sent(struct flows *f, uint32_t i, const struct frame *p, uint32_t now_s)
 {
-	uint32_t now_s = seconds(now_us), i;
-	struct neat_flow *e;
+	struct neat_flow *e = entry(f, i);
 
-	expire(f, now_s);
-	i = find(f, &p->t);
-	if (!i)
-		i = learn(f, p, replica, now_s);
-	if (!i)
-		return;
-	e = entry(f, i);
-	if (owner_of(e) != replica) {
-		/* Nobody takes a live connection over; a finished one's tuple may be used again. */
-		if (state_of(e) != FLOW_CLOSING || (p->tcp_flags & (FRAME_SYN | FRAME_ACK)) != FRAME_SYN)
-			return;
-		set_owner(e, replica);
-	}
 	touch(f, i, now_s);
 	if (p->tcp_flags & FRAME_ACK)
 		e->rcv = p->ack;
@@ -342,6 +329,29 @@ void flows_tx(struct flows *f, const struct frame *p, uint8_t replica, uint64_t 
 	if (p->tcp_flags & FRAME_FIN)
 		set_flags(e, flags_of(e) | FLOW_FIN_OUT);
 	both_fins(f, i, now_s);
+}
+
+bool flows_tx(struct flows *f, const struct frame *p, uint8_t replica, uint64_t now_us)
+{
+	uint32_t now_s = seconds(now_us), i;
+	bool opens = (p->tcp_flags & (FRAME_SYN | FRAME_ACK | FRAME_RST)) == FRAME_SYN;
+
+	expire(f, now_s);
+	i = find(f, &p->t);
+	if (!i)
+		i = learn(f, p, replica, now_s);
+	if (!i)
+		return true;
+	if (owner_of(entry(f, i)) != replica) {
+		/* Nobody takes a live connection over; a finished one's tuple may be used again. */
+		if (!opens)
+			return true;
+		if (state_of(entry(f, i)) != FLOW_CLOSING)
+			return false;
+		set_owner(entry(f, i), replica);
+	}
+	sent(f, i, p, now_s);
+	return true;
 }
 
 uint8_t flows_owner(const struct flows *f, const struct frame_tuple *t)

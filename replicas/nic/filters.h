@@ -43,8 +43,8 @@ struct flows *flows_init(void *memory, struct neat_flow_table *table, uint32_t m
  * choice. `active`: replicas that get new connections.
  */
 uint8_t flows_rx(struct flows *f, const struct frame *p, uint8_t hashed, uint32_t active, uint64_t now_us);
-/* A replica sent this TCP frame. */
-void flows_tx(struct flows *f, const struct frame *p, uint8_t replica, uint64_t now_us);
+/* A replica sends this TCP frame. False: a SYN for a connection that another replica has or opens. */
+bool flows_tx(struct flows *f, const struct frame *p, uint8_t replica, uint64_t now_us);
 /* Owner of a tuple or FLOW_NONE; changes nothing. */
 uint8_t flows_owner(const struct flows *f, const struct frame_tuple *t);
 enum flow_state flows_state(const struct flows *f, const struct frame_tuple *t);

@@ -179,6 +179,17 @@ static void uplink_write(struct nic *n, uint32_t r, const uint8_t *head, uint32_
 		n->count[NEAT_NIC_TX_FAILED]++;
 }
 
+/* Its sender draws another port, or tells the program (stack/tcp.c). No room: it comes again, as if lost. */
+static void give_back(struct nic *n, uint32_t r, const uint8_t *bytes, uint32_t len)
+{
+	const struct frame_meta m = { .len = len, .flags = NEAT_FRAME_RETURNED };
+
+	if (queue_put(&n->queues[r], bytes, &m, n->now_us))
+		n->count[NEAT_NIC_TX_RETURNED]++;
+	else
+		n->count[NEAT_NIC_RX_FULL]++;
+}
+
 static void transmit(struct nic *n, uint32_t r)
 {
 	struct queue *u = &n->queues[r];
@@ -186,6 +197,7 @@ static void transmit(struct nic *n, uint32_t r)
 	uint32_t epoch, head_len;
 	struct frame_meta m;
 	const uint8_t *bytes = queue_peek(u, &m, &epoch);
+	enum steer_sent how = STEER_DENIED;
 	struct frame f;
 
 	/* W11: a zombie of an older incarnation says nothing any more. */
@@ -197,7 +209,13 @@ static void transmit(struct nic *n, uint32_t r)
 	if (bytes)
 		memcpy(head, bytes, head_len);
 	f = frame_parse(head, bytes ? head_len : 0, true);
-	if (f.kind == FRAME_BAD || !offload_ok(n, &f, &m) || !steer_tx(&n->steer, head, &f, r, n->now_us)) {
+	if (f.kind != FRAME_BAD && offload_ok(n, &f, &m))
+		how = steer_tx(&n->steer, head, &f, r, n->now_us);
+	if (how == STEER_RETURN) {
+		give_back(n, r, bytes, m.len);
+		return;
+	}
+	if (how == STEER_DENIED) {
 		n->count[NEAT_NIC_TX_MALFORMED]++;
 		return;
 	}

@@ -102,18 +102,19 @@ struct steer_to steer_rx(struct steer *s, const uint8_t *bytes, const struct fra
 }
 
 /* A broken replica must not speak for others on the wire, nor teach filters about their addresses. */
-bool steer_tx(struct steer *s, const uint8_t *bytes, const struct frame *f, uint32_t replica, uint64_t now_us)
+enum steer_sent steer_tx(struct steer *s, const uint8_t *bytes, const struct frame *f, uint32_t replica,
+			 uint64_t now_us)
 {
 	if (f->kind == FRAME_BAD || memcmp(bytes + 6, s->mac, 6) != 0)
-		return false;
+		return STEER_DENIED;
 	if (f->kind == FRAME_ARP)
-		return arp_tx(s, bytes, f);
+		return arp_tx(s, bytes, f) ? STEER_SEND : STEER_DENIED;
 	if (f->kind == FRAME_OTHER || f->laddr != s->addr)
-		return false;
-	if (f->kind == FRAME_TCP)
-		flows_tx(s->flows, f, (uint8_t)replica, now_us);
+		return STEER_DENIED;
+	if (f->kind == FRAME_TCP && !flows_tx(s->flows, f, (uint8_t)replica, now_us))
+		return STEER_RETURN;
 	/* N_PORT may still be on its way: to the wire a socket sends from its home, and its answer comes back. */
 	if (f->kind == FRAME_UDP && s->udp_home[f->t.lport] == NEAT_PORT_NO_HOME)
 		s->udp_home[f->t.lport] = (uint8_t)replica;
-	return true;
+	return STEER_SEND;
 }

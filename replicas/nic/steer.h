@@ -38,8 +38,14 @@ struct steer_to steer_rx(struct steer *s, const uint8_t *bytes, const struct fra
 			 uint32_t ready, uint64_t now_us);
 /* Sent to us, by both addresses. */
 bool steer_ours(const struct steer *s, const uint8_t *bytes, const struct frame *f);
-/* A replica sends this frame; false if it may not: not from our addresses. */
-bool steer_tx(struct steer *s, const uint8_t *bytes, const struct frame *f, uint32_t replica, uint64_t now_us);
+enum steer_sent {
+	STEER_DENIED = 0,	/* not from our addresses */
+	STEER_SEND,
+	STEER_RETURN,		/* a SYN, and the tuple is another replica's: the answer would go there */
+};
+/* A replica sends this frame. */
+enum steer_sent steer_tx(struct steer *s, const uint8_t *bytes, const struct frame *f, uint32_t replica,
+			 uint64_t now_us);
 
 /* arp.c */
 struct steer_to arp_rx(const struct steer *s, const struct frame *f, uint32_t queues, uint32_t ready);

@@ -78,11 +78,12 @@ void ip_input(struct stack *s, struct pkt *p)
 	if (!ihl)
 		return;
 	m = (struct ip_meta){ be32_get(h->saddr), be32_get(h->daddr), h->proto, h->ttl, h->tos, 0 };
-	if (!ip_is_local(s, m.daddr)) {
+	/* What comes back is to the peer, from us. */
+	if (!(p->flags & PKT_RETURNED) && !ip_is_local(s, m.daddr)) {
 		stack_drop(s, DROP_NOT_OURS);
 		return;
 	}
-	if (martian(s, m.saddr, m.daddr, p->flags & PKT_LOCAL)) {
+	if (!(p->flags & PKT_RETURNED) && martian(s, m.saddr, m.daddr, p->flags & PKT_LOCAL)) {
 		stack_drop(s, DROP_IP_MARTIAN);
 		return;
 	}

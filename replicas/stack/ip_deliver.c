@@ -15,7 +15,10 @@ void ip_deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_
 {
 	switch (m->proto) {
 	case IP_PROTO_TCP:
-		tcp_input(s, p, m);
+		if (p->flags & PKT_RETURNED)
+			tcp_returned(s, p, m);
+		else
+			tcp_input(s, p, m);
 		break;
 	case IP_PROTO_UDP:
 		udp_input(s, p, m, ihl);

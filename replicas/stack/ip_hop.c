@@ -7,7 +7,7 @@
 
 void ip_received(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl)
 {
-	if (filter_active(s) && !filter_in(s, p, m, ihl))
+	if (filter_active(s) && !(p->flags & PKT_RETURNED) && !filter_in(s, p, m, ihl))
 		return;
 	ip_deliver(s, p, m, ihl);
 }

@@ -278,7 +278,7 @@ void link_input(struct stack *s, struct pkt *p)
 		stack_drop(s, DROP_SHORT);
 		return;
 	}
-	if (!(e->dst[0] & 1) && memcmp(e->dst, s->cfg.mac, 6) != 0) {
+	if (!(e->dst[0] & 1) && !(p->flags & PKT_RETURNED) && memcmp(e->dst, s->cfg.mac, 6) != 0) {
 		stack_drop(s, DROP_NOT_OURS);
 		return;
 	}

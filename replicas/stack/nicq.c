@@ -42,7 +42,8 @@ unsigned nicq_receive(struct replica *r, unsigned budget)
 
 		p.buf = p.data;
 		p.len = d.len <= NEAT_QP_BUF ? d.len : 0;
-		p.flags = d.flags & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0;
+		p.flags = (uint16_t)((d.flags & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0) |
+				     (d.flags & NEAT_FRAME_RETURNED ? PKT_RETURNED : 0));
 		r->stack.count.frames_in++;
 		link_input(&r->stack, &p);
 		/* The descriptor is retired only after the packet's effects are in the control block (W3). */

@@ -382,7 +382,7 @@ int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
 	t->ts_offset = tcp_ts_offset(s, &k);
 	t->options = TCP_OPT_TS | TCP_OPT_SACK | TCP_OPT_WS;
 	t->rcv_wscale = tcp_wscale_for(s, &c->opts);
-	t->flags = ip_is_local(s, k.raddr) ? TCB_LOCAL : 0;
+	t->flags = (ip_is_local(s, k.raddr) ? TCB_LOCAL : 0) | (c->key.lport ? 0 : TCB_PORT_DRAWN);
 	t->pmss = tcp_mss_for(s, &k, &c->opts);
 	t->mss = t->pmss;
 	t->rto_us = TCP_RTO_INIT_US;
@@ -400,6 +400,66 @@ int tcp_connect(struct stack *s, const struct tcp_connect *c, struct tcb **out)
 	unit_end(t);
 	*out = t;
 	return 0;
+}
+
+/* ---- the nic gives a SYN back: another replica has the tuple ---- */
+
+/*
+ * A new tuple for a connection of which nothing has left the machine. Port, number and clock change one by one, and
+ * a successor may find any of them old: the peer knows none, and a SYN with any of them is right.
+ */
+static bool draw_again(struct stack *s, struct tcb *t)
+{
+	struct flow_key k = t->key;
+
+	k.lport = 0;
+	if (!(t->flags & TCB_PORT_DRAWN) || t->probes >= TCP_PORT_REDRAWS || choose_tuple(s, &k) ||
+	    flow_insert(s, &k, t))
+		return false;
+	t->probes++;
+	flow_remove(s, &t->key);
+	t->key.lport = k.lport;
+	t->iss = tcp_isn(s, &k);
+	t->ts_offset = tcp_ts_offset(s, &k);
+	seal_identity(t);
+	t->ref.pub->lport = k.lport;
+	return true;
+}
+
+/*
+ * A bucket that moved (N_ACTIVE) took along the ports of connections that stay where they are; their owner goes on
+ * unseen. The frame is our own copy, yet it went through shared memory: only one that is our last SYN counts.
+ */
+void tcp_returned(struct stack *s, const struct pkt *p, const struct ip_meta *m)
+{
+	const struct wire_tcp *h = pkt_get(p, 0, sizeof(*h));
+	struct tcp *tcp = s->tcp;
+	struct flow_key k = { .laddr = m->saddr, .raddr = m->daddr };
+	void *v = NULL;
+	struct tcb *t;
+
+	if (h) {
+		k.lport = be16_get(h->sport);
+		k.rport = be16_get(h->dport);
+		v = flow_find(s, &k);
+	}
+	if (v < (void *)tcp->tcbs || v >= (void *)(tcp->tcbs + tcp->ntcbs)) {
+		stack_drop(s, DROP_TCP_NO_SOCKET);
+		return;
+	}
+	t = v;
+	unit_names(s, t);
+	if (tcp_state(t) != TCP_SYN_SENT || be32_get(h->seq) != t->iss) {
+		stack_drop(s, DROP_TCP_STATE);
+		return;
+	}
+	if (!t->ref.mem || !draw_again(s, t)) {
+		tcp_done(s, t, EADDRNOTAVAIL);
+		return;
+	}
+	tcp_send_syn(s, t);
+	tcp_arm(s, t);
+	unit_end(t);
 }
 
 /* ---- listen ---- */

@@ -73,6 +73,7 @@ enum {
 	TCP_REO_PERSIST = 16,		/* RFC 8985 6.2: recoveries without DSACK until the window shrinks again */
 	TCP_MIN_RTT_S = 300,		/* RFC 8985 6.2 step 1: the minimum is one of the last five minutes */
 	TCP_SYN_RETRIES = 6,		/* tcp(7) tcp_syn_retries */
+	TCP_PORT_REDRAWS = 250,		/* fails once in 370,000 where others have 95 % of the ports to this peer */
 	TCP_SYNACK_RETRIES = 5,
 	TCP_RETRIES2 = 15,
 	TCP_ORPHAN_RETRIES = 8,
@@ -111,6 +112,7 @@ enum tcb_flag {		/* class D */
 	TCB_SNDBUF_FIXED = 32768,
 	TCB_RCVBUF_FIXED = 65536,	/* otherwise it is tuned */
 	TCB_ORPHAN = 131072,	/* let go by its application, and counted as such */
+	TCB_PORT_DRAWN = 262144,/* the local port is connect()'s choice, not the application's */
 };
 
 /* Kinds of timers of ours in the wheel. */
@@ -197,7 +199,7 @@ struct tcb {
 	uint32_t srtt_us, rttvar_us, rto_us;
 	uint16_t rcv_mss;		/* largest segment seen: what "full-sized" means to delayed ACKs */
 	uint8_t backoff;		/* consecutive timeouts */
-	uint8_t probes;			/* persist or keepalive probes without an answer */
+	uint8_t probes;			/* persist or keepalive probes without an answer; SYN_SENT: ports drawn again */
 	uint64_t last_rx_us;
 
 	/* line 4: D, recovery */

@@ -142,7 +142,7 @@ static void soft_bounds(struct stack *s, struct tcb *t)
 static void soft_reset(struct tcb *t)
 {
 	t->flags &= TCB_PINGPONG | TCB_SHUT_RD | TCB_OPEN_PASSIVE | TCB_SNDBUF_FIXED | TCB_RCVBUF_FIXED |
-		    TCB_LINGER0;
+		    TCB_LINGER0 | TCB_PORT_DRAWN;
 	t->min_rtt_us = 0;
 	t->flags |= TCB_ACK_NOW;
 	t->holes = NULL;
@@ -439,8 +439,10 @@ static void send_again(struct stack *s, struct tcb *t)
 
 static void go_on_opening(struct stack *s, struct tcb *t)
 {
-	if (t->ref.mem)
+	if (t->ref.mem) {
+		t->ref.pub->lport = t->key.lport;	/* it may just have been drawn again */
 		sock_status(s, &t->ref, NEAT_SLOT_CONNECTING, 0, 0);
+	}
 	t->snd_nxt = snd_max(t);
 	tcp_send_syn(s, t);
 }

@@ -61,6 +61,7 @@ void tcp_established(struct stack *s, struct tcb *t)
 	t->rtx_at_us = 0;
 	t->rtx_kind = TCP_RTX_NONE;
 	t->backoff = 0;
+	t->probes = 0;
 	if (!t->srtt_us)
 		t->rto_us = TCP_RTO_FALLBACK_US;
 	t->quick = TCP_QUICK_ACKS;

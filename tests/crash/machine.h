@@ -160,6 +160,7 @@ struct machine {
 	uint32_t delay_us;
 	uint64_t frames, segments;	/* on the wire, both directions */
 	bool trace;
+	uint32_t taken;			/* so many ports that the replica draws are another replica's: their SYNs come back */
 	bool fence_drops;		/* what lay in the tx ring at a death is lost, else it went out */
 	uint64_t nic_stops_us, nic_goes_us;	/* in between the NIC takes nothing */
 	/* datagrams: a death may repeat one, and only one that waits for a neighbour's address is lost */

@@ -7,9 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-struct flying { uint64_t at; bool to_replica; uint32_t len; uint8_t *bytes; };
+struct flying { uint64_t at; bool to_replica; uint16_t flags; uint32_t len; uint8_t *bytes; };
 
-enum { FLYING_MAX = 4096, TOLD_MAX = 64, TCP_OPTIONS = 20, OPTION_WSCALE = 3 };
+enum { FLYING_MAX = 4096, TOLD_MAX = 64, TAKEN_MAX = 16, TCP_OPTIONS = 20, OPTION_WSCALE = 3 };
 
 /* What the replica told the remote host of a window. */
 struct told { uint16_t lport, rport; uint8_t wscale; bool any; uint32_t edge; };
@@ -21,6 +21,8 @@ struct remote {
 	uint64_t rx_tail, tx_head;
 	uint32_t tcp_frames[2];		/* by direction: what wire rules count */
 	struct told told[TOLD_MAX];
+	uint16_t taken[TAKEN_MAX];	/* local ports of another replica's connections */
+	uint32_t ntaken;
 };
 
 struct host *remote_host(const struct machine *m) { return m->remote->host; }
@@ -169,11 +171,34 @@ void remote_announce(struct machine *m)
 	send(m, true, request, sizeof(request), false);
 }
 
+/* The ports that are tried first are the other replica's, and stay so. */
+static bool is_taken(const struct machine *m, const struct frame *f)
+{
+	struct remote *r = m->remote;
+	uint32_t i = 0;
+
+	if (f->kind != FRAME_TCP || (f->tcp_flags & (FRAME_SYN | FRAME_ACK)) != FRAME_SYN)
+		return false;
+	while (i < r->ntaken && r->taken[i] != f->t.lport)
+		i++;
+	if (i < r->ntaken || r->ntaken == u32_min(m->taken, TAKEN_MAX))
+		return i < r->ntaken;
+	r->taken[r->ntaken++] = f->t.lport;
+	return true;
+}
+
 static void transmit(struct machine *m, const uint8_t *bytes, const struct neat_frame_desc *d)
 {
 	static uint8_t seg[NEAT_QP_BUF], whole[NEAT_QP_BUF];
 	struct frame f = frame_parse(bytes, d->len < FRAME_LOOK ? d->len : FRAME_LOOK, true);
 
+	if (is_taken(m, &f)) {
+		const struct flying back = { .to_replica = true, .flags = NEAT_FRAME_RETURNED, .len = d->len,
+					     .bytes = (uint8_t *)(uintptr_t)bytes };
+
+		fly(m, copy_of(&back), m->now_us + m->delay_us);
+		return;
+	}
 	if (f.kind == FRAME_TCP)
 		check_window(m, bytes, &f);
 	if (f.kind == FRAME_ARP) {
@@ -230,7 +255,7 @@ static void to_replica(struct machine *m, const struct flying *f)
 
 	if (tail - a64_acquire(&rx->head) >= NEAT_QP_ENTRIES)
 		return;		/* no room: lost */
-	rx->desc[tail & (NEAT_QP_ENTRIES - 1)] = (struct neat_frame_desc){ .len = f->len };
+	rx->desc[tail & (NEAT_QP_ENTRIES - 1)] = (struct neat_frame_desc){ .len = f->len, .flags = f->flags };
 	memcpy((uint8_t *)m->qp + NEAT_QP_BUFS + (tail & (NEAT_QP_ENTRIES - 1)) * (uint64_t)NEAT_QP_BUF, f->bytes, f->len);
 	a64_release(&rx->tail, ++m->remote->rx_tail);
 }

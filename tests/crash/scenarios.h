@@ -5,7 +5,7 @@
 #include "machine.h"
 
 #define SCENARIOS(X) \
-	X(inbound) X(outbound) X(local) X(greeting) \
+	X(inbound) X(outbound) X(local) X(greeting) X(drawn_again) X(taken) \
 	X(echo_in) X(echo_out) X(both_in) X(both_out) X(both_local) X(lossy) X(reordered) X(lost_handshake) \
 	X(window_ours) X(window_theirs) X(window_asked) X(window_local) X(options) X(growth) \
 	X(active_close) X(passive_close) X(both_close) X(local_close) X(lost_fin) X(unread) X(linger0) \

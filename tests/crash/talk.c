@@ -99,6 +99,8 @@ void talk(struct actor *a)
 		if (t->crossed)		/* two callers: the lower port is the "client" */
 			e->stream = u32_min(t->port, t->lport) * 2 + (t->lport > t->port);
 		WAIT(a, end_flags(e) & (END_CONNECTED | END_OVER));
+		if (!t->lport)		/* what getsockname() says is what the peer sees */
+			e->stream = e->proc->pub->slots[e->slot].lport * 2u;
 	} else {
 		WAIT(a, end_accept(e, &a->m->listening[t->listening]));
 	}

@@ -13,7 +13,7 @@ enum talk_end {
 struct talk {
 	bool active;
 	uint32_t addr;		/* active: whom to call */
-	uint16_t port, lport;	/* lport also names the byte streams; passive: not used */
+	uint16_t port, lport;	/* lport also names the byte streams; 0 = drawn; passive: not used */
 	bool crossed;		/* the other end calls us at the same time */
 	uint32_t listening;	/* passive: index of the listener */
 	uint64_t start_us;	/* relative to the scenario's start */

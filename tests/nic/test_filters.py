@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import ffi
 from .frames import ACK, FIN, PEER, RST, SYN, received, sent
-from .test_steer import Nic
+from .test_steer import RETURN, SEND, Nic
 
 SECOND = 1_000_000
 HALF_S, OPEN_S, CLOSING_S = 60, 8000, 120
@@ -117,10 +117,44 @@ def test_no_replica_takes_over_the_connection_of_another(nic: Nic) -> None:
     owner = establish(nic, (PEER, 9))
     thief = (owner + 1) % 4
     nic.tx(sent((PEER, 9), 80, ACK, seq=501, ack=101), thief)
-    nic.tx(sent((PEER, 9), 80, SYN, seq=1), thief)
+    assert nic.verdict(sent((PEER, 9), 80, SYN, seq=1), thief) == RETURN
     nic.tx(sent((PEER, 9), 80, RST, seq=501), thief)
     assert nic.owner(received((PEER, 9), 80, ACK, seq=101, ack=501)) == owner
     assert nic.counts()["open"] == 1
+
+
+def test_a_syn_for_the_tuple_of_another_replica_comes_back(nic: Nic) -> None:
+    """While the other one opens, and while it has a connection; its own SYN goes out again."""
+    peer, syn = (PEER, 443), sent((PEER, 443), 40000, SYN, seq=700)
+    assert nic.verdict(syn, 2) == SEND
+    before = nic.counts()
+    for _ in range(3):
+        assert nic.verdict(syn, 1) == RETURN
+        assert nic.verdict(syn, 2) == SEND
+    assert nic.counts() == before
+    assert nic.owner(received(peer, 40000, SYN | ACK, seq=1, ack=701)) == 2
+    assert nic.verdict(sent(peer, 40000, SYN, seq=9), 1) == RETURN
+    # What is no opening SYN is nobody's try at a port: it goes out, and changes nothing.
+    for flags in (ACK, RST, SYN | ACK, SYN | RST):
+        assert nic.verdict(sent(peer, 40000, flags, seq=9), 1) == SEND
+    assert nic.owner(received(peer, 40000, ACK, seq=2, ack=701)) == 2
+
+
+def test_a_finished_connection_is_no_reason_to_give_a_syn_back(nic: Nic) -> None:
+    """Our clock and numbers go on over all replicas, so a peer in TIME_WAIT takes it (RFC 6191)."""
+    peer = (PEER, 443)
+    assert nic.verdict(sent(peer, 40000, SYN, seq=700), 2) == SEND
+    nic.tx(sent(peer, 40000, RST, seq=701), 2)
+    assert nic.verdict(sent(peer, 40000, SYN, seq=900), 1) == SEND
+    assert nic.verdict(sent(peer, 40000, SYN, seq=999), 2) == RETURN
+    assert nic.owner(received(peer, 40000, SYN | ACK, seq=1, ack=901)) == 1
+
+
+def test_who_opens_later_gets_the_tuple_when_the_first_try_is_forgotten(nic: Nic) -> None:
+    syn = sent((PEER, 443), 40000, SYN, seq=700)
+    assert nic.verdict(syn, 2) == SEND
+    assert nic.verdict(syn, 1, now=HALF_S * SECOND) == RETURN
+    assert nic.verdict(syn, 1, now=(HALF_S + 1) * SECOND) == SEND
 
 
 def test_fin_both_ways_ages_and_the_tuple_may_be_used_again(nic: Nic) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.replica.mini import ABI, ffi
+from tests.replica.mini import ABI, Connection, ffi
 from tests.waiting import wait_until
 
 from .frames import arp, checksum, icmp, tcp
@@ -40,6 +41,7 @@ from .rig import (
 PORT = 8080
 WHY_NOT = why_no_namespace()
 needs_namespace = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+CONNECTED, HUP = ABI.NEAT_SLOT_CONNECTED, ABI.NEAT_SLOT_HUP
 TAP, WIRE, NONE = ABI.NEAT_NIC_TAP, ABI.NEAT_NIC_WIRE, ABI.NEAT_NIC_NONE
 
 
@@ -208,6 +210,60 @@ def test_we_connect_to_a_kernel_server(host: Host, namespace: Namespace) -> None
     client.settimeout(20)
     assert address[0] == OUR
     exchange(client, ours)
+
+
+def serve_kernel(namespace: Namespace) -> socket.socket:
+    listener = namespace.open(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("0.0.0.0", 0))
+    listener.listen(4096)
+    return listener
+
+
+def connected(connection: Connection) -> Connection:
+    ends = CONNECTED | HUP
+    wait_until(lambda: connection.flags & ends, "an answer to connect()", 20)
+    assert connection.flags & ends == CONNECTED, connection.errno
+    return connection
+
+
+@needs_namespace
+@pytest.mark.parametrize("host", [2], indirect=True)
+def test_a_port_that_another_replica_drew_is_drawn_again(host: Host, namespace: Namespace) -> None:
+    """The buckets of one go to the other, its connections stay: 600 * 600 / 28232 = 13 meet."""
+    listener = serve_kernel(namespace)
+    to = (ipv4("10.99.0.1"), listener.getsockname()[1])
+    ours: list[Connection] = []
+    for index, app in enumerate(host.apps):
+        host.nic.active(1 << index)
+        ours += [connected(app.connect(*to)) for _ in range(600)]
+    theirs = {address[1]: peer for peer, address in (listener.accept() for _ in ours)}
+    assert len(theirs) == len(ours)
+    assert host.nic.stats()["tx_returned"] > 0
+    for connection in ours:
+        peer = theirs[connection.pub.lport]
+        connection.write(b"%d" % connection.slot)
+        assert receive_all(peer, 5) == b"%d" % connection.slot
+        peer.close()
+    listener.close()
+
+
+@needs_namespace
+@pytest.mark.parametrize("host", [2], indirect=True)
+def test_a_bound_port_that_another_replica_uses_is_not_available(
+    host: Host, namespace: Namespace
+) -> None:
+    """What Linux's connect() says of a local port that is connected to the same peer."""
+    listener = serve_kernel(namespace)
+    to = (ipv4("10.99.0.1"), listener.getsockname()[1])
+    first = connected(host.apps[0].connect(*to, lport=40000))
+    second = host.apps[1].connect(*to, lport=40000)
+    wait_until(lambda: second.flags & HUP, "connect() fails", 20)
+    assert second.errno == errno.EADDRNOTAVAIL
+    peer, _ = listener.accept()
+    first.write(b"still there")
+    assert receive_all(peer, 11) == b"still there"
+    peer.close()
+    listener.close()
 
 
 @needs_namespace

@@ -24,6 +24,7 @@ VECTORS = [  # destination, port, source, port, hash without and with ports
     ("209.142.163.6", 2217, "38.27.205.30", 48228, 0x82989176, 0xAFC7327F),
     ("202.188.127.2", 1303, "153.39.163.191", 44251, 0x5D1809C5, 0x10E828A2),
 ]
+DENIED, SEND, RETURN = range(3)
 NOT_OURS, MALFORMED = 0x80000003, 0x80000004
 # Upper 0.1 % points of chi-square, by degrees of freedom (any table).
 CHI_SQUARE = {1: 10.83, 2: 13.82, 3: 16.27, 7: 24.32}
@@ -43,8 +44,13 @@ class Nic:
         assert mask & (mask - 1) == 0, "exactly one replica"
         return mask.bit_length() - 1
 
+    def verdict(self, frame: bytes, replica: int, now: int = 0) -> int:
+        """enum steer_sent."""
+        return int(self.lib.nic_tx(self.at, frame, len(frame), replica, now))
+
     def tx(self, frame: bytes, replica: int, now: int = 0) -> bool:
-        return bool(self.lib.nic_tx(self.at, frame, len(frame), replica, now))
+        """Whether it may leave."""
+        return self.verdict(frame, replica, now) == SEND
 
     def active(self, mask: int) -> None:
         self.lib.nic_active(self.at, mask)

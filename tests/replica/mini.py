@@ -156,11 +156,11 @@ class App:
             message.app_id = 2**32 - 1
             self.replica.send(ABI.NEAT_MSG_R_UNLISTEN, message)
 
-    def connect(self, addr: int, port: int) -> Connection:
+    def connect(self, addr: int, port: int, lport: int = 0) -> Connection:
         slot = self.next_slot
         self.next_slot += 1
         words = self.app.at.slots[slot]
-        words.raddr, words.rport, words.laddr, words.lport = addr, port, 0, 0
+        words.raddr, words.rport, words.laddr, words.lport = addr, port, 0, lport
         self.push(ABI.NEAT_CMD_CONNECT, slot, 1)
         return Connection(self, slot, 1)
 

@@ -241,6 +241,19 @@ void host_in(struct host *h, const uint8_t *ip, uint32_t len)
 	host_drain(h);
 }
 
+/* The nic gives a frame back that this host sent. */
+void host_return(struct host *h, const uint8_t *ip, uint32_t len)
+{
+	uint8_t *room = malloc(PKT_HEADROOM + FRAME_HEADERS + len);
+	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = FRAME_HEADERS + len, .flags = PKT_RETURNED };
+
+	memcpy(p.data, (const uint8_t[FRAME_HEADERS]){ 2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0 }, FRAME_HEADERS);
+	memcpy(p.data + FRAME_HEADERS, ip, len);
+	link_input(&h->stack, &p);
+	free(room);
+	host_drain(h);
+}
+
 int host_out(struct host *h, uint8_t *buf, uint32_t cap)
 {
 	struct out *o = &h->out[h->out_head & (OUT_MAX - 1)];

@@ -160,6 +160,11 @@ class Host:
         self.lib.host_in(self.h, packet, len(packet))
         self.collect()
 
+    def give_back(self, packet: bytes) -> None:
+        """The nic did not send it: another replica has a connection of that tuple."""
+        self.lib.host_return(self.h, packet, len(packet))
+        self.collect()
+
     # ---- application ----
 
     def listen(self, port: int, backlog: int = 16, addr: int = 0,

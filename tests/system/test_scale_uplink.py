@@ -80,6 +80,60 @@ def test_the_nic_dies_while_replicas_drain(net: Net, churn: Churn) -> None:
         churn.goes_on()
 
 
+HOLD = """
+import socket, sys
+def more(n):
+    for _ in range(n):
+        s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
+        held.append((s, b"%d" % s.getsockname()[1]))
+        s.sendall(held[-1][1].ljust(5))
+held = []
+more(1000)
+print("held", flush=True)
+sys.stdin.readline()
+more(1000)
+assert all(s.recv(5) == port.ljust(5) for s, port in held)
+assert len({port for _, port in held}) == 2000
+"""
+ECHO = """
+import select, socket
+at = socket.create_server(("", 0), backlog=4096)
+print(at.getsockname()[1], flush=True)
+poll, peers = select.epoll(), {}
+poll.register(at, select.EPOLLIN)
+while True:
+    for fd, _ in poll.poll():
+        if fd == at.fileno():
+            peer, (_, port) = at.accept()
+            peers[peer.fileno()] = peer, b"%d" % port
+            poll.register(peer, select.EPOLLIN)
+        else:
+            peer, port = peers[fd]
+            if said := peer.recv(5):
+                peer.sendall(port.ljust(5) if said == port.ljust(5) else b"wrong")
+            else:
+                poll.unregister(fd)
+                peer.close()
+"""
+
+
+def test_connect_finds_a_port_though_buckets_moved_away_from_their_connections(net: Net) -> None:
+    """1000 connections stay, half the buckets move, 500 draw from these: 18 meet a port in use."""
+    server = net.peer.start(sys.executable, "-c", ECHO, stdout=subprocess.PIPE)
+    assert server.stdout
+    port = server.stdout.readline().strip()
+    client = net.neat.start(
+        sys.executable, "-c", HOLD, PEER, port, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert client.stdout
+    assert client.stdout.readline() == "held\n"
+    net.instance.cli("scale", "2")
+    client.communicate("go on\n", timeout=100)
+    server.kill()
+    server.communicate()
+    assert client.returncode == 0
+
+
 CONNECT = """
 import random, socket, sys
 # The kernel's own source ports come in sequences, on which a linear hash is even or not at all.
