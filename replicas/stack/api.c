@@ -210,6 +210,7 @@ void pub_words_reset(struct neat_slot_pub *pub)
 	a64_store(&pub->tx_una, 0);
 	a64_store(&pub->accept_tail, 0);
 	a32_store(&pub->err_seq, 0);
+	memset(&pub->rtt_us, 0, sizeof(*pub) - offsetof(struct neat_slot_pub, rtt_us));
 }
 
 /* ---- listeners ---- */
@@ -282,6 +283,8 @@ int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m)
 	int err;
 
 	if (m->slot && m->slot < NEAT_SLOTS && app->slots[m->slot].kind == SLOT_LISTENER) {
+		if (app->slots[m->slot].gen != (uint16_t)m->gen)
+			return -ESTALE;		/* closed, and another one's by now */
 		tcp_relisten(a->stack, app->slots[m->slot].obj, m->backlog);
 		m->gen = app->slots[m->slot].gen;
 		return 0;
@@ -311,6 +314,24 @@ uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail)
 	return tail - head <= NEAT_ACCEPT_ENTRIES ? head : tail - NEAT_ACCEPT_ENTRIES;
 }
 
+/* Nobody can accept it any more: reset (RFC 9293 3.10.4 for a closed listener). */
+static void drop_waiting(struct api *a, struct app *app, uint64_t entry)
+{
+	uint32_t slot = neat_entry_slot(entry);
+	struct slot_user *u = &app->slots[slot & (NEAT_SLOTS - 1)];
+
+	/* A second entry of a connection may outlive it: the slot is another one's by now. */
+	if (slot == 0 || slot >= NEAT_SLOT_APP_FIRST || u->gen != (uint16_t)(entry >> 32) ||
+	    a32_relaxed(&app->mem.app->slots[slot].accepted))
+		return;
+	if (u->kind == SLOT_TCB) {
+		u->closed = 1;
+		tcp_abort(a->stack, u->obj, ECONNRESET);
+	} else if (u->kind == SLOT_ZOMBIE) {
+		slot_free(app, slot);
+	}
+}
+
 static void listener_close(struct api *a, struct app *app, uint32_t slot)
 {
 	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
@@ -318,19 +339,8 @@ static void listener_close(struct api *a, struct app *app, uint32_t slot)
 	uint64_t tail = a64_relaxed(&pub->accept_tail);
 
 	tcp_unlisten(a->stack, app->slots[slot].obj);
-	/* Nobody can accept these any more: reset them (RFC 9293 3.10.4 for a closed listener). */
-	for (uint64_t i = accept_head(app, slot, tail); i != tail; i++) {
-		uint32_t child = neat_entry_slot(a64_relaxed(&ring->entry[i & (NEAT_ACCEPT_ENTRIES - 1)]));
-
-		if (child && child < NEAT_SLOT_APP_FIRST && app->slots[child].kind == SLOT_TCB &&
-		    a32_relaxed(&app->mem.app->slots[child].accepted) == 0) {
-			app->slots[child].closed = 1;
-			tcp_abort(a->stack, app->slots[child].obj, ECONNRESET);
-		} else if (child && child < NEAT_SLOT_APP_FIRST && app->slots[child].kind == SLOT_ZOMBIE &&
-			   a32_relaxed(&app->mem.app->slots[child].accepted) == 0) {
-			slot_free(app, child);
-		}
-	}
+	for (uint64_t i = accept_head(app, slot, tail); i != tail; i++)
+		drop_waiting(a, app, a64_relaxed(&ring->entry[i & (NEAT_ACCEPT_ENTRIES - 1)]));
 	accept_ring_free(app, pub->accept_ring);
 	slot_free(app, slot);
 }

@@ -18,6 +18,17 @@ static void connect_failed(struct stack *s, struct app *app, uint32_t slot, int 
 	sock_notify(s, &ref, SOCK_STATE);
 }
 
+/*
+ * The claimant saw the slot free, in this generation. An older one: it was closed meanwhile (overtaken()), or the
+ * entry was obeyed long ago, and is seen again because an index of the ring was overwritten.
+ */
+bool claimed_in(const struct neat_slot_pub *pub, uint32_t gen)
+{
+	uint64_t status = a64_relaxed(&pub->status);
+
+	return !neat_status_flags(status) && (int16_t)(gen - neat_status_gen(status)) >= 0;
+}
+
 static void cmd_connect(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
 {
 	struct neat_slot_app *w = &app->mem.app->slots[slot];
@@ -25,18 +36,15 @@ static void cmd_connect(struct api *a, struct app *app, uint32_t slot, uint32_t 
 	struct tcp_connect req = {
 		.key = { .laddr = w->laddr, .raddr = w->raddr, .lport = w->lport, .rport = w->rport },
 	};
-	uint64_t status = a64_relaxed(&pub->status);
 	struct tcb *t;
 	int err;
 
-	if (slot < NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE || app->gone)
-		return;
-	/* The claimant saw the slot free, in this generation. An older one: the entry was obeyed long ago, and is seen
-	 * again because an index of the ring was overwritten. */
-	if (neat_status_flags(status) || (int16_t)(gen - neat_status_gen(status)) < 0)
+	if (slot < NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE || app->gone || !claimed_in(pub, gen))
 		return;
 	pub_words_reset(pub);
 	slot_take(app, slot, SLOT_TCB, NULL, gen);
+	/* A kick that came by another channel found no connection; the exchange as in slot_look(). */
+	a32_xchg(&w->cmd_pend, 0);
 	/* Acquire: options that change after this look raise the number again. */
 	app->slots[slot].optgen = a32_acquire(&w->optgen);
 	req.optgen = (uint16_t)app->slots[slot].optgen;
@@ -86,6 +94,20 @@ void slot_look(struct api *a, struct app *app, uint32_t slot)
 	tcp_kick(a->stack, u->obj, &user);
 }
 
+/*
+ * CLOSE of a connection whose CONNECT is still in the ring of another process: nobody would close it afterwards.
+ * The next generation keeps it from being obeyed (cmd_connect()).
+ */
+static void overtaken(struct app *app, uint32_t slot, uint32_t gen)
+{
+	struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
+
+	if (slot < NEAT_SLOT_APP_FIRST || a64_relaxed(&pub->status) != neat_status(gen, 0, 0))
+		return;
+	app->slots[slot].gen = (uint16_t)(gen + 1);
+	a64_release(&pub->status, neat_status(gen + 1, 0, 0));
+}
+
 static void command(struct api *a, struct app *app, uint64_t e)
 {
 	uint32_t slot = neat_entry_slot(e), gen = neat_entry_gen(e);
@@ -103,6 +125,13 @@ static void command(struct api *a, struct app *app, uint64_t e)
 		return;
 	}
 	u = &app->slots[slot];
+	if (u->kind == SLOT_FREE && neat_entry_op(e) == NEAT_CMD_CLOSE)
+		overtaken(app, slot, gen);
+	if (u->kind == SLOT_FREE || u->closed)
+		return;
+	/* Of an earlier use of the slot: its flag keeps the kicks of this one away until somebody looks. */
+	if (u->gen != gen && neat_entry_op(e) == NEAT_CMD_KICK && a32_relaxed(&app->mem.app->slots[slot].cmd_pend))
+		slot_look(a, app, slot);
 	if (u->kind == SLOT_FREE || u->gen != gen || u->closed)
 		return;
 	switch (neat_entry_op(e)) {

@@ -10,6 +10,8 @@ struct sockref slot_ref(struct app *app, uint32_t slot);
 void pub_words_reset(struct neat_slot_pub *pub);
 /* The application's last reference is gone. */
 void slot_close(struct api *a, struct app *app, uint32_t slot);
+/* A command may take this slot of the claimed half, which is free, in this generation. */
+NEAT_CHECKED bool claimed_in(const struct neat_slot_pub *pub, uint32_t gen);
 /* ---- api_udp.c ---- */
 /* NEAT_CMD_UDP: the slot becomes a UDP socket. */
 void cmd_udp(struct api *a, struct app *app, uint32_t slot, uint32_t gen);

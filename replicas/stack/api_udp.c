@@ -40,7 +40,8 @@ void cmd_udp(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
 	struct sockref ref;
 	int err;
 
-	if (slot < NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE || app->gone)
+	if (slot < NEAT_SLOT_APP_FIRST || app->slots[slot].kind != SLOT_FREE || app->gone ||
+	    !claimed_in(pub, gen))
 		return;
 	pub_words_reset(pub);
 	pub->laddr = laddr;

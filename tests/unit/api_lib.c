@@ -140,6 +140,11 @@ uint32_t accept_one(struct world *w, uint32_t listener, uint32_t sock);
 int tcb_kicks(struct world *w, uint32_t tcb);
 int tcb_options(struct world *w, uint32_t tcb);
 void set_options(struct world *w, uint32_t slot);
+void kick_flag(struct world *w, uint32_t slot);
+void set_info(struct world *w, uint32_t slot, uint32_t value);
+uint32_t info(struct world *w, uint32_t slot);
+int listen_again(struct world *w, uint32_t slot, uint32_t gen);
+void own(struct world *w, uint32_t slot, uint32_t sock);
 int tcb_aborted(struct world *w, uint32_t tcb);
 int tcb_closed(struct world *w, uint32_t tcb);
 uint32_t tcb_slot(struct world *w, uint32_t tcb);
@@ -314,6 +319,19 @@ int tcb_kicks(struct world *w, uint32_t tcb) { return w->tcbs[tcb].kicks; }
 /* Whether its last kick said that options changed. */
 int tcb_options(struct world *w, uint32_t tcb) { return w->tcbs[tcb].last.opts_changed; }
 void set_options(struct world *w, uint32_t slot) { a32_add(&w->app.mem.app->slots[slot].optgen, 1); }
+/* The library's exchange in front of a KICK. */
+void kick_flag(struct world *w, uint32_t slot) { a32_store(&w->app.mem.app->slots[slot].cmd_pend, 1); }
+/* What TCP_INFO reports of a slot, one word of it. */
+void set_info(struct world *w, uint32_t slot, uint32_t value) { w->app.mem.pub->slots[slot].total_retrans = value; }
+uint32_t info(struct world *w, uint32_t slot) { return w->app.mem.pub->slots[slot].total_retrans; }
+void own(struct world *w, uint32_t slot, uint32_t sock) { a32_store(&w->app.mem.app->slots[slot].accepted, sock); }
+/* R_LISTEN for a listener that neatd knows to be in this slot. */
+int listen_again(struct world *w, uint32_t slot, uint32_t gen)
+{
+	struct neat_msg_r_listen m = { .app_id = 7, .port = 80, .backlog = 16, .slot = slot, .gen = gen };
+
+	return api_listen(&w->api, &w->app, &m);
+}
 int tcb_aborted(struct world *w, uint32_t tcb) { return w->tcbs[tcb].aborted; }
 int tcb_closed(struct world *w, uint32_t tcb) { return w->tcbs[tcb].closed; }
 uint32_t tcb_slot(struct world *w, uint32_t tcb) { return w->tcbs[tcb].ref.slot; }

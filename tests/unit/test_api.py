@@ -409,6 +409,85 @@ def test_options_of_a_connection_are_not_confused_with_those_of_the_last_one_in_
     assert bool(replica.tcb_options(second)) == bool(now)
 
 
+def test_a_kick_that_overtook_its_connect_does_not_keep_later_ones_away(replica: Replica) -> None:
+    """By another channel: the connect() of a parent, the setsockopt() of its child."""
+    replica.kick_flag(CLAIMED)
+    replica.set_options(CLAIMED)
+    replica.command(KICK, CLAIMED, gen=0, channel=1)
+    replica.command(CONNECT, CLAIMED, gen=0)
+    assert replica.flags(CLAIMED) == CONNECTING
+    assert replica.command_pending(CLAIMED) == 0
+
+
+def test_a_kick_for_the_last_connection_of_a_slot_does_not_keep_those_of_the_next_away(
+    replica: Replica,
+) -> None:
+    """A thread was stopped between its recv() and the kick; meanwhile another closed the socket."""
+    replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    gen = replica.gen(slot)
+    replica.command(CLOSE, slot)
+    second = replica.arrive(0)
+    assert replica.tcb_slot(second) == slot
+    replica.kick_flag(slot)
+    replica.command(KICK, slot, gen=gen)
+    assert (replica.command_pending(slot), replica.tcb_kicks(second)) == (0, 1)
+
+
+def test_a_close_that_overtook_its_connect_ends_it(replica: Replica) -> None:
+    """By another channel: nobody is left who would close that connection."""
+    replica.command(CLOSE, CLAIMED, gen=0, channel=1)
+    replica.command(CONNECT, CLAIMED, gen=0)
+    assert (replica.flags(CLAIMED), replica.live()) == (0, 0)
+    replica.command(CLOSE, CLAIMED, gen=0, channel=1)
+    assert replica.gen(CLAIMED) == 1
+    replica.command(CONNECT, CLAIMED, gen=1)
+    assert replica.flags(CLAIMED) == CONNECTING
+
+
+def test_a_second_queue_entry_of_a_connection_is_not_taken_for_the_next_one_in_its_slot(
+    replica: Replica,
+) -> None:
+    """The first listener's queue names a slot in which a connection of the second one waits."""
+    listener = replica.listen()
+    replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    assert replica.accept_one(listener, 0) == slot
+    replica.set_open(1, 2)  # its process died, as far as is known: the connection is queued again
+    replica.run()
+    replica.own(slot, 9)  # it lives, and goes on
+    replica.command(CLOSE, slot)
+    second = replica.arrive(1)
+    assert replica.tcb_slot(second) == slot
+    replica.command(CLOSE, listener)
+    assert replica.tcb_aborted(second) == 0
+    assert replica.flags(slot) == CONNECTED
+
+
+def test_what_tcp_info_says_of_a_connection_is_not_of_the_last_one_in_its_slot(
+    replica: Replica,
+) -> None:
+    replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    replica.set_info(slot, 5)
+    replica.command(CLOSE, slot)
+    assert replica.tcb_slot(replica.arrive(0)) == slot
+    assert replica.info(slot) == 0
+    replica.set_info(CLAIMED, 5)
+    replica.command(CONNECT, CLAIMED, gen=0)
+    assert replica.info(CLAIMED) == 0
+
+
+def test_a_listener_is_not_taken_for_the_next_one_in_its_slot(replica: Replica) -> None:
+    """It was closed and its slot went to another; neatd had asked for a longer queue before."""
+    listener = replica.listen()
+    gen = replica.gen(listener)
+    assert replica.listen_again(listener, gen) == 0
+    replica.command(CLOSE, listener)
+    assert replica.listen() == listener
+    assert replica.listen_again(listener, gen) == -errno.ESTALE
+
+
 def test_last_words_of_a_dead_process_are_done(replica: Replica) -> None:
     replica.listen()
     tcbs = [replica.arrive(0) for _ in range(60)]
