@@ -114,7 +114,6 @@ static int open_slot(uint32_t sock, uint32_t r)
 	neat_fence();	/* who sees the slot sees its generation */
 	s->sub[r].slot = slot;
 	nt.rep[r].sock_of[slot] = sock;
-	nt.local[sock & (NEAT_SOCKS_MAX - 1)].subscribed = 0;
 	nt_watch_attach(sock);
 	nt_command(&nt.rep[r], NEAT_CMD_UDP, gen, slot);
 	return 0;

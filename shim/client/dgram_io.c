@@ -373,8 +373,6 @@ static ssize_t send_ours(uint32_t sock, const struct nt_conn *c, struct cursor *
 			n = put(c, from, d);
 		if (n != -EAGAIN || nt_nonblocking(s, flags))
 			return n;
-		/* The slot may have been opened by another process: subscribe here, too. */
-		nt.local[sock & (NEAT_SOCKS_MAX - 1)].subscribed = 0;
 		n = nt_wait_sock(sock, tx_ready, &w, deadline);
 		if (n)
 			return n == -ETIMEDOUT ? -EAGAIN : n;

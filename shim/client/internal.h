@@ -49,7 +49,6 @@ struct nt_watch {
 /* What this process remembers of a record; valid while gen matches. */
 struct nt_local {
 	uint32_t gen;
-	uint32_t subscribed;	/* nt.sub_epoch + 1 when our channel bit is set in the slot(s) of `gen` */
 	struct nt_watch *watch;
 };
 
@@ -99,7 +98,6 @@ struct nt_process {
 	neat_a32 eventfd_said;		/* neatd was told of it */
 	neat_a32 rung;			/* threads that it was rung for and that have not left the kernel's poll */
 	uint32_t pid;
-	uint32_t sub_epoch;		/* +1 at fork: subscriptions were the parent's */
 	uint32_t request_seq;		/* under control_lock */
 	struct nt_lock scale_lock;	/* changes of `live` */
 	struct nt_lock control_lock;	/* one request at a time on control_fd */

@@ -242,7 +242,6 @@ static void child_own_state(void)
 	nt.pid = (uint32_t)getpid();
 	nt.introduced = false;
 	nt.resubscribe = true;
-	nt.sub_epoch++;
 	if (a32_relaxed(&nt.eventfd)) {
 		nt_real.close((int)a32_relaxed(&nt.eventfd) - 1);
 		a32_store(&nt.eventfd, 0);

@@ -462,7 +462,6 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	nt.rep[r].sock_of[slot] = sock;
 	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_CONNECT_SEEN);
 	a32_release(&s->state, NEAT_SOCK_CONNECT);
-	nt.local[sock].subscribed = 0;
 	nt_watch_attach(sock);
 	if (nt_command_connect(&nt.rep[r], gen, slot))
 		return 0;

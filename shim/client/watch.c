@@ -15,7 +15,6 @@ static struct nt_local *local_of(uint32_t sock)
 		while (l->watch)
 			nt_watch_unlink(l->watch);
 		l->gen = gen;
-		l->subscribed = 0;
 	}
 	return l;
 }
@@ -36,26 +35,23 @@ static void subscribe_slot(uint32_t sock, uint32_t replica, uint32_t slot)
 
 	slot &= NEAT_SLOTS - 1;
 	r->sock_of[slot] = sock;
-	a64_or(&r->app->slots[slot].sub, r->bit);
+	if (!(a64_relaxed(&r->app->slots[slot].sub) & r->bit))
+		a64_or(&r->app->slots[slot].sub, r->bit);
 }
 
-static void subscribe(uint32_t sock, struct nt_local *l)
+/* Each time, by the words themselves: the record may have other slots than at the last time. */
+static void subscribe(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
 	uint32_t state = a32_acquire(&s->state);
 
-	if (l->subscribed == nt.sub_epoch + 1)
-		return;
 	if (state == NEAT_SOCK_CONNECT) {
 		subscribe_slot(sock, s->replica, s->slot);
 	} else if (state == NEAT_SOCK_LISTEN || state == NEAT_SOCK_DGRAM) {
 		NT_EACH_REPLICA(r)
 			if (s->sub[r].slot)
 				subscribe_slot(sock, r, s->sub[r].slot);
-	} else {
-		return;
 	}
-	l->subscribed = nt.sub_epoch + 1;
 }
 
 void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner)
@@ -72,7 +68,7 @@ void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, vo
 	if (w->next)
 		w->next->prev = &w->next;
 	l->watch = w;
-	subscribe(sock, l);
+	subscribe(sock);
 	nt_unlock(&nt.watch_lock);
 }
 
@@ -98,12 +94,9 @@ void nt_watch_fire(uint32_t sock)
 
 void nt_watch_attach(uint32_t sock)
 {
-	struct nt_local *l;
-
 	nt_lock(&nt.watch_lock);
-	l = local_of(sock);
-	if (l->watch) {
-		subscribe(sock, l);
+	if (local_of(sock)->watch) {
+		subscribe(sock);
 		nt_watch_fire(sock);
 	}
 	nt_unlock(&nt.watch_lock);
@@ -138,9 +131,6 @@ void nt_watch_resubscribe(void)
 /* Whoever is watched now subscribes at once, the others when somebody watches them again. */
 void nt_watch_rescaled(void)
 {
-	nt_lock(&nt.watch_lock);
-	nt.sub_epoch++;
-	nt_unlock(&nt.watch_lock);
 	if (nt.row)
 		each_fd_record(nt_watch_attach);
 }

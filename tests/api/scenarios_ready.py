@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
@@ -154,6 +155,37 @@ def epoll_before_connect() -> None:
     print([bits(e) for _, e in ep.poll(1)])
     ep.register(a, select.EPOLLIN)
     print(any(fd == a.fileno() for fd, _ in ep.poll(1)))
+
+
+def heard(s: socket.socket, ep: select.epoll) -> bool:
+    """Whether a set that has seen all there was hears of a connection for this listener."""
+    until(lambda: not ep.poll(0))
+    with socket.create_connection(s.getsockname()):
+        return bool(ep.poll(5))
+
+
+@scenario
+def epoll_listens_again() -> None:
+    a = listener()
+    ep = select.epoll()
+    ep.register(a, select.EPOLLIN | select.EPOLLET)
+    print(heard(a, ep))
+    a.shutdown(socket.SHUT_RD)
+    a.listen(5)
+    print(heard(a, ep))
+
+
+@scenario
+def epoll_connection_listens() -> None:
+    c, d = pair()
+    ep = select.epoll()
+    ep.register(c, select.EPOLLIN | select.EPOLLET)
+    d.send(b"x")
+    print(len(ep.poll(5)))
+    ctypes.CDLL(None).connect(c.fileno(), bytes(16), 16)  # AF_UNSPEC
+    c.bind(("127.0.0.1", 0))
+    c.listen(5)
+    print(heard(c, ep))
 
 
 @scenario
