@@ -375,7 +375,9 @@ struct neat_slot_app {
 	uint32_t laddr, raddr;	/* app, before NEAT_CMD_CONNECT: host order; laddr 0 = choose. DATAGRAM: bound */
 	uint16_t lport, rport;	/* lport 0 = choose. DATAGRAM: rport 0 = not connected; neat_slot_pub's follow */
 	struct neat_opts opts;
-	uint32_t pad[10];
+	neat_a32 asked;		/* app: 1 + generation in which NEAT_CMD_CONNECT or _UDP was last sent. While the status
+				 * word shows that one and no flag, the command is still on its way */
+	uint32_t pad[9];
 };
 
 struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL and NEAT_SEG_LARGE */

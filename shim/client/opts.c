@@ -313,12 +313,19 @@ static int get_socket_level(struct neat_sock *s, int name, void *out, socklen_t 
 static int get_info(struct neat_sock *s, void *out, socklen_t *len)
 {
 	const struct neat_slot_pub *p;
+	struct nt_conn c;
 	struct tcp_info i;
 
 	memset(&i, 0, sizeof(i));
 	i.tcpi_state = a32_relaxed(&s->state) == NEAT_SOCK_LISTEN ? TCP_LISTEN : TCP_CLOSE;
 	if (a32_acquire(&s->state) == NEAT_SOCK_CONNECT) {
-		p = nt_conn(s).pub;
+		c = nt_conn(s);
+		p = c.pub;
+		/* Before the replica has taken it up the words are of the slot's last connection. */
+		if (nt_conn_flags(&c) == 0) {
+			i.tcpi_state = TCP_SYN_SENT;
+			return give(out, len, &i, sizeof(i));
+		}
 		i.tcpi_state = p->tcp_state;
 		i.tcpi_options = p->options;
 		i.tcpi_snd_wscale = (uint8_t)(p->snd_wscale & 15u) & 15u;

@@ -306,6 +306,8 @@ static bool adopt(uint32_t sock, const struct neat_sock *listener, uint32_t repl
 		return false;
 	}
 	nt.rep[replica].sock_of[slot] = sock;
+	/* What the replica's listener gave it, should one option change: all of them are read then. */
+	c.app->opts = s->opts;
 	/* Options changed after listen() are not in the replica's listener. */
 	if (a32_relaxed(&listener->flags) & NEAT_SOCKF_OPTS_LATE)
 		nt_opts_publish(sock);
@@ -401,7 +403,21 @@ bool nt_address_is_ours(uint32_t addr, bool *on_link)
 	return false;
 }
 
-/* A free slot of the application's half; its words reset. 0: none. */
+/*
+ * No flag, and not closed by its last owner before the replica took it up: then words that we fill in would be taken
+ * for that one's. Otherwise the generation is ours from here on.
+ */
+static bool free_for_us(struct neat_slot_app *w, uint64_t status)
+{
+	uint32_t asked = neat_status_gen(status) + 1;
+
+	if (neat_status_flags(status) || a32_relaxed(&w->asked) == asked)
+		return false;
+	a32_store(&w->asked, asked);
+	return true;
+}
+
+/* A free slot of the application's half, which the caller asks for at once. 0: none. */
 uint32_t nt_claim_slot(uint32_t r, uint32_t *gen)
 {
 	enum { WORDS = (NEAT_SLOTS - NEAT_SLOT_APP_FIRST) / 64 };
@@ -421,12 +437,12 @@ uint32_t nt_claim_slot(uint32_t r, uint32_t *gen)
 			if (a64_or(word, bit) & bit)
 				continue;
 			status = a64_acquire(&nt.rep[r].pub->slots[slot].status);
-			if (neat_status_flags(status) == 0) {
+			if (free_for_us(&nt.rep[r].app->slots[slot], status)) {
 				*gen = neat_status_gen(status);
 				a64_store(&nt.app->slot_hint[r], at);
 				return slot;
 			}
-			a64_and(word, ~bit);	/* still closing: the replica holds it */
+			a64_and(word, ~bit);	/* still closing: the replica holds it, or will */
 		}
 	}
 	return 0;
@@ -468,6 +484,7 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	/* It drained in this very moment. */
 	nt.rep[r].sock_of[slot] = 0;
 	a32_release(&s->state, NEAT_SOCK_NEW);
+	a32_store(&w->asked, 0);
 	unclaim_slot((uint32_t)r, slot);
 	return NT_ELSEWHERE;
 }

@@ -558,6 +558,22 @@ def options_inherited() -> None:
 
 
 @scenario
+def options_inherited_last() -> None:
+    """MSG_MORE is for one call, and for the others nothing changes: close() resets."""
+    a = socket.socket()
+    a.bind(("127.0.0.1", 0))
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    a.listen(5)
+    c = socket.create_connection(a.getsockname())
+    d, _ = a.accept()
+    d.send(b"m", socket.MSG_MORE)
+    d.send(b"o")
+    say("bytes", c.recv, 2, socket.MSG_WAITALL)
+    d.close()
+    say("end", c.recv, 1)
+
+
+@scenario
 def tcp_info() -> None:
     def state(s: socket.socket) -> int:
         return s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[0]
