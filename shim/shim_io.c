@@ -56,10 +56,11 @@ SHIM ssize_t sendto(int fd, const void *buf, size_t len, int flags, const struct
 /* A socket of ours that travels to another process would be an unconnected AF_UNIX socket there. */
 static bool passes_ours(const struct msghdr *msg)
 {
-	struct msghdr m = *msg;
+	struct msghdr m;
 
-	if (!msg->msg_control || !msg->msg_controllen)
+	if (nt_bad_pointer(msg) || nt_bad_pointer(msg->msg_control) || !msg->msg_controllen)
 		return false;
+	m = *msg;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
 		size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 

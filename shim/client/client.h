@@ -23,6 +23,16 @@
 
 enum { NT_KERNEL = -4096 };	/* outside the errno range */
 
+/*
+ * No program has memory there: the first 64 KiB (vm.mmap_min_addr) and what is no address of user space with any
+ * number of page table levels (x86-64: 2^56, aarch64: 2^52). Other wrong pointers are found by the copy itself, as
+ * SIGSEGV (docs/differences.md).
+ */
+static inline bool nt_bad_pointer(const void *p)
+{
+	return __builtin_expect((uintptr_t)p - 65536 >= (1ull << 56) - 65536, 0);
+}
+
 /* ---- session.c: attachment to an instance ---- */
 
 /* Path of the instance's control socket (the environment's NEATSOCK_SOCKET). */

@@ -447,6 +447,8 @@ int nt_dgram_connect(int fd, const struct sockaddr *sa, socklen_t len)
 
 	if (dgram_is_kernel(sock))
 		return NT_KERNEL;
+	if (len && nt_bad_pointer(sa))
+		return -EFAULT;
 	if (len < sizeof(sa->sa_family))
 		return -EINVAL;
 	if (sa->sa_family == AF_UNSPEC)
@@ -498,8 +500,7 @@ int nt_dgram_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 	/* The twin has the same name, but for the source address of a peer that only we know. */
 	if (dgram_is_kernel(sock) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
 		return NT_KERNEL;
-	nt_store_address(addr, len, s->laddr ? s->laddr : source_for(dgram_home(s).app->raddr), s->lport);
-	return 0;
+	return nt_store_address(addr, len, s->laddr ? s->laddr : source_for(dgram_home(s).app->raddr), s->lport);
 }
 
 int nt_dgram_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
@@ -511,8 +512,7 @@ int nt_dgram_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
 	if (dgram_is_kernel(sock) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
 		return NT_KERNEL;
 	c = dgram_home(s);
-	nt_store_address(addr, len, c.app->raddr, c.app->rport);
-	return 0;
+	return nt_store_address(addr, len, c.app->raddr, c.app->rport);
 }
 
 /* ---- options ---- */
@@ -633,7 +633,8 @@ int nt_dgram_getsockopt(int fd, int level, int name, void *value, socklen_t *len
 	uint32_t sock = nt_lookup(fd);
 	int err;
 
-	if (dgram_is_kernel(sock) || level != SOL_SOCKET || name != SO_ERROR || !value || !len || *len < sizeof(err))
+	if (dgram_is_kernel(sock) || level != SOL_SOCKET || name != SO_ERROR || nt_bad_pointer(value) ||
+	    nt_bad_pointer(len) || *len < sizeof(err))
 		return NT_KERNEL;
 	err = -nt_dgram_error(nt_sock(sock));
 	if (!err)

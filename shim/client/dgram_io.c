@@ -101,12 +101,12 @@ static bool front(const struct nt_conn *c, uint64_t *at, struct neat_dgram *h)
 	return false;
 }
 
-static void report_source(struct msghdr *m, const struct neat_dgram *h)
+/* The datagram is gone even if its source cannot be told, as in Linux. */
+static int report_source(struct msghdr *m, const struct neat_dgram *h)
 {
-	if (m->msg_name)
-		nt_store_address(m->msg_name, &m->msg_namelen, h->addr, h->port);
 	m->msg_controllen = 0;
 	m->msg_flags = 0;
+	return m->msg_name ? nt_store_address(m->msg_name, &m->msg_namelen, h->addr, h->port) : 0;
 }
 
 /* -EAGAIN: none there. */
@@ -130,10 +130,11 @@ static ssize_t take(const struct nt_conn *c, struct msghdr *m, int flags)
 		cursor_copy(&to, span.p[1], span.len[1], false);
 		if (!(flags & MSG_PEEK))
 			a64_release(&c->app->rx_tail, at + sizeof(h) + h.len);	/* after the copy */
-		report_source(m, &h);
+		n = report_source(m, &h);
 		if (len < h.len)
 			m->msg_flags |= MSG_TRUNC;
-		n = flags & MSG_TRUNC ? (ssize_t)h.len : (ssize_t)len;
+		if (!n)
+			n = flags & MSG_TRUNC ? (ssize_t)h.len : (ssize_t)len;
 	}
 	nt_tid_unlock(&c->app->rx_lock);
 	return n;
@@ -230,23 +231,30 @@ ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 ssize_t nt_recvfrom(int fd, void *buf, size_t len, int flags, struct sockaddr *addr, socklen_t *addr_len)
 {
 	struct iovec v = { buf, len };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_name = addr, .msg_namelen = addr && addr_len ? *addr_len : 0 };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_name = addr };
 	uint32_t sock = nt_lookup(fd);
+	bool untold = addr && nt_bad_pointer(addr_len);
 	ssize_t n;
 
 	if (!sock)
 		return NT_KERNEL;
+	if (addr && !untold)
+		m.msg_namelen = *addr_len;
 	if (nt_is_dgram(nt_sock(sock))) {
+		if (untold)
+			m.msg_name = NULL;
 		n = nt_dgram_recvmsg(fd, &m, flags);
-		if (n >= 0 && addr && addr_len)
+		if (n >= 0 && addr && !untold)
 			*addr_len = m.msg_namelen;
-		return n;
+	} else {
+		/* tcp(7): a stream socket reports no source address. */
+		n = nt_recv(fd, buf, len, flags);
+		if (n >= 0 && addr && !untold && (int)m.msg_namelen < 0)
+			n = -EINVAL;
+		if (n >= 0 && addr && !untold)
+			*addr_len = 0;
 	}
-	/* tcp(7): a stream socket reports no source address. */
-	n = nt_recv(fd, buf, len, flags);
-	if (n >= 0 && addr_len)
-		*addr_len = 0;
-	return n;
+	return n >= 0 && untold ? -EFAULT : n;
 }
 
 /* ---- send ---- */
@@ -419,6 +427,8 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 
 	if (dgram_is_kernel(sock))
 		return NT_KERNEL;
+	if (m->msg_name && m->msg_namelen && nt_bad_pointer(m->msg_name))
+		return -EFAULT;
 	err = m->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&from, m->msg_iov, (int)m->msg_iovlen);
 	if (!err)
 		err = checks(s, &from, flags);
@@ -453,6 +463,11 @@ ssize_t nt_sendto(int fd, const void *buf, size_t len, int flags, const struct s
 				  .msg_namelen = addr ? addr_len : 0 };
 	uint32_t sock = nt_lookup(fd);
 
+	/* A stream socket has no use for it; the kernel looks at it nevertheless. */
+	if (NT_UNLIKELY(sock && addr && addr_len > sizeof(struct sockaddr_storage)))
+		return -EINVAL;
+	if (NT_UNLIKELY(sock && addr && addr_len && nt_bad_pointer(addr)))
+		return -EFAULT;
 	if (sock && nt_is_dgram(nt_sock(sock)))
 		return nt_dgram_sendmsg(fd, &m, flags);
 	return nt_send(fd, buf, len, flags);

@@ -398,7 +398,7 @@ int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 		return ctl_kernel(ep, epfd, op, fd, ev);
 	if (op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD && op != EPOLL_CTL_DEL)
 		return -EINVAL;
-	if (op != EPOLL_CTL_DEL && !ev)
+	if (op != EPOLL_CTL_DEL && nt_bad_pointer(ev))
 		return -EFAULT;
 	/* A set that was made before we were loaded: it may hold kernel descriptors. */
 	if (!ep)
@@ -571,6 +571,15 @@ static int foreign_wait(int epfd, struct epoll_event *ev, int max, int64_t timeo
 	return n;
 }
 
+/* No memory for events: Linux finds out when there is one, unless the address is none at all. */
+static int wait_nowhere(int epfd, const struct epoll_event *ev, int64_t timeout_ns, const sigset_t *mask)
+{
+	struct epoll_event one;
+	int n = (uintptr_t)ev < 65536 && nt_on() ? nt_epoll_wait(epfd, &one, 1, timeout_ns, mask) : NT_KERNEL;
+
+	return n > 0 ? -EFAULT : n;
+}
+
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask)
 {
 	struct nt_epoll *ep = epoll_find(epfd);
@@ -580,6 +589,8 @@ int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns,
 
 	if (max <= 0)
 		return NT_KERNEL;
+	if (NT_UNLIKELY(nt_bad_pointer(ev)))
+		return wait_nowhere(epfd, ev, timeout_ns, mask);
 	if (!ep || !nt_on())
 		return !ep || ep->owner_pid ? foreign_wait(epfd, ev, max, timeout_ns, mask) : NT_KERNEL;
 	ep->call++;

@@ -188,16 +188,6 @@ static inline bool nt_is_dgram(const struct neat_sock *s)
 	return NT_UNLIKELY(state == NEAT_SOCK_DGRAM || state == NEAT_SOCK_KERNEL);
 }
 
-/*
- * No program has memory there: the first 64 KiB (vm.mmap_min_addr) and what is no address of user space with any
- * number of page table levels (x86-64: 2^56, aarch64: 2^52). Other wrong pointers are found by the copy itself, as
- * SIGSEGV (docs/differences.md).
- */
-static inline bool nt_bad_pointer(const void *p)
-{
-	return NT_UNLIKELY((uintptr_t)p - 65536 >= (1ull << 56) - 65536);
-}
-
 static inline bool nt_nonblocking(const struct neat_sock *s, int flags)
 {
 	return flags & MSG_DONTWAIT || a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK;
@@ -326,7 +316,8 @@ int nt_take_error(const struct nt_conn *c);	/* SO_ERROR, consumed: -errno or 0 *
 bool nt_has_error(const struct nt_conn *c, uint32_t flags);
 
 int nt_parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, uint16_t *port);
-void nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port);
+/* -EFAULT, -EINVAL as the kernel for a wrong pointer or length. */
+NEAT_CHECKED int nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port);
 bool nt_address_is_ours(uint32_t addr, bool *on_link);
 uint32_t nt_claim_slot(uint32_t r, uint32_t *gen);	/* 0: none */
 

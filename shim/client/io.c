@@ -196,7 +196,8 @@ ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
 	if (NT_UNLIKELY(got == NO_STREAM))
 		return nt_dgram_recvmsg(fd, msg, flags);
 	if (got >= 0) {
-		msg->msg_namelen = 0;	/* tcp(7): recvmsg reports no source */
+		if (msg->msg_name)
+			msg->msg_namelen = 0;	/* tcp(7): recvmsg reports no source */
 		msg->msg_controllen = 0;
 		msg->msg_flags = 0;
 	}
@@ -403,6 +404,8 @@ ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 	if (!sock)
 		return NT_KERNEL;
 	if (nt_bad_pointer(msg))
+		return -EFAULT;
+	if (NT_UNLIKELY(msg->msg_name && msg->msg_namelen && nt_bad_pointer(msg->msg_name)))
 		return -EFAULT;
 	err = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
 	if (err)

@@ -217,19 +217,17 @@ int nt_setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 		return NT_KERNEL;
 	if (nt_is_dgram(nt_sock(sock)))
 		return nt_dgram_setsockopt(fd, level, name, value, len);
-	if (level == IPPROTO_TCP && name == TCP_CONGESTION)
-		return nt_bad_pointer(value) ? -EFAULT : set_congestion(sock, value, len);
 	/* ip(7): IP level options take a byte too. */
-	if (level == IPPROTO_IP && len >= 1 && len < sizeof(v))
-		v = nt_bad_pointer(value) ? -1 : *(const unsigned char *)value;
-	else if (len < sizeof(v))
+	if ((int)len < 0 || len < (level == IPPROTO_IP || (level == IPPROTO_TCP && name == TCP_CONGESTION) ? 1 : sizeof(v)))
 		return -EINVAL;
-	else if (nt_bad_pointer(value))
-		return -EFAULT;
-	else
-		memcpy(&v, value, sizeof(v));
 	if (nt_bad_pointer(value))
 		return -EFAULT;
+	if (level == IPPROTO_TCP && name == TCP_CONGESTION)
+		return set_congestion(sock, value, len);
+	if (len < sizeof(v))
+		v = *(const unsigned char *)value;
+	else
+		memcpy(&v, value, sizeof(v));
 	if (o)
 		return set_int(sock, o, v);
 	if (level == SOL_SOCKET)
@@ -243,11 +241,12 @@ int nt_setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 
 static int give(void *out, socklen_t *len, const void *from, size_t size)
 {
-	if ((int)*len < 0)
-		return -EINVAL;
+	if (*len && nt_bad_pointer(out))
+		return -EFAULT;
 	if (*len > size)
 		*len = (socklen_t)size;
-	memcpy(out, from, *len);
+	if (*len)
+		memcpy(out, from, *len);
 	return 0;
 }
 
@@ -384,8 +383,10 @@ int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 		return NT_KERNEL;
 	if (nt_is_dgram(s))
 		return nt_dgram_getsockopt(fd, level, name, value, len);
-	if (nt_bad_pointer(value) || nt_bad_pointer(len))
+	if (nt_bad_pointer(len))
 		return -EFAULT;
+	if ((int)*len < 0)
+		return -EINVAL;
 	if (o && o->flag)
 		return give_int(value, len, (s->opts.w[NEAT_OPT_FLAGS] & o->flag) != 0);
 	if (o)
@@ -494,6 +495,8 @@ int nt_ioctl(int fd, unsigned long request, void *arg)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (request != FIOCLEX && request != FIONCLEX && nt_bad_pointer(arg))
+		return NT_KERNEL;	/* EFAULT, or ENOTTY where it is no pointer */
 	switch (request) {
 	case FIONBIO:
 		if (nt_is_dgram(s) && nt_real.ioctl(fd, request, arg))

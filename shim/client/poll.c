@@ -271,6 +271,8 @@ int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *ma
 	bool ours = false;
 	int rc;
 
+	if (n && nt_bad_pointer(fds))
+		return NT_KERNEL;
 	for (nfds_t i = 0; i < n && !ours && nt_on(); i++)
 		ours = nt_lookup(fds[i].fd) != 0;
 	if (!ours)
@@ -329,6 +331,8 @@ static int keep(fd_set *set, const struct pollfd *p, int bits)
 	return 0;
 }
 
+static bool wrong_set(const fd_set *set) { return set && nt_bad_pointer(set); }
+
 int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_t *left_ns, const sigset_t *mask)
 {
 	struct pollfd fds[FD_SETSIZE];
@@ -336,7 +340,7 @@ int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_
 	nfds_t k;
 	int rc, bits = 0;
 
-	if (n < 0 || n > FD_SETSIZE || !nt_on())
+	if (n < 0 || n > FD_SETSIZE || !nt_on() || wrong_set(r) || wrong_set(w) || wrong_set(e))
 		return NT_KERNEL;
 	k = select_gather(n, r, w, e, fds);
 	start = left_ns ? nt_now_ns() : 0;

@@ -66,14 +66,21 @@ int nt_parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, u
 	return 0;
 }
 
-void nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port)
+/* Linux: move_addr_to_user(). */
+int nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port)
 {
 	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(addr) };
 
-	if (!out || !len)
-		return;
-	memcpy(out, &in, *len < sizeof(in) ? *len : sizeof(in));
+	if (nt_bad_pointer(len))
+		return -EFAULT;
+	if ((int)*len < 0)
+		return -EINVAL;
+	if (*len && nt_bad_pointer(out))
+		return -EFAULT;
+	if (*len)
+		memcpy(out, &in, *len < sizeof(in) ? *len : sizeof(in));
 	*len = sizeof(in);
+	return 0;
 }
 
 /* ---- to the kernel (L10) ---- */
@@ -374,10 +381,14 @@ int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 		if (got)
 			return got == -ETIMEDOUT ? -EAGAIN : got;
 	}
-	if (got >= 0) {
+	if (got >= 0 && addr) {
 		struct nt_conn c = nt_conn(nt_sock(nt_lookup(got)));
+		int err = nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
 
-		nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
+		/* Linux ends the connection that it cannot name. */
+		if (err)
+			nt_close(got);
+		return err ? err : got;
 	}
 	return got;
 }
@@ -706,16 +717,13 @@ int nt_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 		return NT_KERNEL;
 	if (nt_is_dgram(s))
 		return nt_dgram_getsockname(fd, addr, len);
-	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT) {
-		nt_store_address(addr, len, s->laddr, s->lport);
-		return 0;
-	}
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+		return nt_store_address(addr, len, s->laddr, s->lport);
 	/* The replica chooses the port: right after a non-blocking connect() it may not have yet. */
 	c = nt_conn(s);
 	if (!connect_begun(&c))
 		nt_wait_sock(sock, connect_begun, &c, INT64_MAX);
-	nt_store_address(addr, len, c.pub->laddr, c.pub->lport);
-	return 0;
+	return nt_store_address(addr, len, c.pub->laddr, c.pub->lport);
 }
 
 int nt_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
@@ -734,8 +742,7 @@ int nt_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
 	flags = nt_conn_flags(&c);
 	if (!(flags & NEAT_SLOT_CONNECTED) || flags & NEAT_SLOT_HUP)
 		return -ENOTCONN;
-	nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
-	return 0;
+	return nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
 }
 
 /* ---- close ---- */

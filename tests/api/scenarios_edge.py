@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
-from .tools import bits, pair, say, scenario, sink, until
+from .tools import bits, listener, pair, say, scenario, settled, sink, until
 
 # ---- numbers of an epoll set ----
 
@@ -296,3 +296,116 @@ def wrong_pointers() -> None:
     say("and still", c.recv, 1)
     c.send(b"y")
     say("and back", d.recv, 1)
+
+
+class Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
+
+
+class Header(ctypes.Structure):
+    """struct msghdr of 64-bit machines."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint),
+        ("iov", ctypes.POINTER(Iovec)),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+def header(name: Any, namelen: int) -> Header:
+    """Of a message of one byte."""
+    byte = ctypes.create_string_buffer(b"m", 1)
+    iov = Iovec(ctypes.cast(byte, ctypes.c_void_p), 1)
+    return Header(name, namelen, ctypes.pointer(iov), 1)
+
+
+def length(n: int) -> Any:
+    return ctypes.byref(ctypes.c_int(n))
+
+
+WRONG = {"NULL": None, "8": ctypes.c_void_p(8), "2**62": ctypes.c_void_p(1 << 62)}
+
+
+@scenario
+def wrong_addresses() -> None:
+    """Pointers to addresses and options: each call with none, small and impossible ones."""
+    address = ctypes.create_string_buffer(128)
+    for label, bad in WRONG.items():
+        print(label)
+        a = listener()
+        c, d = pair()
+        u, v = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        v.bind(("127.0.0.1", 0))
+        u.connect(v.getsockname())
+        for s in (a, c, u, v):
+            for call in ("getsockname", "getpeername"):
+                arguments = ((bad, length(16)), (address, bad), (bad, length(0)), (bad, length(-1)))
+                print([fails(call, s.fileno(), *two) for two in arguments])
+        for two in ((bad, length(16)), (address, bad), (address, length(-1))):
+            client = socket.create_connection(a.getsockname(), 5)
+            rc = LIBC.accept(a.fileno(), *two)
+            if rc >= 0:
+                os.close(rc)
+            print("accept", rc >= 0, errno.errorcode[ctypes.get_errno()] if rc < 0 else "")
+            say("end", client.recv, 1)
+        for s, peer in ((d, c), (v, u)):
+            for two in ((bad, length(16)), (address, bad), (bad, length(0)), (address, length(-1))):
+                peer.send(b"xy")
+                settled(s, "IN|OUT|RDNORM|WRNORM")
+                print(fails("recvfrom", s.fileno(), address, 2, socket.MSG_DONTWAIT, *two))
+                say("left", s.recv, 2, socket.MSG_DONTWAIT)
+            for namelen in (16, 0):
+                peer.send(b"z")
+                settled(s, "IN|OUT|RDNORM|WRNORM")
+                h = header(bad, namelen)
+                print(fails("recvmsg", s.fileno(), ctypes.byref(h), socket.MSG_DONTWAIT), h.namelen)
+                say("left", s.recv, 2, socket.MSG_DONTWAIT)
+        for s in (c, u):
+            sent = [fails("sendto", s.fileno(), b"q", 1, 0, bad, n) for n in (16, 4, 200)]
+            h = header(bad, 16)
+            print(sent, fails("sendmsg", s.fileno(), ctypes.byref(h), 0))
+        print(fails("connect", u.fileno(), bad, 16), fails("connect", u.fileno(), bad, 1))
+        options(c, bad)
+
+
+def options(c: socket.socket, bad: Any) -> None:
+    integer = ctypes.byref(ctypes.c_int(1))
+    for level, name in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.SOL_SOCKET, socket.SO_LINGER),
+        (socket.SOL_SOCKET, socket.SO_RCVTIMEO),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        (socket.IPPROTO_TCP, socket.TCP_CONGESTION),
+        (socket.IPPROTO_TCP, socket.TCP_INFO),
+        (socket.IPPROTO_IP, socket.IP_TOS),
+    ):
+        got = [fails("getsockopt", c.fileno(), level, name, bad, length(n)) for n in (4, 0, -1)]
+        got.append(fails("getsockopt", c.fileno(), level, name, integer, bad))
+        if name != socket.TCP_INFO:
+            got += [fails("setsockopt", c.fileno(), level, name, bad, n) for n in (4, 1, -1, 16)]
+        print(level, name, got)
+
+
+@scenario
+def wrong_sets() -> None:
+    """Wrong pointers to what readiness is asked about, or reported to."""
+    c, d = pair()
+    ep = select.epoll()
+    ep.register(d, select.EPOLLIN)
+    for label, bad in WRONG.items():
+        print(label, fails("epoll_wait", ep.fileno(), bad, 4, 20))
+        print(fails("epoll_ctl", ep.fileno(), 3, d.fileno(), bad))
+        print(fails("poll", bad, 1, 0), fails("poll", bad, 0, 0))
+        if bad:
+            print(fails("select", 5, bad, None, None, length(0)))
+        print(fails("ioctl", d.fileno(), 0x5421, bad), fails("ioctl", d.fileno(), 0x541B, bad))
+        print(fails("sendmsg", socket.socketpair()[0].fileno(), bad, 0))
+    c.send(b"x")
+    settled(d, "IN|OUT|RDNORM|WRNORM")
+    for label, bad in WRONG.items():
+        print(label, fails("epoll_wait", ep.fileno(), bad, 4, 1000))
+    print(len(ep.poll(1)))
