@@ -721,8 +721,9 @@ int nt_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 		return nt_store_address(addr, len, s->laddr, s->lport);
 	/* The replica chooses the port: right after a non-blocking connect() it may not have yet. */
 	c = nt_conn(s);
-	if (!connect_begun(&c))
-		nt_wait_sock(sock, connect_begun, &c, INT64_MAX);
+	/* A signal does not end the wait, as there is none in Linux; a replica that does nothing is replaced. */
+	while (!connect_begun(&c) && nt_wait_sock(sock, connect_begun, &c, INT64_MAX) == -EINTR)
+		;
 	return nt_store_address(addr, len, c.pub->laddr, c.pub->lport);
 }
 

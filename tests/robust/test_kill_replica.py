@@ -259,3 +259,32 @@ def test_neatd_is_stopped(rig: Rig) -> None:
     witness.lively()
     witness.close()
     assert witness.broken == []
+
+
+NAMED = """
+import signal, socket, sys
+signal.signal(signal.SIGALRM, lambda *_: None)
+a = socket.create_server(("127.0.0.1", 0)); print("ready", flush=True)
+sys.stdin.readline()
+c = socket.socket(); c.setblocking(False); c.connect_ex(a.getsockname())
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+name = c.getsockname()
+signal.setitimer(signal.ITIMER_REAL, 0)
+c.settimeout(None); c.connect_ex(a.getsockname())
+print(name[1] > 0, name == a.accept()[1], flush=True)
+"""
+
+
+def test_name_of_a_connection_while_its_replica_is_stopped(scratch: Path) -> None:
+    """getsockname() waits for a port that only the replica chooses; its successor does."""
+    rig = Rig(scratch, 1, "--stopped", "0.5")
+    try:
+        program = rig.world.start(
+            sys.executable, "-c", NAMED, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert program.stdin and program.stdout
+        assert program.stdout.readline() == "ready\n"
+        os.kill(rig.pids()["replica0"], signal.SIGSTOP)
+        assert program.communicate("\n", timeout=30)[0] == "True True\n"
+    finally:
+        rig.down()
