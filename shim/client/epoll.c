@@ -13,6 +13,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/single_threaded.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static const uint64_t MAGIC = 0x9d3f5b7c2e61a84full;	/* data of our own eventfds in the kernel set */
@@ -242,6 +243,25 @@ static int wait_ms(int64_t deadline_ns)
 	return left <= 0 ? 0 : left >= INT32_MAX * 1000000ll ? INT32_MAX : (int)((left + 999999) / 1000000);
 }
 
+/*
+ * The kernel's wait until the deadline. `fine`: the program asked for parts of a millisecond, by epoll_pwait2(), which
+ * is no cancellation point here.
+ */
+static int wait_in_kernel(int epfd, struct epoll_event *ev, int max, int64_t deadline_ns, bool fine, const sigset_t *mask)
+{
+	struct timespec t;
+	int64_t left;
+
+	if (!fine || deadline_ns == INT64_MAX)
+		return nt_real.epoll_pwait(epfd, ev, max, wait_ms(deadline_ns), mask);
+	left = deadline_ns - nt_now_ns();
+	left = left > 0 ? left : 0;
+	t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
+	return (int)syscall(SYS_epoll_pwait2, epfd, ev, max, &t, mask, (size_t)(_NSIG / 8));
+}
+
+static bool is_fine(int64_t timeout_ns) { return timeout_ns > 0 && timeout_ns % 1000000; }
+
 /* One event for each descriptor, as Linux: what the kernel says of a twin goes through our entry. */
 static void twin_event(struct nt_epoll *ep, const struct epoll_event *ev)
 {
@@ -465,6 +485,7 @@ struct kernel_wait {
 	struct epoll_event *ev;
 	int max;
 	int64_t deadline;
+	bool fine;			/* is_fine() */
 	const sigset_t *mask;
 };
 
@@ -472,7 +493,7 @@ static int enter_epoll(void *arg, int64_t deadline_ns)
 {
 	struct kernel_wait *k = arg;
 
-	return nt_real.epoll_pwait(k->ep->epfd, k->ev, k->max, wait_ms(deadline_ns), k->mask);
+	return wait_in_kernel(k->ep->epfd, k->ev, k->max, deadline_ns, k->fine, k->mask);
 }
 
 static void waiter_on(struct nt_epoll *ep, struct nt_epwait *w)
@@ -560,7 +581,7 @@ static int foreign_wait(int epfd, struct epoll_event *ev, int max, int64_t timeo
 	do {
 		int k = 0;
 
-		n = nt_real.epoll_pwait(epfd, ev, max, wait_ms(deadline), mask);
+		n = wait_in_kernel(epfd, ev, max, deadline, is_fine(timeout_ns), mask);
 		if (n <= 0)
 			return n < 0 ? -errno : 0;
 		for (int i = 0; i < n; i++)
@@ -584,7 +605,7 @@ int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns,
 {
 	struct nt_epoll *ep = epoll_find(epfd);
 	struct nt_epwait w = { .w.efd = -1 };
-	struct kernel_wait k = { ep, ev, max, 0, mask };
+	struct kernel_wait k = { ep, ev, max, 0, is_fine(timeout_ns), mask };
 	int n;
 
 	if (max <= 0)

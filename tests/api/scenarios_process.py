@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import platform
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-from .tools import listener, pair, say, scenario, sink
+from .tools import die_in, listener, pair, say, scenario, sink
 
 
 @scenario
@@ -115,24 +113,6 @@ def killed_in_close() -> None:
 
 
 DUPLICATING = {"x86_64": ([32, 33, 292], 72), "aarch64": ([23, 24], 25)}  # dup, dup2, dup3; fcntl
-
-
-def die_in(calls: list[int], fcntl_nr: int) -> None:
-    """The process dies as it enters one of these system calls; of fcntl(2) only F_DUPFD counts."""
-    load_nr, load_arg1 = struct.pack("HBBI", 0x20, 0, 0, 0), struct.pack("HBBI", 0x20, 0, 0, 24)
-    allow, kill = struct.pack("HBBI", 6, 0, 0, 0x7FFF0000), struct.pack("HBBI", 6, 0, 0, 0x80000000)
-
-    def unless(value: int, skip: int) -> bytes:
-        return struct.pack("HBBI", 0x15, 0, skip, value)
-
-    code = load_nr + b"".join(unless(nr, 1) + kill for nr in calls)
-    code += unless(fcntl_nr, 5) + load_arg1
-    code += b"".join(unless(n, 1) + kill for n in (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC))
-    program = ctypes.create_string_buffer(code + allow)
-    packed = struct.pack("HxxxxxxQ", len(code + allow) // 8, ctypes.addressof(program))
-    libc = ctypes.CDLL(None)
-    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-    assert libc.prctl(22, 2, packed, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 @scenario

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import select
 import socket
+import struct
 import threading
 import time
 
-from .tools import bits, listener, pair, revents, say, scenario, settled, until
+from .tools import bits, die_in, listener, pair, revents, say, scenario, settled, until
 
 
 @scenario
@@ -208,3 +210,32 @@ def epoll_two_threads() -> None:
     for j in jobs:
         j.join(10)
     print(results)
+
+
+ROUNDED = {
+    "x86_64": [281]
+}  # epoll_pwait: whole milliseconds; elsewhere libc's epoll_wait() is it, too
+
+
+@scenario
+def epoll_parts_of_a_millisecond() -> None:
+    """A set of kernel descriptors only, whose time-out the kernel gets as it is."""
+    r, w = os.pipe()
+    ep, mixed = select.epoll(), select.epoll()
+    ep.register(r, select.EPOLLIN)
+    mixed.register(r, select.EPOLLIN)
+    c, d = pair()
+    mixed.register(d, select.EPOLLIN)
+    wait = ctypes.CDLL(None).epoll_pwait2
+    events = ctypes.create_string_buffer(12 * 4)
+    pid = os.fork()
+    if pid == 0:
+        die_in(ROUNDED.get(platform.machine(), []))
+        for one in (ep, mixed):
+            for ns in (1, 300_000, 1_500_000):
+                timeout = struct.pack("qq", 0, ns)
+                print(wait(one.fileno(), events, 4, timeout, None), flush=True)
+        os.write(w, b"x")
+        print([wait(one.fileno(), events, 4, timeout, None) for one in (ep, mixed)], flush=True)
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1], c.send(b"x"))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import hashlib
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -101,3 +104,21 @@ def sink(s: socket.socket) -> bytes:
 
 def pattern(n: int) -> bytes:
     return bytes((i * 7 + i // 251) & 255 for i in range(n))
+
+
+def die_in(calls: list[int], fcntl_nr: int = -1) -> None:
+    """The process dies as it enters one of these system calls; of fcntl(2) only F_DUPFD counts."""
+    load_nr, load_arg1 = struct.pack("HBBI", 0x20, 0, 0, 0), struct.pack("HBBI", 0x20, 0, 0, 24)
+    allow, kill = struct.pack("HBBI", 6, 0, 0, 0x7FFF0000), struct.pack("HBBI", 6, 0, 0, 0x80000000)
+
+    def unless(value: int, skip: int) -> bytes:
+        return struct.pack("HBBI", 0x15, 0, skip, value)
+
+    code = load_nr + b"".join(unless(nr, 1) + kill for nr in calls)
+    code += unless(fcntl_nr & 0xFFFFFFFF, 5) + load_arg1
+    code += b"".join(unless(n, 1) + kill for n in (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC))
+    program = ctypes.create_string_buffer(code + allow)
+    packed = struct.pack("HxxxxxxQ", len(code + allow) // 8, ctypes.addressof(program))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, packed, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
