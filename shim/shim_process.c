@@ -8,9 +8,13 @@
 #define _GNU_SOURCE
 #include "shim.h"
 #include <dlfcn.h>
+#include <elf.h>
+#include <fcntl.h>
+#include <link.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -125,6 +129,57 @@ static char **exec_env(char *const *env, struct exec_vars *v)
 	return out;
 }
 
+/* ---- programs that nothing can be preloaded into ---- */
+
+/* An ELF file of our class without an interpreter. Only system calls: after fork anything may be locked. */
+static bool is_static(const char *path)
+{
+	int fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	ElfW(Ehdr) e = { 0 };
+	ElfW(Phdr) p;
+	bool elf;
+
+	if (fd < 0)
+		return false;
+	elf = syscall(SYS_pread64, fd, &e, sizeof(e), 0l) == (long)sizeof(e) && !memcmp(e.e_ident, ELFMAG, SELFMAG) &&
+	      e.e_ident[EI_CLASS] == (sizeof(void *) == 8 ? ELFCLASS64 : ELFCLASS32) && e.e_phentsize == sizeof(p);
+	for (unsigned i = 0; elf && i < e.e_phnum; i++)
+		if (syscall(SYS_pread64, fd, &p, sizeof(p), (long)(e.e_phoff + i * sizeof(p))) != (long)sizeof(p) ||
+		    p.p_type == PT_INTERP)
+			elf = false;
+	nt_real.close(fd);
+	return elf;
+}
+
+/* As execvp(3) searches. False: not found. */
+static bool in_path(const char *file, char *out, size_t size)
+{
+	const char *at = getenv("PATH");
+
+	for (at = at ? at : "/bin:/usr/bin"; at; at = strchr(at, ':') ? strchr(at, ':') + 1 : NULL) {
+		int n = (int)strcspn(at, ":");
+
+		snprintf(out, size, "%.*s%s%s", n, at, n ? "/" : "", file);
+		if (access(out, X_OK) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Sockets of ours are to be inherited by the program. */
+static void note_static(const char *file, bool search)
+{
+	int err = errno;
+	char found[4096];
+
+	if (search && !strchr(file, '/'))
+		file = in_path(file, found, sizeof(found)) ? found : NULL;
+	if (file && is_static(file))
+		nt_say("%s is statically linked: nothing can be preloaded into it, so the sockets that it inherits do not "
+		       "work there; use a dynamically linked build", file);
+	errno = err;
+}
+
 static int real_execve(const char *path, char *const argv[], char *const envp[])
 {
 	return (int)syscall(SYS_execve, path, argv, envp);
@@ -135,6 +190,8 @@ SHIM int execve(const char *path, char *const argv[], char *const envp[])
 	struct exec_vars v;
 	char **env = exec_env(envp, &v);
 
+	if (env && !nt_bad_pointer(path))
+		note_static(path, false);
 	/* On failure the copy of the environment is lost; programs exec seldom and fail more seldom. */
 	return real_execve(path, argv, env ? env : envp);
 }
@@ -152,6 +209,8 @@ SHIM int execvpe(const char *file, char *const argv[], char *const envp[])
 		p = next("execvpe");
 		memcpy(&real, &p, sizeof(p));
 	}
+	if (env)
+		note_static(file, true);
 	return real(file, argv, env ? env : envp);
 }
 

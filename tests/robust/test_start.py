@@ -118,6 +118,37 @@ def test_static_binary(rig1: Rig, scratch: Path) -> None:
     assert f"{static} is statically linked" in one_line(done.stderr)
 
 
+GIVES_SOCKET = """
+import ctypes, os, socket, subprocess, sys
+s = socket.socket(); s.bind(("127.0.0.1", 0))
+path, name = sys.argv[1], os.path.basename(sys.argv[1])
+os.environ["PATH"] = os.path.dirname(path) + ":" + os.environ["PATH"]
+for inherits in (False, True):
+    s.set_inheritable(inherits)
+    for program in (path, name, sys.executable):
+        if os.fork() == 0:
+            argv = [program.encode(), b"-c", b"pass", None]
+            ctypes.CDLL(None).execvp(argv[0], (ctypes.c_char_p * 4)(*argv))
+        print(inherits, os.path.basename(program), os.wait()[1] >> 8, flush=True)
+    subprocess.run([path], close_fds=False)
+"""
+
+
+def test_static_child_that_inherits(rig1: Rig, scratch: Path) -> None:
+    """Its sockets cannot work there: one line for each such program; silence where it has none."""
+    static = compile_c("int main(void) { return 0; }\n", scratch / "still", "-static")
+    done = rig1.world.run(sys.executable, "-c", GIVES_SOCKET, str(static))
+    want = [
+        f"{i} {n} 0" for i in (False, True) for n in ("still", "still", Path(sys.executable).name)
+    ]
+    assert done.stdout.splitlines() == want
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3, done.stderr
+    for line in lines:
+        assert line.startswith(f"neatsock: {static} is statically linked"), line
+        assert "sockets that it inherits do not work" in line
+
+
 def test_setuid_target(rig1: Rig, scratch: Path) -> None:
     target = scratch / "set"
     shutil.copy("/bin/true", target)
