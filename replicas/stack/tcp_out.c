@@ -305,12 +305,24 @@ bool tcp_send_syn(struct stack *s, struct tcb *t)
 
 /* ---- new data ---- */
 
+/* RFC 9293 3.8.6.2.1: half of the largest window is worth a segment (on lo, the MSS may be more than a window). */
+static uint32_t full_size(const struct tcb *t) { return u32_min(t->mss, t->snd_wnd_max / 2); }
+
+/*
+ * Its writer may be waiting for room (a third of the buffer, nt_writable()), and nothing in flight makes the
+ * peer answer at once: what is held would become no fuller. Linux pushes when a writer blocks.
+ */
+static bool writer_waits(const struct tcb *t)
+{
+	return 3 * (tx_tail(t) - tx_una(t)) >= 2ull * t->sndbuf && t->snd_nxt - snd_una(t) <= t->mss;
+}
+
 /* Is a segment that ends the queue and is not full to wait (RFC 9293 3.7.4)? */
 static bool hold_small(struct stack *s, struct tcb *t, uint32_t len)
 {
 	uint32_t corked = t->opt_flags & (NEAT_OPTF_CORK | NEAT_OPTF_MORE);
 
-	if (len >= t->mss || tcp_fin_queued(t))
+	if (len >= full_size(t) || tcp_fin_queued(t) || writer_waits(t))
 		return false;
 	if (corked && !(t->flags & TCB_CORK_DUE)) {
 		if (!(t->flags & TCB_PUSH_HELD)) {
@@ -354,7 +366,7 @@ static bool window_blocked(const struct tcb *t)
 static void sent_new(struct stack *s, struct tcb *t, uint32_t len, uint64_t end)
 {
 	t->snd_nxt = end;
-	if (len < t->mss)
+	if (len < full_size(t))
 		t->snd_sml = end;
 	if (!t->rtt_seq && !(t->flags & TCB_RETRANSMITTED)) {
 		t->rtt_seq = end;

@@ -104,6 +104,30 @@ def test_setting_nodelay_flushes(host: Host) -> None:
     assert peer.one().data == b"b"
 
 
+def test_half_of_the_largest_window_does_not_wait(host: Host) -> None:
+    """RFC 9293 3.8.6.2.1 (3): on lo a segment of full size may be more than ever fits a window."""
+    peer, slot = server(host, window=800)
+    host.write(slot, b"a")
+    peer.recv()
+    host.write(slot, bytes(399))
+    peer.none()
+    host.write(slot, bytes(1))
+    assert sizes(peer.recv()) == [400]
+
+
+@pytest.mark.parametrize("flags", [0, CORK])
+def test_what_fills_the_send_buffer_does_not_wait(host: Host, flags: int) -> None:
+    """A writer that waits for room (a third of the buffer) cannot make the segment any fuller."""
+    peer, slot = server(host, {OPT_SNDBUF: 4096, OPT_FLAGS: flags}, options=Options(mss=1460))
+    if not flags:
+        host.write(slot, b"a")
+        assert peer.one().data == b"a"
+    host.write(slot, bytes(1300))
+    peer.none()
+    host.write(slot, bytes(66))
+    assert sizes(peer.recv()) == [1366]
+
+
 def test_fin_takes_the_held_tail_along(host: Host) -> None:
     peer, slot = server(host)
     host.write(slot, b"a")
