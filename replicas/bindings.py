@@ -380,7 +380,11 @@ class Bindings:
         asked = replica in binding.pending
         binding.pending.discard(replica)
         if not answer.status:
-            binding.subs[replica] = (int(answer.slot), int(answer.gen))
+            before, now = binding.subs.get(replica), (int(answer.slot), int(answer.gen))
+            if before not in (None, now):
+                # One was asked for and given up before this one: connections would wait in both.
+                self._remove(replica, owner[0], *before)
+            binding.subs[replica] = now
         else:
             binding.subs.pop(replica, None)
             if not asked:

@@ -101,6 +101,19 @@ def test_a_new_replica_that_refuses_is_told_of_and_takes_nothing_away() -> None:
     assert after.mask == 0b01
 
 
+def test_of_two_listeners_for_one_socket_the_program_does_not_know_one_goes() -> None:
+    """The replica stood still until listen() had failed, and found the next try behind the first."""
+    after = Successor(published=0b01, answered=(0,))
+    after.bindings.acknowledged(1, listener(4))
+    after.bindings.acknowledged(1, listener(4))  # said twice
+    assert not after.orders
+    after.bindings.acknowledged(1, listener(5))
+    order = abi.unpack("struct neat_msg_r_listen", after.orders.pop())
+    assert (order.h.type, order.slot) == (abi.lib.NEAT_MSG_R_UNLISTEN, 4)
+    assert not after.orders
+    assert after.mask == 0b11
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_listener_that_a_successor_cannot_find_is_installed_anew(closed: bool) -> None:
     """A replica that ran wild wrote over its words. Unless the program has closed it meanwhile."""
