@@ -392,6 +392,7 @@ static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, cons
 		i->events = ev->events;
 		i->data = ev->data.u64;
 		i->off = false;
+		i->kernel_bits = 0;	/* from before; what holds now the kernel says again */
 		if (i->twin)
 			twin_ctl(i, EPOLL_CTL_MOD);
 	}
@@ -725,7 +726,8 @@ void nt_epoll_to_kernel(int fd)
 		item_remove(&ep->items[fd]);
 		nt_unlock(&nt.watch_lock);
 		ep->nkernel++;
-		kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, was.events, was.data);
+		/* Fired and not armed again: nothing is asked for but what cannot be left out. */
+		kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, was.off ? (uint32_t)EPOLLONESHOT : was.events, was.data);
 		wake_all(ep);
 	}
 }

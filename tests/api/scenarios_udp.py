@@ -616,6 +616,48 @@ def udp_two_worlds() -> None:
 
 
 @scenario
+def udp_epoll_armed_again() -> None:
+    """What came from a program of the kernel while the entry was disarmed, and was read, is over."""
+    server, mine, ep = udp(), udp(False), select.epoll()
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
+    code = (
+        "import socket, sys; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"
+        "s.sendto(b'kernel',('127.0.0.1',int(sys.argv[1])))"
+    )
+    ep.register(server, select.EPOLLIN | select.EPOLLONESHOT)
+    mine.sendto(b"mine", server.getsockname())
+    print([bits(e) for _, e in ep.poll(5)])
+    say("mine", server.recv, 100)
+    subprocess.run([sys.executable, "-c", code, str(server.getsockname()[1])], env=outside)
+    until(lambda: revents(server, want=select.POLLIN) == "IN")
+    print(ep.poll(0.01))
+    say("kernel", server.recv, 100)
+    ep.modify(server, select.EPOLLIN | select.EPOLLONESHOT)
+    print(ep.poll(0.05))
+    mine.sendto(b"mine", server.getsockname())
+    print([bits(e) for _, e in ep.poll(5)])
+
+
+@scenario
+def udp_epoll_disarmed_goes_over() -> None:
+    """The socket is the kernel's from its first datagram on; its entry fired before, and is off."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
+    code = (
+        "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);"
+        "s.bind(('127.0.0.1',0)); print(s.getsockname()[1],flush=True); s.recv(1)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], env=outside, stdout=subprocess.PIPE)
+    assert child.stdout
+    s, ep = udp(False), select.epoll()
+    ep.register(s, select.EPOLLOUT | select.EPOLLONESHOT)
+    print([bits(e) for _, e in ep.poll(5)])
+    s.sendto(b"x", (HOST, int(child.stdout.readline())))
+    print(child.wait(5), ep.poll(0.05))
+    ep.modify(s, select.EPOLLOUT | select.EPOLLONESHOT)
+    print([bits(e) for _, e in ep.poll(5)], ep.poll(0.05))
+
+
+@scenario
 def udp_mixed_sends() -> None:
     """One socket, a destination of each world: sends and receives go on with both."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
