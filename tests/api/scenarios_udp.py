@@ -617,7 +617,7 @@ def udp_two_worlds() -> None:
 
 @scenario
 def udp_epoll_armed_again() -> None:
-    """What came from a program of the kernel while the entry was disarmed, and was read, is over."""
+    """What a program of the kernel sent while the entry was disarmed, and was read, is over."""
     server, mine, ep = udp(), udp(False), select.epoll()
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
     code = (

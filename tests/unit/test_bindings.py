@@ -102,7 +102,7 @@ def test_a_new_replica_that_refuses_is_told_of_and_takes_nothing_away() -> None:
 
 
 def test_of_two_listeners_for_one_socket_the_program_does_not_know_one_goes() -> None:
-    """The replica stood still until listen() had failed, and found the next try behind the first."""
+    """The replica stood still until listen() had failed, then found the next try as well."""
     after = Successor(published=0b01, answered=(0,))
     after.bindings.acknowledged(1, listener(4))
     after.bindings.acknowledged(1, listener(4))  # said twice
