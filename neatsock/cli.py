@@ -542,6 +542,7 @@ def describe(found: dict[str, Any]) -> str:
     lines = [
         f"instance {found['name']}: up {found['uptime_s']:.0f} s, keeper {found['keeper']['pid']}, "
         f"neatd {found['neatd']['pid']}, nic {found['nic']['pid'] or '-'}" + _network(found["nic"]),
+        *([f"nic: {found['nic']['error']}"] if "error" in found["nic"] else []),
         f"mode {found['mode']}, standby {found['standby']['pid'] or '-'}",
         f"{'replica':>7} {'pid':>8} {'state':>9} {'connections':>12} {'accepted':>10} "
         f"{'segments in':>12} {'segments out':>13} {'cpu s':>8} {'core':>4}",

@@ -465,6 +465,8 @@ class Neatd:
             self.attachments.recover_process(app, index, state["pid"], fds, mine)
         elif kind == "bind":
             self.bindings.recover(state, fds)
+        elif kind == "uplink":
+            self.state.nic_error = state["pid"], state["text"]
         elif kind == "hold":
             self.lifetime.recover(app_id, fds[0])
 
@@ -481,6 +483,8 @@ class Neatd:
             sys.exit(0)
 
     def on_news(self, item: News) -> None:
+        if item.role == NIC and item.kind == LIB.NEAT_MSG_K_FROM:
+            self._from_nic(item)
         if item.kind in (LIB.NEAT_MSG_K_STARTED, LIB.NEAT_MSG_K_DIED):
             pid = item.pid if item.kind == LIB.NEAT_MSG_K_STARTED else None
             if item.role == NIC:
@@ -512,6 +516,14 @@ class Neatd:
         elif item.kind == LIB.NEAT_MSG_K_FROM:
             self._from_replica(replica, item)
         item.close()
+
+    def _from_nic(self, item: News) -> None:
+        """What it cannot do any more: for the status, also of a successor of ours."""
+        if abi.header(item.inner).type != LIB.NEAT_MSG_ERROR:
+            return
+        text = abi.text(abi.unpack("struct neat_msg_error", item.inner).text)
+        self.state.nic_error = item.pid, text
+        self.link.remember("uplink", pid=item.pid, text=text)
 
     def _from_component(self, replica: Replica, item: News) -> None:
         replica.parts.on_news(item)
@@ -635,6 +647,10 @@ class Neatd:
         status: dict[str, Any] = {"pid": self.state.nic_pid}
         if uplink := self.options.uplink:
             status |= {"uplink": uplink.name, "address": str(uplink.address)}
+        error = self.state.nic_error
+        # A NIC that was started since has said itself what it found.
+        if error and self.state.nic_pid in (error[0], None):
+            status["error"] = error[1]
         return status
 
     def status(self) -> dict[str, Any]:

@@ -177,6 +177,7 @@ class State:
     connections: dict[tuple[int, int], Connection] = field(default_factory=dict)
     next_app: int = 1
     nic_pid: int | None = None
+    nic_error: tuple[int, str] | None = None  # (pid of the NIC that said it, what is wrong)
     standby_pid: int | None = None
 
     def running(self) -> list[Replica]:

@@ -52,7 +52,7 @@ static void reply_ready(uint32_t replica, uint32_t epoch, uint32_t seq)
 	reply(NEAT_MSG_N_READY, &m, sizeof(m), seq);
 }
 
-static void reply_error(int status, const char *text, uint32_t seq)
+void control_error(int status, const char *text, uint32_t seq)
 {
 	struct neat_msg_error m = { .status = status };
 
@@ -188,7 +188,7 @@ static void on_config(struct nic *n, struct message *msg)
 		return;
 	}
 	if (wrong) {
-		reply_error(-EINVAL, wrong, m->h.seq);
+		control_error(-EINVAL, wrong, m->h.seq);
 		exit(1);
 	}
 	n->cfg = *m;
@@ -197,7 +197,7 @@ static void on_config(struct nic *n, struct message *msg)
 	wire_set(&n->wire, &m->wire);
 	status = make_uplink(n, msg, text, sizeof(text));
 	if (status) {
-		reply_error(status, text, m->h.seq);
+		control_error(status, text, m->h.seq);
 		exit(1);
 	}
 	n->configured = true;
@@ -412,7 +412,7 @@ static void dispatch(struct nic *n, struct message *msg)
 	} else if (type == NEAT_MSG_N_PORT) {
 		on_port(n, &msg->u.port);
 	} else if (replica >= n->cfg.replicas) {
-		reply_error(-EINVAL, "no such replica; N_CONFIG said how many there are", msg->u.h.seq);
+		control_error(-EINVAL, "no such replica; N_CONFIG said how many there are", msg->u.h.seq);
 	} else if (type == NEAT_MSG_N_QUEUE) {
 		on_queue(n, msg);
 	} else if (type == NEAT_MSG_N_FENCE) {
@@ -443,7 +443,7 @@ bool control_receive(struct nic *n)
 		memcpy(msg.fds, CMSG_DATA(c), (size_t)msg.nfds * sizeof(int));
 	}
 	if (!message_ok(&msg, (size_t)got)) {
-		reply_error(-EPROTO, "malformed control message; are keeper and nic of one version?", 0);
+		control_error(-EPROTO, "malformed control message; are keeper and nic of one version?", 0);
 		exit(1);
 	}
 	dispatch(n, &msg);

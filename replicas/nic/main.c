@@ -121,9 +121,12 @@ void nic_receive(struct nic *n, const uint8_t *bytes, const struct frame_meta *m
 
 static void uplink_lost(struct nic *n, uint32_t i, int err)
 {
-	fprintf(stderr, "neat-nic: the %s is gone (%s); local connections go on, others need a restart of "
-		"the instance\n", n->uplink.kind == NEAT_NIC_TAP ? "TAP device" : "other end of the wire",
-		strerror(err));
+	char text[200];
+
+	snprintf(text, sizeof(text), "the %s is gone (%s); local connections go on, others need a restart of "
+		 "the instance", n->uplink.kind == NEAT_NIC_TAP ? "TAP device" : "other end of the wire",
+		 strerror(err));
+	control_error(-err, text, 0);
 	nic_unwatch(n, n->uplink.fd[i]);
 	n->uplink.fd[i] = -1;
 }

@@ -59,6 +59,8 @@ void nic_receive(struct nic *n, const uint8_t *bytes, const struct frame_meta *m
 
 /* control.c: takes one message from fd 3; false when none was there. Exits when the keeper is gone. */
 bool control_receive(struct nic *n);
+/* -errno and a text for people: on stderr, and to neatd, which shows it in its status. `seq`: what it answers, or 0. */
+void control_error(int status, const char *text, uint32_t seq);
 
 /*
  * tap.c and wire_io.c, the backends. *_read: one frame into n->frame; 0 = none now, -errno = the

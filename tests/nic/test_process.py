@@ -460,6 +460,8 @@ def test_nonsense_from_the_other_instance_harms_nobody(nic_binary: Path) -> None
     assert stats["rx_malformed"] > 1000
     assert stats["rx_delivered"] > 100
     ours.close()
+    error = nic.receive("struct neat_msg_error", ABI.NEAT_MSG_ERROR)
+    assert b"other end of the wire is gone" in ffi.string(error.text)
     nic.stats()
     nic.close()
     theirs.close()
@@ -530,7 +532,8 @@ def test_the_nic_opens_a_tap_by_name(
 @needs_namespace
 def test_a_deleted_tap_is_no_busy_loop(host: Host, namespace: Namespace) -> None:
     namespace.inside("ip", "link", "del", namespace.device)
-    wait_until(lambda: host.nic.stats()["loops"], "an answer")
+    error = host.nic.receive("struct neat_msg_error", ABI.NEAT_MSG_ERROR)
+    assert b"TAP device is gone" in ffi.string(error.text)
     loops = host.nic.stats()["loops"]
     assert host.nic.stats()["loops"] - loops <= 2
 
@@ -581,12 +584,12 @@ def test_two_instances_on_a_wire(
         assert task.finish() == data
     client.shutdown_write()
     assert server.read() == b""
-    for host in hosts:
-        stats = host.nic.stats()
+    for stats in [host.nic.stats() for host in hosts]:
         assert stats["tx_malformed"] == 0
         if not quality.corrupt_ppm:
             assert stats["rx_malformed"] == stats["rx_not_ours"] == 0
         for name in ("loss", "reorder", "duplicate", "corrupt"):
             past = {"loss": "lost", "reorder": "reordered"}.get(name, name.rstrip("e") + "ed")
             assert bool(stats[f"wire_{past}"]) == bool(getattr(quality, f"{name}_ppm"))
+    for host in hosts:
         host.close()

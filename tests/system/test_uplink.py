@@ -341,6 +341,20 @@ def test_a_persistent_tap_of_ours(
         ip("link", "del", name)
 
 
+def test_the_status_says_that_the_device_is_gone(tmp_path: Path) -> None:
+    """To people and programs, and also when neatd was started again since."""
+    with uplinked(tmp_path / "run", 1) as net:
+        assert "error" not in status(net)["nic"]  # type: ignore[operator]
+        ip("-n", net.namespace, "link", "del", net.namespace)
+        wait_until(lambda: "error" in status(net)["nic"], "an error in the status")  # type: ignore[operator]
+        first = status(net)
+        assert "TAP device is gone" in first["nic"]["error"]  # type: ignore[index]
+        os.kill(first["neatd"]["pid"], signal.SIGKILL)  # type: ignore[index]
+        wait_until(lambda: status(net)["neatd"] != first["neatd"], "a new neatd")
+        assert status(net)["nic"] == first["nic"]
+        assert "nic: the TAP device is gone" in net.instance.cli("status").stdout
+
+
 def test_a_tap_serves_one_instance(net: Net, tmp_path: Path) -> None:
     name = f"nt{secrets.token_hex(4)}"
     first = Instance(tmp_path / "1", 1, "--tap", name, "--address", "10.99.8.2/24")
