@@ -5,7 +5,7 @@
  * The row lives in neat_app and outlives us: neatd derives the reference counts from it after a
  * death. An entry changes by one store. refs is raised before an entry is stored and lowered after
  * it is cleared, so a kill in between leaves refs too high, never too low; nothing that enters the kernel, where
- * kills take effect, comes between the two (decision NEW-edges-1). A last close that a kill cuts
+ * kills take effect, comes between the two (decision 77). A last close that a kill cuts
  * short is finished by whoever sweeps the process (neat_abi.h).
  */
 #define _GNU_SOURCE

@@ -1,4 +1,4 @@
-"""SYNs that the nic gives back because another replica has the tuple (decision NEW-ports-1)."""
+"""SYNs that the nic gives back because another replica has the tuple (decision 78)."""
 
 from __future__ import annotations
 
