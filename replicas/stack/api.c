@@ -321,7 +321,7 @@ static void drop_waiting(struct api *a, struct app *app, uint64_t entry)
 	struct slot_user *u = &app->slots[slot & (NEAT_SLOTS - 1)];
 
 	/* A second entry of a connection may outlive it: the slot is another one's by now. */
-	if (slot == 0 || slot >= NEAT_SLOT_APP_FIRST || u->gen != (uint16_t)(entry >> 32) ||
+	if (slot == 0 || slot >= NEAT_SLOT_APP_FIRST || u->gen != neat_entry_gen(entry) ||
 	    a32_relaxed(&app->mem.app->slots[slot].accepted))
 		return;
 	if (u->kind == SLOT_TCB) {

@@ -62,7 +62,7 @@ static void queued(const struct app *app, struct slot_set *q)
 			uint32_t child = neat_entry_slot(e);
 
 			/* An entry of an earlier life of the slot is none. */
-			if (child < NEAT_SLOT_APP_FIRST && app->slots[child].gen == (uint16_t)(e >> 32))
+			if (child < NEAT_SLOT_APP_FIRST && app->slots[child].gen == neat_entry_gen(e))
 				q->bits[child / 64] |= 1ull << child % 64;
 		}
 	}

@@ -129,11 +129,12 @@ static void command(struct api *a, struct app *app, uint64_t e)
 		overtaken(app, slot, gen);
 	if (u->kind == SLOT_FREE || u->closed)
 		return;
-	/* Of an earlier use of the slot: its flag keeps the kicks of this one away until somebody looks. */
-	if (u->gen != gen && neat_entry_op(e) == NEAT_CMD_KICK && a32_relaxed(&app->mem.app->slots[slot].cmd_pend))
-		slot_look(a, app, slot);
-	if (u->kind == SLOT_FREE || u->gen != gen || u->closed)
+	if (u->gen != gen) {
+		/* Of an earlier use of the slot: its flag keeps the kicks of this one away until somebody looks. */
+		if (neat_entry_op(e) == NEAT_CMD_KICK && a32_relaxed(&app->mem.app->slots[slot].cmd_pend))
+			slot_look(a, app, slot);
 		return;
+	}
 	switch (neat_entry_op(e)) {
 	case NEAT_CMD_KICK:
 		slot_look(a, app, slot);

@@ -427,8 +427,6 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 
 	if (dgram_is_kernel(sock))
 		return NT_KERNEL;
-	if (m->msg_name && m->msg_namelen && nt_bad_pointer(m->msg_name))
-		return -EFAULT;
 	err = m->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&from, m->msg_iov, (int)m->msg_iovlen);
 	if (!err)
 		err = checks(s, &from, flags);

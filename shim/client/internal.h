@@ -333,7 +333,7 @@ int nt_dgram_getsockopt(int fd, int level, int name, void *value, socklen_t *len
 void nt_dgram_drop(uint32_t sock);	/* its slots and its port are given up */
 /* ---- dgram_io.c ---- */
 ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags);
-ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags);
+ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags);	/* msg_name: checked by the caller */
 unsigned nt_dgram_ready(const struct neat_sock *s);	/* EPOLL* bits, the twin's excluded */
 int nt_dgram_queue(const struct neat_sock *s, bool in);	/* SIOCINQ, SIOCOUTQ */
 int nt_dgram_error(const struct neat_sock *s);		/* SO_ERROR, consumed: -errno or 0 */

@@ -259,7 +259,7 @@ static bool take_entry(struct neat_sock *s, uint32_t replica, uint32_t *slot, ui
 		if (!a64_cas(&l.app->accept_head, head, head + 1))
 			continue;
 		*slot = neat_entry_slot(e) & (NEAT_SLOTS - 1);
-		*gen = (uint32_t)(e >> 32) & 0xffff;
+		*gen = neat_entry_gen(e);
 		if (*slot && neat_status_gen(a64_acquire(&l.rep->pub->slots[*slot].status)) == *gen)
 			return true;
 	}

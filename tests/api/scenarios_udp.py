@@ -34,6 +34,13 @@ def udp(bound: bool = True) -> socket.socket:
     return s
 
 
+def outside(code: str, *args: str) -> subprocess.Popen[bytes]:
+    """A Python program on the kernel, whatever we are on; its output comes through a pipe."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """A client connected to a server."""
     server, client = udp(), udp(False)
@@ -592,7 +599,6 @@ def udp_two_worlds() -> None:
     """A program that is not on neatsock reaches our bound socket, and we reach its."""
     server = udp(False)
     server.bind(("0.0.0.0", 0))
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
     code = (
         "import socket,sys; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5);"
         "s.sendto(b'hello',('127.0.0.1',int(sys.argv[1]))); print(s.recv(100));"
@@ -600,8 +606,7 @@ def udp_two_worlds() -> None:
     )
     ep = select.epoll()
     ep.register(server, select.EPOLLIN)
-    command = [sys.executable, "-c", code, str(server.getsockname()[1])]
-    child = subprocess.Popen(command, env=outside, stdout=subprocess.PIPE)
+    child = outside(code, str(server.getsockname()[1]))
     print([bits(e) for _, e in ep.poll(5)])
     data, peer = server.recvfrom(100)
     print(data, revents(server))
@@ -619,7 +624,6 @@ def udp_two_worlds() -> None:
 def udp_epoll_armed_again() -> None:
     """What a program of the kernel sent while the entry was disarmed, and was read, is over."""
     server, mine, ep = udp(), udp(False), select.epoll()
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
     code = (
         "import socket, sys; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"
         "s.sendto(b'kernel',('127.0.0.1',int(sys.argv[1])))"
@@ -628,7 +632,7 @@ def udp_epoll_armed_again() -> None:
     mine.sendto(b"mine", server.getsockname())
     print([bits(e) for _, e in ep.poll(5)])
     say("mine", server.recv, 100)
-    subprocess.run([sys.executable, "-c", code, str(server.getsockname()[1])], env=outside)
+    outside(code, str(server.getsockname()[1])).communicate()
     until(lambda: revents(server, want=select.POLLIN) == "IN")
     print(ep.poll(0.01))
     say("kernel", server.recv, 100)
@@ -641,12 +645,11 @@ def udp_epoll_armed_again() -> None:
 @scenario
 def udp_epoll_disarmed_goes_over() -> None:
     """The socket is the kernel's from its first datagram on; its entry fired before, and is off."""
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
     code = (
         "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);"
         "s.bind(('127.0.0.1',0)); print(s.getsockname()[1],flush=True); s.recv(1)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], env=outside, stdout=subprocess.PIPE)
+    child = outside(code)
     assert child.stdout
     s, ep = udp(False), select.epoll()
     ep.register(s, select.EPOLLOUT | select.EPOLLONESHOT)
@@ -660,13 +663,12 @@ def udp_epoll_disarmed_goes_over() -> None:
 @scenario
 def udp_mixed_sends() -> None:
     """One socket, a destination of each world: sends and receives go on with both."""
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
     code = (
         "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5);"
         "s.bind(('127.0.0.1',0)); print(s.getsockname()[1],flush=True)\n"
         "for _ in range(3):\n d,a=s.recvfrom(100); s.sendto(d.upper(),a)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], env=outside, stdout=subprocess.PIPE)
+    child = outside(code)
     assert child.stdout
     port = int(child.stdout.readline())
     ours, s = udp(), udp(False)
