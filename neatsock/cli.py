@@ -389,6 +389,13 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
     do = parser.add_subparsers(dest="do", required=True, metavar="add|delete|list|flush")
     add = do.add_parser("add", help="add a rule at the end", allow_abbrev=False)
     add.add_argument("--at", type=int, metavar="N", help="make it number N")
+    add.add_argument(
+        "--replica",
+        type=int,
+        action="append",
+        metavar="N",
+        help="only replica N obeys it (may be repeated), default: all, also those to come",
+    )
     add.add_argument("rule", nargs="+", metavar="WORD", help=SYNTAX)
     delete = do.add_parser("delete", help="remove rule N", allow_abbrev=False)
     delete.add_argument("number", type=int, metavar="N")
@@ -571,6 +578,7 @@ def _filter(args: argparse.Namespace) -> int:
     if args.do == "add":
         try:
             command |= {"rule": str(parse_rule(" ".join(args.rule))), "number": args.at}
+            command["replicas"] = args.replica
         except RuleError as err:
             raise Refusal(str(err), 2) from err
     elif args.do == "delete":
@@ -581,7 +589,8 @@ def _filter(args: argparse.Namespace) -> int:
     elif args.do == "list":
         for rule in rules:
             counts = f"{rule['packets']:>12} packets {rule['bytes']:>15} bytes"
-            print(f"{rule['number']:>3} {counts}  {rule['rule']}")
+            whose = "".join(f"--replica {replica} " for replica in rule["replicas"] or ())
+            print(f"{rule['number']:>3} {counts}  {whose}{rule['rule']}")
     return 0
 
 

@@ -17,7 +17,7 @@ ACTIONS = {"pass": 0, "drop": 1, "reject": 2}  # enum neat_filter_action
 DIRECTIONS = {"in": 1, "out": 2, "both": 3}  # mask of enum neat_filter_dir
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
 WITH_PORTS = ("tcp", "udp")
-LAYOUT = struct.Struct("<IIBBBBHHHHB3x")  # struct neat_filter_rule
+LAYOUT = struct.Struct("<IIBBBBHHHHBxH")  # struct neat_filter_rule
 ANYWHERE = ipaddress.IPv4Network("0.0.0.0/0")
 SYNTAX = "pass|drop|reject in|out|both [tcp|udp|icmp] [from WHERE] [to WHERE]"
 
@@ -55,9 +55,10 @@ class Rule:
     protocol: str | None = None
     source: Side = Side()
     destination: Side = Side()
+    replicas: tuple[int, ...] = ()  # who obeys it, ascending; () = all
 
     def __str__(self) -> str:
-        """Text that parse() reads back as the same rule."""
+        """Text that parse() reads back as the same rule; the replicas are not in it."""
         words = [self.action, self.direction, *([self.protocol] if self.protocol else [])]
         for name, side in (("from", self.source), ("to", self.destination)):
             if side != Side():
@@ -79,12 +80,13 @@ class Rule:
             destination.first,
             destination.last,
             ACTIONS[self.action],
+            sum(1 << replica for replica in self.replicas),
         )
 
 
 def unpack(data: bytes) -> Rule:
     """The rule that pack() packed. RuleError when the bytes are no rule."""
-    saddr, daddr, sbits, dbits, direction, proto, s0, s1, d0, d1, action = LAYOUT.unpack(data)
+    saddr, daddr, sbits, dbits, direction, proto, s0, s1, d0, d1, action, mask = LAYOUT.unpack(data)
     try:
         return Rule(
             _name(ACTIONS, action),
@@ -92,6 +94,7 @@ def unpack(data: bytes) -> Rule:
             _name(PROTOCOLS, proto) if proto else None,
             Side(ipaddress.IPv4Network((saddr, sbits)), s0, s1),
             Side(ipaddress.IPv4Network((daddr, dbits)), d0, d1),
+            tuple(i for i in range(16) if mask >> i & 1),
         )
     except (KeyError, ValueError) as err:
         raise RuleError(f"{data.hex()} is no rule") from err
@@ -101,7 +104,7 @@ def _name(table: dict[str, int], value: int) -> str:
     return {number: name for name, number in table.items()}[value]
 
 
-def parse(text: str) -> Rule:
+def parse(text: str, replicas: tuple[int, ...] = ()) -> Rule:
     """RuleError says what is wrong and what would be right."""
     words = text.split()
     try:
@@ -119,7 +122,7 @@ def parse(text: str) -> Rule:
             raise RuleError("only tcp and udp have ports; write e.g. drop in tcp to port 80")
     except RuleError as err:
         raise RuleError(f"rule {text!r}: {err}") from None
-    return Rule(action, direction, protocol, sides["from"], sides["to"])
+    return Rule(action, direction, protocol, sides["from"], sides["to"], replicas)
 
 
 def _choice(words: list[str], names: dict[str, int], what: str) -> str:

@@ -1,7 +1,8 @@
 """The packet filter's rules: kept with the replicas in the keeper, changed by `neatsock filter`.
 
-Every replica holds all rules; the whole list goes out with each change, so a replica has the old
-rules or the new ones. The keeper stores it: a successor has it before it announces itself.
+Every replica holds all rules and obeys those that name it or no replica; the whole list goes out
+with each change, so a replica has the old rules or the new ones. The keeper stores it, also for
+replicas that do not run: who starts has it before it announces itself.
 """
 
 from __future__ import annotations
@@ -31,8 +32,23 @@ class Change:
     waiting: set[int] = field(default_factory=set)
 
 
-def edit(rules: list[Rule], command: dict[str, Any]) -> list[Rule]:
-    """The rules after a command. Refused when it makes no sense."""
+def _replicas(command: dict[str, Any], room: int) -> tuple[int, ...]:
+    """Whose the new rule is. Refused when there can be no such replica."""
+    wanted = command.get("replicas") or []
+    if not isinstance(wanted, list) or not all(type(replica) is int for replica in wanted):
+        raise Refused(errno.EINVAL, "replicas of a rule are a list of numbers")
+    for replica in wanted:
+        if not 0 <= replica < room:
+            text = f"this instance has no replica {replica}; a rule can be for 0 to {room - 1}"
+            raise Refused(errno.EINVAL, text)
+    return tuple(sorted(set(wanted)))
+
+
+def edit(rules: list[Rule], command: dict[str, Any], room: int) -> list[Rule]:
+    """The rules after a command, in an instance with room for so many replicas.
+
+    Refused when it makes no sense.
+    """
     do = command.get("do")
     if do == "flush":
         return []
@@ -50,7 +66,7 @@ def edit(rules: list[Rule], command: dict[str, Any]) -> list[Rule]:
     if len(out) >= RULES_MAX:
         raise Refused(errno.ENOSPC, f"there are {RULES_MAX} rules already, no more fit")
     try:
-        rule = parse(str(command.get("rule")))
+        rule = parse(str(command.get("rule")), _replicas(command, room))
     except RuleError as err:
         raise Refused(errno.EINVAL, str(err)) from err
     if number is None:
@@ -72,13 +88,20 @@ class Filter:
 
     # ---- replicas ----
 
-    def recover(self, inner: bytes) -> None:
-        """A stored R_FILTER of the first replica that has one: changes go out in that order."""
+    def recover(self, stored: dict[int, bytes]) -> None:
+        """R_FILTER of each replica that has one: changes go out by their numbers.
+
+        Who missed the last one gets it now: nobody may be left to repeat the command.
+        """
+        inner = stored[min(stored)]
         message = abi.unpack("struct neat_msg_r_filter", inner)
         at = abi.ffi.offsetof("struct neat_msg_r_filter", "rule")
         size = LAYOUT.size
         self.generation, self.last = int(message.h.seq), int(message.command)
         self.rules = [unpack(inner[at + i * size :][:size]) for i in range(int(message.count))]
+        for replica in self.state.replicas:
+            if stored.get(replica.index) != inner:
+                self.store(replica.index)
 
     def store(self, replica: int) -> None:
         """Give a replica the rules, now and at each start."""
@@ -120,7 +143,7 @@ class Filter:
         if not isinstance(number, int) or not 0 < number < 1 << 32:
             raise Refused(errno.EINVAL, "a change of the filter needs a random number as id")
         if number != self.last:
-            self.rules = edit(self.rules, command)
+            self.rules = edit(self.rules, command, len(self.state.replicas))
             self.last = number
         self.generation += 1
         for replica in self.state.replicas:
@@ -135,7 +158,12 @@ class Filter:
 
     def _answer(self, connection: Connection, seq: int) -> None:
         rules = [
-            {"number": i + 1, "rule": str(rule)} | self._count(i)
+            {
+                "number": i + 1,
+                "replicas": list(rule.replicas) or None,
+                "rule": str(rule),
+                **self._count(i),
+            }
             for i, rule in enumerate(self.rules)
         ]
         text = json.dumps({"rules": rules}).encode()

@@ -428,9 +428,10 @@ class Neatd:
             if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_LISTEN:
                 self.bindings.recover_listener(item.index, item.inner)
         self.bindings.recovered()
-        rules = [item for item in store if item.key >> 48 == LIB.NEAT_MSG_R_FILTER]
+        filters = LIB.NEAT_MSG_R_FILTER
+        rules = {item.index: item.inner for item in store if item.key >> 48 == filters}
         if rules:
-            self.filter.recover(min(rules, key=lambda item: item.index).inner)
+            self.filter.recover(rules)
         self.state.registry.sweep()
         known = set(self.state.apps)
         for app in list(self.state.apps.values()):

@@ -231,7 +231,7 @@ struct neat_msg_r_peer {
 };
 /*
  * Packet filter: the first rule that matches decides, none lets the packet pass. Stateless: replies
- * of a connection are packets like any other.
+ * of a connection are packets like any other. Each replica has the list of all, so a rule's number is the same in all.
  */
 enum neat_filter_dir { NEAT_FILTER_IN = 1, NEAT_FILTER_OUT = 2 };	/* as the replica sees it; a mask */
 enum neat_filter_action {
@@ -246,7 +246,8 @@ struct neat_filter_rule {	/* addresses and ports in host order */
 	uint8_t proto;			/* 0 = any */
 	uint16_t sport[2], dport[2];	/* first and last; 0..65535 = any, else TCP and UDP only */
 	uint8_t action;			/* enum neat_filter_action */
-	uint8_t pad[3];
+	uint8_t pad;
+	uint16_t replicas;		/* mask of those that obey it; 0 = all */
 };
 struct neat_msg_r_filter {
 	struct neat_msg_header h;
@@ -365,6 +366,7 @@ struct neat_msg_health {	/* what the keeper counts; NEAT_ROLE_REPLICA only */
 
 #ifndef NEAT_CDEF
 NEAT_ASSERT(sizeof(struct neat_filter_rule) == 24);
+NEAT_ASSERT(NEAT_REPLICAS_MAX <= 16);	/* neat_filter_rule.replicas */
 NEAT_ASSERT(sizeof(struct neat_msg_r_filter) + 64 <= NEAT_MSG_MAX);	/* it travels inside a neat_msg_keeper */
 #endif
 

@@ -91,7 +91,7 @@ void role_start(struct component *c)
 
 void role_rules(struct component *c)
 {
-	if (filter_set(c->stack.filter, c->rules.rule, c->rules.count))
+	if (filter_set(&c->stack, c->rules.rule, c->rules.count))
 		replica_die("filter rules that make no sense (version skew?)");
 }
 

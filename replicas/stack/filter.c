@@ -27,8 +27,15 @@ static bool rule_ok(const struct neat_filter_rule *r)
 	       (!ports || r->proto == IP_PROTO_TCP || r->proto == IP_PROTO_UDP);
 }
 
-int filter_set(struct filter *f, const struct neat_filter_rule *rules, uint32_t n)
+static bool is_ours(const struct stack *s, const struct neat_filter_rule *r)
 {
+	return !r->replicas || r->replicas >> s->cfg.index & 1;
+}
+
+int filter_set(struct stack *s, const struct neat_filter_rule *rules, uint32_t n)
+{
+	struct filter *f = s->filter;
+
 	if (n > NEAT_FILTER_MAX)
 		return -EINVAL;
 	for (uint32_t i = 0; i < n; i++)
@@ -41,7 +48,7 @@ int filter_set(struct filter *f, const struct neat_filter_rule *rules, uint32_t 
 		f->rule[i] = (struct filter_rule){
 			.saddr = r->saddr & smask, .smask = smask, .daddr = r->daddr & dmask, .dmask = dmask,
 			.sport = { r->sport[0], r->sport[1] }, .dport = { r->dport[0], r->dport[1] },
-			.dir = r->dir, .proto = r->proto, .action = r->action,
+			.dir = is_ours(s, r) ? r->dir : 0, .proto = r->proto, .action = r->action,
 			.ports = !any_port(r->sport) || !any_port(r->dport),
 		};
 	}

@@ -8,7 +8,7 @@
 struct filter_rule {
 	uint32_t saddr, smask, daddr, dmask;
 	uint16_t sport[2], dport[2];
-	uint8_t dir, proto, action, ports;	/* ports: the rule looks at them */
+	uint8_t dir, proto, action, ports;	/* dir: 0 = other replicas' rule; ports: the rule looks at them */
 	uint32_t pad;
 	uint64_t packets, bytes;
 };
@@ -22,7 +22,7 @@ struct filter {
 size_t filter_memory(void);
 void filter_init(struct stack *s, void *memory);	/* zeroed memory */
 /* -EINVAL, and the old rules stay, when one of them makes no sense. Counters start at zero. */
-NEAT_CHECKED int filter_set(struct filter *f, const struct neat_filter_rule *rules, uint32_t n);
+NEAT_CHECKED int filter_set(struct stack *s, const struct neat_filter_rule *rules, uint32_t n);
 
 /* No rules: the only cost of the filter. */
 static inline bool filter_active(const struct stack *s) { return s->filter->n != 0; }

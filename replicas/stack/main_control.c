@@ -128,7 +128,7 @@ static void need_stack(struct replica *r)
 		memory_now(span.at, span.len);
 	}
 	r->have_stack = true;
-	if (filter_set(r->stack.filter, r->filter.rule, r->filter.count))
+	if (filter_set(&r->stack, r->filter.rule, r->filter.count))
 		replica_die("filter rules that make no sense (version skew?)");
 }
 
@@ -144,7 +144,7 @@ static void on_filter(struct replica *r, const struct neat_msg_r_filter *m)
 		a64_store(&r->status->filter[i].packets, 0);
 		a64_store(&r->status->filter[i].bytes, 0);
 	}
-	if (r->have_stack && filter_set(r->stack.filter, m->rule, m->count))
+	if (r->have_stack && filter_set(&r->stack, m->rule, m->count))
 		replica_die("filter rules that make no sense (version skew?)");
 	message_send(NEAT_MSG_R_FILTERED, &answer, sizeof(answer), m->h.seq);
 }

@@ -114,6 +114,9 @@ def test_a_command_is_obeyed_once(own: Rig) -> None:
     [
         (("add", "drop in sctp"), 2, "'sctp' is not expected here"),
         (("add", "--at", "5", "drop in"), 1, "a rule can be number 1 to 1, not 5"),
+        (("add", "--replica", "16", "drop in"), 1, "no replica 16"),
+        (("add", "--replica", "-1", "drop in"), 1, "no replica -1"),
+        (("add", "--replica", "all", "drop in"), 2, "invalid int value: 'all'"),
         (("delete", "1"), 1, "there is no rule 1"),
         (("list", "--name", "nobody"), 1, "not up"),
     ],
@@ -132,3 +135,71 @@ def test_no_more_than_256_rules(rig1: Rig) -> None:
             ask(rig1.path, {"cmd": "filter", "do": "add", "id": 999, "rule": "drop in"})
     finally:
         change(rig1, "flush")
+
+
+# ---- rules of one replica, replicas that come and go ----
+
+
+# Connects all the time; each outcome once.
+ALWAYS = """
+import errno, socket, sys
+seen = set()
+while True:
+    try:
+        socket.create_connection(("127.0.0.1", int(sys.argv[1])), 10).close()
+        outcome = "connected"
+    except OSError as err:
+        outcome = errno.errorcode[err.errno]
+    if outcome not in seen:
+        print(outcome, flush=True)
+    seen.add(outcome)
+"""
+
+
+def ready(rig: Rig, replica: int) -> bool:
+    return any(
+        r["index"] == replica and r["state"] == "ready" for r in rig.status().get("replicas", [])
+    )
+
+
+def test_rules_of_one_replica(own: Rig, port: int) -> None:
+    """Connections of the other one are not touched; its successors obey it, too."""
+    change(own, "add", "--replica", "1", f"reject in tcp to port {port}")
+    assert outcomes(own, port) == {"hello", "ECONNREFUSED"}
+    (rule,) = listed(own)
+    assert rule["replicas"] == [1]
+    # What is listed behind the numbers is what add takes.
+    text = own.cli("filter", "list").stdout
+    assert text.endswith(f"bytes  --replica 1 reject in tcp to port {port}\n")
+    os.kill(own.pids()["replica1"], signal.SIGKILL)
+    own.ready(1, 2)
+    assert outcomes(own, port) == {"hello", "ECONNREFUSED"}
+    change(own, "add", "--replica", "0", f"reject in tcp to port {port}")
+    assert outcomes(own, port) == {"ECONNREFUSED"}
+    change(own, "delete", "1")
+    assert outcomes(own, port) == {"hello", "ECONNREFUSED"}
+    change(own, "add", "--replica", "1", "--replica", "0", f"reject in tcp to port {port}")
+    assert listed(own)[1]["replicas"] == [0, 1]
+    assert outcomes(own, port) == {"ECONNREFUSED"}
+
+
+def test_replicas_that_come_have_the_rules_first(own: Rig, port: int) -> None:
+    """Scaled up, upgraded, and scaled up by a neatd that took over: no packet slips through."""
+    change(own, "add", f"reject in tcp to port {port}")
+    change(own, "add", "--replica", "3", "pass in udp")
+    program = own.world.start(sys.executable, "-c", ALWAYS, str(port), stdout=subprocess.PIPE)
+    assert program.stdout and program.stdout.readline() == "ECONNREFUSED\n"
+    try:
+        assert own.cli("scale", "3").returncode == 0
+        wait_until(lambda: ready(own, 2), "replica 2 is ready")
+        neatd = own.pids()["neatd"]
+        os.kill(neatd, signal.SIGKILL)
+        wait_until(lambda: own.status() and own.pids()["neatd"] != neatd, "neatd is back")
+        assert own.cli("scale", "4").returncode == 0
+        wait_until(lambda: ready(own, 3), "replica 3 is ready")
+        assert own.cli("upgrade").returncode == 0
+        assert outcomes(own, port) == {"ECONNREFUSED"}
+    finally:
+        program.kill()
+    assert program.stdout.read() == ""
+    assert [r["replicas"] for r in listed(own)] == [None, [3]]

@@ -536,7 +536,7 @@ int host_filter(struct host *h, const uint8_t *rules, uint32_t n)
 
 	if (n <= NEAT_FILTER_MAX)
 		memcpy(r, rules, n * sizeof(*r));
-	return filter_set(h->stack.filter, r, n);
+	return filter_set(&h->stack, r, n);
 }
 
 uint64_t host_filter_packets(struct host *h, uint32_t rule) { return h->stack.filter->rule[rule].packets; }

@@ -27,8 +27,8 @@ from tests.stack.packet import Segment, bits, ip
 from tests.stack.test_ip import icmp
 
 
-def rules(host: Host, *texts: str) -> None:
-    packed = b"".join(parse(text).pack() for text in texts)
+def rules(host: Host, *texts: str, replicas: tuple[int, ...] = ()) -> None:
+    packed = b"".join(parse(text, replicas).pack() for text in texts)
     assert host.lib.host_filter(host.h, packed, len(texts)) == 0
 
 
@@ -94,6 +94,14 @@ def test_the_first_match_decides(host: Host) -> None:
     assert answered(host, udp(53))
     assert not answered(host, udp(54))
     assert [counts(host, i)[0] for i in range(3)] == [1, 1, 0]
+
+
+def test_a_rule_is_for_the_replicas_that_it_names(host: Host) -> None:
+    rules(host, "drop in udp to port 53", replicas=(1, 15))
+    assert answered(host, udp(53))
+    assert counts(host, 0) == (0, 0)
+    rules(host, "drop in udp to port 53", replicas=(0, 1))
+    assert not answered(host, udp(53))
 
 
 def test_no_rule_passes(host: Host) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +25,7 @@ from neatsock.filter import (
     parse,
     unpack,
 )
+from replicas.filter import Filter
 
 
 @pytest.mark.parametrize(
@@ -101,12 +104,13 @@ def rules(draw: st.DrawFn) -> Rule:
         return Side(draw(NETWORKS), *(draw(PORTS) if protocol in WITH_PORTS else (0, 65535)))
 
     action, direction = draw(st.sampled_from([*ACTIONS])), draw(st.sampled_from([*DIRECTIONS]))
-    return Rule(action, direction, protocol, side(), side())
+    replicas = draw(st.sets(st.integers(0, abi.lib.NEAT_REPLICAS_MAX - 1)))
+    return Rule(action, direction, protocol, side(), side(), tuple(sorted(replicas)))
 
 
 @given(rules())
 def test_text_and_layout_go_both_ways(rule: Rule) -> None:
-    assert parse(str(rule)) == rule
+    assert parse(str(rule), rule.replicas) == rule
     assert unpack(rule.pack()) == rule
 
 
@@ -125,6 +129,7 @@ def test_the_layout_is_that_of_the_header() -> None:
         "udp",
         Side(ipaddress.IPv4Network("10.0.0.0/8"), 1, 2),
         Side(ipaddress.IPv4Network("192.168.0.0/16"), 3, 4),
+        (0, 15),
     )
     assert LAYOUT.size == abi.ffi.sizeof("struct neat_filter_rule")
     rule = abi.unpack("struct neat_filter_rule", want.pack())
@@ -135,4 +140,51 @@ def test_the_layout_is_that_of_the_header() -> None:
         17,
         abi.lib.NEAT_FILTER_REJECT,
     )
+    assert rule.replicas == 0x8001
     assert abi.lib.NEAT_FILTER_MAX == RULES_MAX
+
+
+# ---- neatd ----
+
+
+class Keeper:
+    """R_FILTER of each replica, as the keeper keeps it; dies behind `patience` of them."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.kept: dict[int, bytes] = {}
+
+    def store(self, _role: int, index: int, _key: int, inner: bytes) -> None:
+        if self.patience == 0:
+            raise EOFError
+        self.patience -= 1
+        self.kept[index] = inner
+
+
+def neatd(keeper: Keeper, replicas: int = 3) -> Filter:
+    counts = SimpleNamespace(packets=SimpleNamespace(v=0), bytes=SimpleNamespace(v=0))
+    status = SimpleNamespace(at=SimpleNamespace(filter=[counts] * RULES_MAX))
+    state: Any = SimpleNamespace(
+        link=keeper,
+        replicas=[
+            SimpleNamespace(index=i, pid=0, filter_role=2, filter_status=status)
+            for i in range(replicas)
+        ],
+    )
+    return Filter(state, lambda connection: None)
+
+
+def test_who_missed_a_change_gets_it_from_the_next_neatd() -> None:
+    """neatd dies between two replicas, and who asked for the change does not ask again."""
+    keeper = Keeper(patience=3 + 1)
+    first = neatd(keeper)
+    connection: Any = SimpleNamespace(send=lambda data: None)
+    first.command(connection, 1, {"do": "add", "id": 1, "rule": "drop in", "replicas": [2]})
+    with pytest.raises(EOFError):
+        first.command(connection, 2, {"do": "add", "id": 2, "rule": "drop out"})
+    assert keeper.kept[0] != keeper.kept[1]
+    keeper.patience = 3
+    second = neatd(keeper)
+    second.recover(dict(keeper.kept))
+    assert second.rules == [parse("drop in", (2,)), parse("drop out")]
+    assert keeper.kept[0] == keeper.kept[1] == keeper.kept[2]
