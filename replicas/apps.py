@@ -17,6 +17,7 @@ from .clients import Connection
 
 ROW_BYTES: int = abi.lib.NEAT_FDS_MAX * 8
 PF_EXITING = 4  # <linux/sched.h>; set before the memory of a dying process goes
+PF_KTHREAD = 0x00200000
 
 
 @dataclass
@@ -173,16 +174,28 @@ def _stat(pid: int) -> tuple[int, int]:
     return int(fields[6]), int(fields[19])
 
 
+def _uids(pid: int) -> set[int]:
+    """Real, effective, saved and file system user: proc_pid_status(5). OSError: no such process."""
+    with open(f"/proc/{pid}/status", "rb") as status:
+        line = next(line for line in status if line.startswith(b"Uid:"))
+    return set(map(int, line.split()[1:]))
+
+
 def stranger(app: App, pid: int) -> bool:
     """A pid in an application's table that cannot be a process of it: its number or its garbage."""
+    if pid == os.getpid():  # we map it, too
+        return True
     mapped = maps_object(pid, app.shared.fd)
     if mapped:
         return False
     try:
         flags, started = _stat(pid)
+        if flags & PF_KTHREAD:
+            return True
         if flags & PF_EXITING:  # it has lost its maps already
             return False
-        # Hidden from us: at least nobody's child is older than the instance.
-        return mapped is False or started < _stat(os.getppid())[1]
+        # Hidden from us: nobody's child is older than the instance, and only root's has any user.
+        hidden = mapped is None and started >= _stat(os.getppid())[1]
+        return not (hidden and (app.uid == 0 or app.uid in _uids(pid)))
     except OSError:
         return True

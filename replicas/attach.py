@@ -103,6 +103,9 @@ class Attachments:
             app, index = self._rejoined(message, pid)
         else:
             app, index = self._new_app(uid, pid, abi.text(message.comm)), 0
+        # First of all: whatever fails from here on, its end lets the application go.
+        connection.app_id, connection.pid = app.app_id, pid
+        app.connections.add(connection)
         self._image(app, index, pid, connection)
         self._answer(app, index, connection, request.seq)
 
@@ -119,7 +122,12 @@ class Attachments:
             text = f"this application has {CONNECTIONS_MOST} connections to neatd, its limit"
             raise Refused(errno.EMFILE, text)
         assert self.server is not None
-        connection = Connection(_seqpacket_of(request), self.server)
+        sock = _seqpacket_of(request)
+        known = self.state.process_connection(app.app_id, process.index)
+        if known is not None and os.path.sameopenfile(known.sock.fileno(), sock.fileno()):
+            sock.close()  # a predecessor of ours had done this
+            return
+        connection = Connection(sock, self.server)
         self.server.adopt(connection)
         self._own(app, process, connection)
         self._remember_process(app, process)
@@ -168,6 +176,9 @@ class Attachments:
 
     def _sender(self, app: App, request: Request, index: int) -> Process | None:
         """The process with this entry, which spoke over anybody's connection. None: it is dead."""
+        before = app.processes.get(index)
+        if before is not None and before.pid != request.pid and readable([before.pidfd]):
+            self._died(app, before)  # not handled yet, and a sibling has freed its entry
         if index not in app.processes:
             self.look_for_children(app)
         process = app.processes.get(index)
@@ -328,6 +339,9 @@ class Attachments:
         self._remember_process(app, process)
 
     def _own(self, app: App, process: Process, connection: Connection) -> None:
+        before = self.state.process_connection(app.app_id, process.index)
+        if before is not None:
+            self._disown(before)
         connection.owner = (app.app_id, process.index)
         connection.app_id, connection.pid = app.app_id, process.pid
         self.state.connections[connection.owner] = connection
@@ -428,18 +442,26 @@ class Attachments:
     def _died(self, app: App, process: Process) -> None:
         """Its connection stays until nobody has its other end: a child may be about to speak."""
         self.loop.remove_reader(process.pidfd)
-        self.look_for_children(app)
-        connection = self.state.connections.get((app.app_id, process.index))
+        try:
+            self.look_for_children(app)
+        finally:
+            self._forget(app, process)
+        try:
+            if app.processes or app.connections:
+                self._free(app, [(process.index, process.pid)])
+                self.look_for_children(app)  # the entry may have a new holder already
+        finally:
+            self._drop_if_gone(app)
+
+    def _forget(self, app: App, process: Process) -> None:
+        """What we have of a dead process."""
+        connection = self.state.process_connection(app.app_id, process.index)
         if connection is not None:
             self._disown(connection)
         self._drop_eventfd(app, process)
         self.state.link.forget("proc", app.app_id, process.index)
         process.close()
         del app.processes[process.index]
-        if app.processes or app.connections:
-            self._free(app, [(process.index, process.pid)])
-            self.look_for_children(app)  # the entry may have a new holder already
-        self._drop_if_gone(app)
 
     def _drop_if_gone(self, app: App) -> None:
         if app.app_id in self.state.apps and not app.processes and not app.connections:
@@ -495,18 +517,22 @@ class Attachments:
             return
         app = self.state.apps[connection.app_id]
         app.connections.discard(connection)
-        if connection.owner is not None:
-            process = app.processes[connection.owner[1]]
-            self._disown(connection)
-            self._remember_process(app, process)
-            # Not if it was us who hung up: then the program goes on with its sockets.
-            if connection.hung_up:
-                self._exec_closed(app, process)
-                if not apps.has_descriptors(app, process.index):
-                    self._died(app, process)  # the new image has nothing of ours
-        elif connection.pid not in (process.pid for process in app.processes.values()):
-            self._free_unborn(app, connection.pid)
-        self._drop_if_gone(app)
+        try:
+            if connection.owner is not None:
+                self._owned_gone(app, connection, app.processes[connection.owner[1]])
+            elif connection.pid not in (process.pid for process in app.processes.values()):
+                self._free_unborn(app, connection.pid)
+        finally:
+            self._drop_if_gone(app)
+
+    def _owned_gone(self, app: App, connection: Connection, process: Process) -> None:
+        self._disown(connection)
+        self._remember_process(app, process)
+        # Not if it was us who hung up: then the program goes on with its sockets.
+        if connection.hung_up:
+            self._exec_closed(app, process)
+            if not apps.has_descriptors(app, process.index):
+                self._died(app, process)  # the new image has nothing of ours
 
     def _exec_closed(self, app: App, process: Process) -> None:
         """The process left its image (exec): what was close-on-exec is closed."""

@@ -112,7 +112,7 @@ def test_a_connection_that_turns_blocking_does_not_stop_neatd(
         "import socket\n"
         "from tests.control.test_hostile import say_child\n"
         "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
-        "say_child(c, theirs.fileno()); c.bind(1)\n"
+        "say_child(c, theirs.fileno()); Client(Path(sys.argv[1])).close()\n"
         "theirs.setblocking(True); ours.setblocking(False)\n"
         "ask = abi.pack('struct neat_msg_bind', LIB.NEAT_MSG_BIND, 1, sock=1, sock_gen=1)\n"
         "for n in range(3000):\n"  # of which it reads no answer

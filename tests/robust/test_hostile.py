@@ -39,4 +39,14 @@ def test_other_applications_see_no_error(rig: Rig, bystander: Bystander) -> None
     again = Bystander(rig.world)  # a new program is served as ever
     again.close()
     assert ends
-    wait_until(lambda: len(rig.status()["apps"]) == 1, "only the bystander is left")
+    try:
+        wait_until(lambda: len(rig.status()["apps"]) == 1, "only the bystander is left")
+    except AssertionError as err:
+        raise AssertionError(f"{rig.status()['apps']}\n{rig.log()[-5000:]}") from err
+    replicas = [replica["pid"] for replica in rig.status()["replicas"]]
+    wait_until(lambda: {memory(pid) for pid in replicas} == {1}, "replicas unmap what others had")
+
+
+def memory(replica: int) -> int:
+    """How many applications a replica has memory of."""
+    return Path(f"/proc/{replica}/maps").read_text().count("/memfd:neat-seg_pub")

@@ -25,12 +25,25 @@ def app() -> Iterator[Any]:
     fd = os.memfd_create("neat-app")
     os.ftruncate(fd, mmap.PAGESIZE)
     with mmap.mmap(fd, mmap.PAGESIZE):
-        yield SimpleNamespace(shared=SimpleNamespace(fd=fd))
+        yield SimpleNamespace(shared=SimpleNamespace(fd=fd), uid=os.getuid())
     os.close(fd)
 
 
 def test_who_maps_the_object_is_no_stranger(app: Any) -> None:
-    assert not apps.stranger(app, os.getpid())
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    assert not apps.stranger(app, pid)
+    os.close(write)
+    os.waitpid(pid, 0)
+
+
+def test_neatd_maps_it_and_is_none_of_it(app: Any) -> None:
+    assert apps.stranger(app, os.getpid())
 
 
 def test_others_are(app: Any) -> None:
@@ -50,6 +63,32 @@ def test_a_dying_process_is_none_yet(app: Any) -> None:
     assert not apps.stranger(app, pid)
     os.waitpid(pid, 0)
     assert apps.stranger(app, pid)
+
+
+def test_whom_we_cannot_look_into(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Younger than the instance, and of the program's user or any if that is root."""
+    parent = os.getppid()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    monkeypatch.setattr(apps, "maps_object", lambda pid, fd: None)
+    monkeypatch.setattr(os, "getppid", lambda: pid)
+    try:
+        assert not apps.stranger(app, pid)
+        assert apps.stranger(app, parent)  # older
+        app.uid = os.getuid() + 1000
+        assert apps.stranger(app, pid)
+        app.uid = 0
+        assert not apps.stranger(app, pid)
+        monkeypatch.setattr(apps, "_stat", lambda pid: (apps.PF_KTHREAD, 1))
+        assert apps.stranger(app, pid)
+    finally:
+        os.close(write)
+        os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("sock", [1, 11, 40000, 65535])
