@@ -6,6 +6,7 @@ neat_app is written by the application: every number read from it is checked bef
 from __future__ import annotations
 
 import os
+import select
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ class App:
     # Open control connections. One that outlives its process is held by a child that has not
     # said a word yet: the application lives as long as there is either.
     connections: set[Connection] = field(default_factory=set)
+    # pid -> pidfd: processes that map its memory, but are in no entry that we know.
+    silent: dict[int, int] = field(default_factory=dict)
     warned: bool = False  # that it met a limit
     next_look: float = 0.0  # time.monotonic() before which FORKED makes nobody look
     looking: bool = False  # ... and somebody will, then
@@ -199,3 +202,25 @@ def stranger(app: App, pid: int) -> bool:
         return not (hidden and (app.uid == 0 or app.uid in _uids(pid)))
     except OSError:
         return True
+
+
+def live_holders(app: App, known: set[int]) -> dict[int, int]:
+    """pid -> pidfd of living processes that are, or may be, of an application; but `known`.
+
+    A look at each process of the machine. The caller owns the descriptors.
+    """
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) in known or stranger(app, int(name)):
+            continue
+        try:
+            pidfd = os.pidfd_open(int(name))
+        except OSError:  # dead already
+            continue
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        if poller.poll(0):
+            os.close(pidfd)  # nobody has waited for it yet
+        else:
+            found[int(name)] = pidfd
+    return found

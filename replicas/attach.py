@@ -155,7 +155,9 @@ class Attachments:
 
     def forked(self, connection: Connection) -> None:
         """NEAT_MSG_FORKED: there may be processes we have not heard of."""
-        app = self.app_of(connection)
+        self._look_soon(self.app_of(connection))
+
+    def _look_soon(self, app: App) -> None:
         wait_s = app.next_look - time.monotonic()
         if wait_s <= 0:
             self._look_again(app)
@@ -170,6 +172,7 @@ class Attachments:
         begin = time.monotonic()
         app.shared.at.forked.v = 0  # before we look: who forks after this says so again
         self.look_for_children(app)
+        self._free_unborn(app)
         end = time.monotonic()
         # A program that forges entries has a tenth of our time.
         app.next_look = end + min(9 * (end - begin), LOOK_PAUSE_MOST_S)
@@ -301,6 +304,8 @@ class Attachments:
         for replica in range(len(self.state.replicas)):
             link.store(REPLICA, replica, key(LIB.NEAT_MSG_R_APP_GONE, app.app_id), gone)
         link.forget("app", app.app_id)
+        for pid in list(app.silent):
+            self._forget_silent(app, pid)
         del self.state.apps[app.app_id]
         app.close()
         self.changed()
@@ -399,6 +404,10 @@ class Attachments:
             pidfd = os.pidfd_open(pid)
         process = Process(index, pid, pidfd)
         app.processes[index] = process
+        if pid in app.silent:
+            self._forget_silent(app, pid)  # it has spoken
+            if self._unborn(app):
+                self._look_soon(app)
         self.loop.add_reader(pidfd, self._died, app, process)
         return process
 
@@ -450,6 +459,8 @@ class Attachments:
             if app.processes or app.connections:
                 self._free(app, [(process.index, process.pid)])
                 self.look_for_children(app)  # the entry may have a new holder already
+                if self._unborn(app):
+                    self._look_soon(app)
         finally:
             self._drop_if_gone(app)
 
@@ -521,7 +532,10 @@ class Attachments:
             if connection.owner is not None:
                 self._owned_gone(app, connection, app.processes[connection.owner[1]])
             elif connection.pid not in (process.pid for process in app.processes.values()):
-                self._free_unborn(app, connection.pid)
+                # Nobody has its other end: no child of that process that has not spoken.
+                unborn = [entry for entry in self._unborn(app) if entry[1] == connection.pid]
+                if unborn:
+                    self._free(app, unborn)
         finally:
             self._drop_if_gone(app)
 
@@ -539,17 +553,40 @@ class Attachments:
         if apps.maps_object(process.pid, app.shared.fd) is False:
             self._swept(app, lambda: apps.sweep_cloexec(app, process.index))
 
-    def _free_unborn(self, app: App, parent: int) -> None:
-        """Entries that a dead process claimed for children that never lived to say so."""
-        unborn = [
+    def _unborn(self, app: App) -> list[tuple[int, int]]:
+        """(index, pid) of entries claimed for a child by who did not live to fill them in."""
+        known = {process.pid for process in app.processes.values()}
+        return [
             (index, pid)
             for index, (pid, state) in apps.live_entries(app).items()
             if state == LIB.NEAT_PROC_CLAIMED
             and index not in app.processes
-            and (pid == parent or not alive(pid))
+            and pid not in known
+            and pid
         ]
-        if unborn:
-            self._free(app, unborn)
+
+    def _free_unborn(self, app: App) -> None:
+        """Unless such a child lives and has not run yet: then its end makes us look again."""
+        unborn = self._unborn(app)
+        if not unborn:
+            return
+        known = {process.pid for process in app.processes.values()}
+        for pid, pidfd in apps.live_holders(app, known | set(app.silent)).items():
+            app.silent[pid] = pidfd
+            self.loop.add_reader(pidfd, self._silent_died, app, pid)
+        named = {pid for pid, _ in apps.live_entries(app).values()}
+        gone = [(index, pid) for index, pid in unborn if pid not in app.silent]
+        if gone and named >= set(app.silent):
+            self._free(app, gone)
+
+    def _silent_died(self, app: App, pid: int) -> None:
+        self._forget_silent(app, pid)
+        self._look_soon(app)
+
+    def _forget_silent(self, app: App, pid: int) -> None:
+        pidfd = app.silent.pop(pid)
+        self.loop.remove_reader(pidfd)
+        os.close(pidfd)
 
     # ---- recovery ----
 
@@ -572,5 +609,7 @@ class Attachments:
         """All of an application was recovered; one that never got a process goes."""
         self._swept(app, lambda: apps.left_over(app))
         self.look_for_children(app)
+        if self._unborn(app):
+            self._look_soon(app)
         if not app.processes:
             self._drop_app(app)

@@ -132,7 +132,7 @@ enum neat_proc_state { NEAT_PROC_FREE = 0, NEAT_PROC_CLAIMED = 1, NEAT_PROC_LIVE
 
 struct neat_proc {		/* app writes; neatd frees */
 	neat_a32 state;		/* enum neat_proc_state */
-	neat_a32 pid;		/* in neatd's pid namespace; CLAIMED: the parent's; SWEPT: who does that */
+	neat_a32 pid;		/* in neatd's pid namespace; CLAIMED: the parent's; SWEPT: who does that; FREE: 0 */
 	neat_a32 parent;	/* index of the process that forked it */
 	neat_a32 fd_high;	/* fds with an entry end below this */
 };

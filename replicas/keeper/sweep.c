@@ -216,6 +216,7 @@ static void sweep(struct neat_app *app, const struct taken *dead, int nchannels,
 		if (!dead->is[i])
 			continue;
 		a32_store(&app->procs[i].fd_high, 0);
+		a32_store(&app->procs[i].pid, 0);	/* who claims it is not taken for its dead predecessor */
 		a32_cas(&app->procs[i].state, NEAT_PROC_SWEPT, NEAT_PROC_FREE);
 	}
 }

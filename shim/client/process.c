@@ -115,6 +115,7 @@ static void reap(void)
 		nt_channels_close(i);
 		close_row(i);
 		a32_store(&p->fd_high, 0);
+		a32_store(&p->pid, 0);	/* who claims it is not taken for its dead predecessor */
 		a32_cas(&p->state, NEAT_PROC_SWEPT, NEAT_PROC_FREE);
 	}
 }
@@ -200,6 +201,7 @@ static void undo_row(uint32_t proc)
 		if (sock)
 			nt_sock_unref(sock);
 	}
+	a32_store(&nt.app->procs[proc].pid, 0);
 	a32_release(&nt.app->procs[proc].state, NEAT_PROC_FREE);
 }
 

@@ -213,3 +213,78 @@ def test_a_program_that_leaves_garbage(
     puppets.append(puppet)
     puppet.step()
     puppet.kill()
+
+
+# ---- killed inside fork() ----
+
+FORKING = """
+import signal
+from tests.control.test_gone import claim
+from tests.waiting import wait_until
+c.new_sock(1)
+listening = c.listen(1).status
+read, write = os.pipe()
+if os.fork() == 0:
+    # Without a connection of its own, it forks; {child} lives when it is killed.
+    c.proc = 1
+    c.app.at.procs[1].pid.v, c.app.at.procs[1].state.v = os.getpid(), LIB.NEAT_PROC_LIVE
+    claim(c, 2)
+    child = os.fork() if {child} else 0
+    if {child} and child == 0:
+        signal.pause()
+    os.write(write, b"%d\\n" % child)
+    os.kill(os.getpid(), 9)
+dead, child = os.wait()[0], int(os.read(read, 20))
+c.send(abi.pack("struct neat_msg_header", LIB.NEAT_MSG_FORKED))
+say(child)
+"""
+
+
+def claim(client: Client, entry: int) -> None:
+    """What fork() does before there is a child: an entry of ours, in which socket 1 is open."""
+    client.set_fd(7, 1, proc=entry)
+    client.app.at.socks[1].refs.v += 1
+    procs = client.app.at.procs
+    procs[entry].parent.v, procs[entry].fd_high.v = client.proc, 8
+    procs[entry].pid.v, procs[entry].state.v = os.getpid(), LIB.NEAT_PROC_CLAIMED
+
+
+def test_killed_inside_fork_before_there_is_a_child(
+    instance: Instance, left: Client, puppets: list[Puppet]
+) -> None:
+    puppet = Puppet(
+        instance,
+        FORKING.format(child=0)
+        + "wait_until(lambda: c.app.at.procs[2].state.v == LIB.NEAT_PROC_FREE, 'it is free')\n"
+        "say([c.app.at.procs[2].state.v, c.app.at.socks[1].refs.v])",
+    )
+    puppets.append(puppet)
+    puppet.step()
+    puppet.go_on()
+    assert puppet.step() == [LIB.NEAT_PROC_FREE, 1]
+    puppet.kill()
+
+
+def test_killed_inside_fork_and_the_child_has_not_run_yet(
+    instance: Instance, left: Client, puppets: list[Puppet]
+) -> None:
+    """It keeps what it inherited until it is dead, too; whoever else comes and goes."""
+    puppet = Puppet(
+        instance,
+        FORKING.format(child=1) + "if os.fork() == 0:\n"
+        "    c.child(3).bind(9); os._exit(0)\n"
+        "os.wait()\n"
+        "c.send(abi.pack('struct neat_msg_header', LIB.NEAT_MSG_FORKED))\n"
+        "for _ in range(20): Client(Path(sys.argv[1])).close()\n"
+        "say([c.app.at.procs[2].state.v, c.app.at.socks[1].refs.v])\n"
+        "wait_until(lambda: c.app.at.procs[2].state.v == LIB.NEAT_PROC_FREE, 'it is free')\n"
+        "say([c.app.at.procs[2].state.v, c.app.at.socks[1].refs.v])",
+    )
+    puppets.append(puppet)
+    child = puppet.step()
+    puppet.go_on()
+    assert puppet.step() == [LIB.NEAT_PROC_CLAIMED, 2]
+    os.kill(child, signal.SIGKILL)
+    puppet.go_on()
+    assert puppet.step() == [LIB.NEAT_PROC_FREE, 1]
+    puppet.kill()
