@@ -103,6 +103,8 @@ struct neat_port_entry {	/* neatd writes */
 	uint32_t pad;
 };
 
+enum { NEAT_KEEPER_GONE = 0x40000000 };	/* FUTEX_OWNER_DIED */
+
 struct neat_registry {		/* neatd writes; everyone else maps it read-only */
 	struct neat_header h;
 	neat_a64 change;	/* +1 after every change: cached conclusions are dropped */
@@ -111,6 +113,8 @@ struct neat_registry {		/* neatd writes; everyone else maps it read-only */
 	neat_a32 epoch[NEAT_REPLICAS_MAX];	/* +1 each time replica r was replaced */
 	neat_a32 naddrs;
 	neat_a32 scaled;	/* +1 after `replicas` or a neat_sock.sub[] changed: libraries look at both again */
+	neat_a32 keeper;	/* keeper: its tid, 0 at first; the kernel sets NEAT_KEEPER_GONE when it dies (robust futex) */
+	uint32_t pad;
 	struct { uint32_t addr, prefix; } addrs[NEAT_ADDRS_MAX];	/* our IPv4 addresses beside 127/8, host order */
 	struct neat_port_entry ports[NEAT_REGISTRY_PORTS];
 };

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <linux/futex.h>
 #include <time.h>
 
 enum {
@@ -121,8 +122,16 @@ struct keeper_options {
 	uint32_t stopped_ms;		/* a replica stopped for so long is replaced; 0 = never */
 };
 
+/* Our entry in the kernel's list of robust futexes (life.c); lives as long as we do. */
+struct life {
+	struct neat_registry *registry;	/* NULL until the first R_CONFIG is stored */
+	struct robust_list_head head;
+	struct robust_list entry;
+};
+
 struct keeper {
 	struct keeper_options opt;
+	struct life life;
 	struct child neatd, nic, replica[NEAT_REPLICAS_MAX];
 	struct child component[COMPONENTS][NEAT_REPLICAS_MAX];	/* by role, from NEAT_ROLE_IP on */
 	struct child standby;		/* runs whenever all wanted replicas are ready */
@@ -248,6 +257,9 @@ int sweep_main(int argc, char **argv);
 /* options.c */
 void parse(struct keeper_options *o, int argc, char **argv);
 _Noreturn void usage(void);
+
+/* life.c: the first R_CONFIG brings the page in which the kernel notes our death */
+void life_begin(struct life *l, const struct msg *config);
 
 /* main.c */
 void keeper_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -83,6 +83,7 @@ static void obey(struct keeper *k, struct child *c, const struct neat_msg_keeper
 		m = inner_message(r);
 		if (!m)
 			break;
+		life_begin(&k->life, m);
 		store_and_send(c, order, m, order->h.type == NEAT_MSG_K_STORE);
 		msg_put(m);
 		return;

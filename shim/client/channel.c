@@ -166,33 +166,81 @@ static void note_over(void)
 	       "'neatsock up', then start the program again");
 }
 
+static bool keeper_gone(void) { return a32_relaxed(&nt.registry->keeper) & NEAT_KEEPER_GONE; }
+
 bool nt_over(void)
 {
+	bool over = keeper_gone();
+
 	if (NT_UNLIKELY(a64_relaxed(&nt.over_ns)))
 		return true;
 	NT_EACH_REPLICA(i)
-		if (NT_UNLIKELY(neat_door_state(door(&nt.rep[i])) == NEAT_DOOR_OVER)) {
-			note_over();
-			return true;
-		}
-	return false;
+		over = over || neat_door_state(door(&nt.rep[i])) == NEAT_DOOR_OVER;
+	if (NT_UNLIKELY(over))
+		note_over();
+	return over;
+}
+
+/* Replicas that have not said yet that they end. */
+static uint32_t unsaid(void)
+{
+	uint32_t mask = 0;
+
+	NT_EACH_REPLICA(i)
+		mask |= (uint32_t)!ended(door(&nt.rep[i])) << i;
+	return mask & ~a32_relaxed(&nt.silent);
+}
+
+static int64_t last_rites_end(void)
+{
+	const int64_t LAST_RITES_NS = 2000000000;
+
+	return (int64_t)a64_relaxed(&nt.over_ns) + LAST_RITES_NS;
+}
+
+void nt_over_look(void)
+{
+	uint32_t dead;
+
+	if (NT_LIKELY(!nt_over()))
+		return;
+	dead = unsaid();
+	if (dead && nt_now_ns() >= last_rites_end() && dead & ~a32_or(&nt.silent, dead))
+		nt_watch_fire_all();
+}
+
+int64_t nt_over_next_look(int64_t deadline_ns)
+{
+	const int64_t LOOK_NS = 4000000000;
+	struct timespec t;
+	int64_t at = last_rites_end();
+
+	if (NT_LIKELY(!a64_relaxed(&nt.over_ns)) || !unsaid()) {
+		clock_gettime(CLOCK_MONOTONIC_COARSE, &t);	/* a tick more or less, for a quarter of the price */
+		at = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec + LOOK_NS;
+	}
+	return at < deadline_ns ? at : deadline_ns;
 }
 
 bool nt_over_for_waiters(int64_t *deadline_ns)
 {
-	const int64_t LAST_RITES_NS = 2000000000;
-	bool all = true;
 	int64_t end_ns;
 
 	if (NT_LIKELY(!nt_over()))
 		return false;
-	NT_EACH_REPLICA(i)
-		all = all && ended(door(&nt.rep[i]));
-	end_ns = (int64_t)a64_relaxed(&nt.over_ns) + LAST_RITES_NS;
-	if (all || nt_now_ns() >= end_ns)
+	nt_over_look();
+	if (!unsaid())
 		return true;
+	end_ns = last_rites_end();
 	*deadline_ns = *deadline_ns < end_ns ? *deadline_ns : end_ns;
 	return false;
+}
+
+/* For who tries again and again: the replica will never answer. */
+static bool is_silent(const struct nt_replica *r)
+{
+	nt_over_look();
+	return a32_relaxed(&nt.silent) >> (r - nt.rep) & 1;
 }
 
 /*
@@ -229,7 +277,7 @@ static bool push(struct nt_replica *r, uint64_t entry)
 	while (!(pushed = neat_ring_push(r->ch->cmd, NEAT_CMD_ENTRIES, &r->ch->cmd_tail, &r->ch->cmd_head, entry))) {
 		/* Full: the replica has 4096 commands to work off; a dead one is being replaced. */
 		nt_unlock(&r->cmd_lock);
-		if (ended(door(r)))
+		if (ended(door(r)) || is_silent(r))
 			return false;
 		ring_bell(r);
 		syscall(SYS_sched_yield);
@@ -257,6 +305,8 @@ static uint32_t settled_door(struct nt_replica *r)
 		now = door(r);
 		if (neat_door_state(now) == NEAT_DOOR_OPEN || ended(now))
 			return now;
+		if (is_silent(r))
+			return NEAT_DOOR_ENDED;
 		/* Never mapped, and by now it is not going to be. */
 		if (neat_door_state(now) == NEAT_DOOR_NONE && !(a32_acquire(&nt.registry->replicas) >> index & 1))
 			return NEAT_DOOR_ENDED;

@@ -625,6 +625,8 @@ int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns,
 		nt_drain();
 	n = harvest(ep, ev, max);
 	if (n || timeout_ns == 0) {
+		if (!n)
+			nt_over_look();
 		ep->spin |= n > 0;
 		/* With something of ours to report the kernel's may wait, if there was nothing a moment ago. */
 		if (ep->nkernel && n < max && (n == 0 || nt_now_ns() - ep->kernel_empty_ns >= KERNEL_LOOK_NS))

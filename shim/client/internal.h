@@ -94,6 +94,7 @@ struct nt_process {
 	uint32_t channel_gen;		/* neat_channels.open of our channels */
 	bool ncpu_one;
 	neat_a64 over_ns;		/* when we heard that the instance has ended; 0 = it has not */
+	neat_a32 silent;		/* mask of replicas that ended with it and never said so: we act as if they had */
 	neat_a32 eventfd;		/* fd + 1 of the process's eventfd; 0 = not made yet */
 	neat_a32 eventfd_said;		/* neatd was told of it */
 	neat_a32 rung;			/* threads that it was rung for and that have not left the kernel's poll */
@@ -258,6 +259,13 @@ bool nt_over(void);
  * moved to where those that died without a word are given up. Before the look at what is waited for.
  */
 bool nt_over_for_waiters(int64_t *deadline_ns);
+/* Also finds out, and wakes who waits, that replicas died without a word. Not under watch_lock. */
+void nt_over_look(void);
+/*
+ * When a sleeper is to look, at the latest: every process of the instance may be killed at once, then nobody
+ * wakes it. At most deadline_ns.
+ */
+int64_t nt_over_next_look(int64_t deadline_ns);
 
 /* ---- watch.c ---- */
 void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner);

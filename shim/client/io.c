@@ -126,8 +126,10 @@ static ssize_t receive(uint32_t sock, struct cursor *to, int flags)
 				continue;	/* it ended after our look: bytes may have come before */
 			return got ? (ssize_t)got : rx_end(&w.c);
 		}
-		if (nt_nonblocking(s, flags))
+		if (nt_nonblocking(s, flags)) {
+			nt_over_look();
 			return got ? (ssize_t)got : -EAGAIN;
+		}
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
 			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
 		w.want = flags & MSG_PEEK ? got + 1 : 1;
@@ -314,8 +316,10 @@ static int tx_wait(uint32_t sock, struct nt_conn *c, int flags, int64_t *deadlin
 	const struct neat_sock *s = nt_sock(sock);
 	int err;
 
-	if (nt_nonblocking(s, flags))
+	if (nt_nonblocking(s, flags)) {
+		nt_over_look();
 		return -EAGAIN;
+	}
 	if (s->sndtimeo_ms && *deadline == INT64_MAX)
 		*deadline = nt_deadline(s->sndtimeo_ms * 1000000ll);
 	err = nt_wait_sock(sock, tx_ready, c, *deadline);

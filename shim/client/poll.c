@@ -252,6 +252,8 @@ static int poll_run(struct poll_call *p, int64_t timeout_ns)
 	split(p);
 	ready = scan_ours(p, false);
 	if (ready || timeout_ns == 0) {
+		if (!ready)
+			nt_over_look();
 		nt_batch(ready > 0);
 		return poll_now(p, ready);
 	}

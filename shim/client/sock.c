@@ -514,10 +514,35 @@ static int begin_connect(uint32_t sock, const struct sockaddr *sa, socklen_t len
 	return err;
 }
 
+/* Its replica died with the instance and without a word: the slot is what api_over() would have made of it. */
+static bool reset_unsaid(const struct nt_conn *c, uint64_t status)
+{
+	const uint32_t other = NEAT_SLOT_LISTENING | NEAT_SLOT_DATAGRAM | NEAT_SLOT_CLOSED | NEAT_SLOT_DEAD;
+
+	return NT_UNLIKELY(a32_relaxed(&nt.silent)) && a32_relaxed(&nt.silent) >> (c->rep - nt.rep) & 1 &&
+	       !(neat_status_flags(status) & other);
+}
+
+static uint64_t status_of(const struct nt_conn *c)
+{
+	const uint32_t end = NEAT_SLOT_ERROR | NEAT_SLOT_HUP | NEAT_SLOT_RX_EOF | NEAT_SLOT_TX_SHUT | NEAT_SLOT_DEAD;
+	uint64_t status = a64_acquire(&c->pub->status);
+
+	if (reset_unsaid(c, status))
+		status = neat_status(neat_status_gen(status), ECONNRESET,
+				     (neat_status_flags(status) & ~(uint32_t)NEAT_SLOT_CONNECTING) | end);
+	return status;
+}
+
+static uint32_t error_seq(const struct nt_conn *c)
+{
+	return a32_relaxed(&c->pub->err_seq) + reset_unsaid(c, a64_relaxed(&c->pub->status));
+}
+
 /* Slot status once the replica has taken the connection up; 0 before. */
 uint32_t nt_conn_flags(const struct nt_conn *c)
 {
-	uint64_t status = a64_acquire(&c->pub->status);
+	uint64_t status = status_of(c);
 
 	if (neat_status_gen(status) != (c->gen & 0xffff))
 		return NEAT_SLOT_DEAD | NEAT_SLOT_HUP | NEAT_SLOT_RX_EOF | NEAT_SLOT_TX_SHUT;
@@ -526,8 +551,8 @@ uint32_t nt_conn_flags(const struct nt_conn *c)
 
 int nt_take_error(const struct nt_conn *c)
 {
-	uint64_t status = a64_acquire(&c->pub->status);
-	uint32_t seq = a32_relaxed(&c->pub->err_seq), taken = a32_relaxed(&c->app->err_taken);
+	uint64_t status = status_of(c);
+	uint32_t seq = error_seq(c), taken = a32_relaxed(&c->app->err_taken);
 
 	if (!(neat_status_flags(status) & NEAT_SLOT_ERROR) || seq == taken || !a32_cas(&c->app->err_taken, taken, seq))
 		return 0;
@@ -536,7 +561,7 @@ int nt_take_error(const struct nt_conn *c)
 
 bool nt_has_error(const struct nt_conn *c, uint32_t flags)
 {
-	return flags & NEAT_SLOT_ERROR && a32_relaxed(&c->pub->err_seq) != a32_relaxed(&c->app->err_taken);
+	return flags & NEAT_SLOT_ERROR && error_seq(c) != a32_relaxed(&c->app->err_taken);
 }
 
 /* Done, or given up by a shutdown(), which no replica has to confirm. */

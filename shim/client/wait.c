@@ -157,20 +157,20 @@ static void disarm(bool kernel)
 }
 
 /* Nobody else is in this process and one replica may call: the plain futex, half the price of waitv. */
-static int futex_sleep_alone(uint32_t replica, uint32_t value, int64_t deadline_ns)
+static int futex_sleep_alone(uint32_t replica, uint32_t value, int64_t until_ns)
 {
-	struct timespec t = { (time_t)(deadline_ns / 1000000000), (long)(deadline_ns % 1000000000) };
+	struct timespec t = { (time_t)(until_ns / 1000000000), (long)(until_ns % 1000000000) };
 
-	if (syscall(SYS_futex, &nt.rep[replica].ch->asleep.v, FUTEX_WAIT_BITSET, value,
-		    deadline_ns == INT64_MAX ? NULL : &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0)
+	if (syscall(SYS_futex, &nt.rep[replica].ch->asleep.v, FUTEX_WAIT_BITSET, value, &t, NULL,
+		    FUTEX_BITSET_MATCH_ANY) == 0)
 		return 0;
 	return errno == EAGAIN ? 0 : -errno;
 }
 
-static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
+static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t until_ns)
 {
 	struct futex_waitv v[NEAT_REPLICAS_MAX + 1];
-	struct timespec t = { (time_t)(deadline_ns / 1000000000), (long)(deadline_ns % 1000000000) };
+	struct timespec t = { (time_t)(until_ns / 1000000000), (long)(until_ns % 1000000000) };
 	unsigned n = 0;
 
 	v[n++] = (struct futex_waitv){ .val = W_SLEEPS, .uaddr = (uintptr_t)&w->signaled.v,
@@ -178,26 +178,40 @@ static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
 	NT_EACH_REPLICA(i)
 		v[n++] = (struct futex_waitv){ .val = value, .uaddr = (uintptr_t)&nt.rep[i].ch->asleep.v,
 					       .flags = FUTEX_32 };
-	if (syscall(SYS_futex_waitv, v, n, 0, deadline_ns == INT64_MAX ? NULL : &t, CLOCK_MONOTONIC) >= 0)
+	if (syscall(SYS_futex_waitv, v, n, 0, &t, CLOCK_MONOTONIC) >= 0)
 		return 0;
 	return errno == EAGAIN ? 0 : -errno;
 }
 
+/* Until woken, the deadline, a signal, or news of the end of the instance (0), for which it looks now and then. */
+static int sleep_and_look(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
+{
+	uint32_t live = a32_relaxed(&nt.live);
+	bool alone = live && !(live & (live - 1)) && __libc_single_threaded;
+
+	for (;;) {
+		int64_t until_ns = nt_over_next_look(deadline_ns);
+		int err = alone ? futex_sleep_alone((uint32_t)__builtin_ctz(live), value, until_ns) :
+				  futex_sleep(w, value, until_ns);
+
+		if (err != -ETIMEDOUT || until_ns == deadline_ns)
+			return err;
+		if (nt_over())
+			return 0;
+	}
+}
+
 int nt_sleep(struct nt_waiter *w, int64_t deadline_ns)
 {
-	uint32_t value, live;
+	uint32_t value;
 	int err = 0;
 
 	nt_replicas_look();
-	nt_over();	/* says so if it is: who only polls listeners hears of it nowhere else */
+	nt_over_look();	/* says so if it is: who only polls listeners hears of it nowhere else */
 	value = arm(false);
-	live = a32_relaxed(&nt.live);
 	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
-		if (live && !(live & (live - 1)) && __libc_single_threaded)
-			err = futex_sleep_alone((uint32_t)__builtin_ctz(live), value, deadline_ns);
-		else
-			err = futex_sleep(w, value, deadline_ns);
+		err = sleep_and_look(w, value, deadline_ns);
 		a32_cas(&w->signaled, W_SLEEPS, W_AWAKE);
 	}
 	disarm(false);
@@ -224,11 +238,11 @@ int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *ar
 	int rc = 0, err;
 
 	nt_replicas_look();
-	nt_over();
+	nt_over_look();
 	arm(true);
 	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
-		rc = enter(arg, nap(deadline_ns));
+		rc = enter(arg, nap(nt_over_next_look(deadline_ns)));
 		err = errno;
 		if (!a32_cas(&w->signaled, W_SLEEPS, W_AWAKE) && shares_eventfd(w))
 			a32_add(&nt.rung, (uint32_t)-1);

@@ -186,7 +186,34 @@ def killed(rig: Rig) -> None:
     os.kill(rig.pids()["keeper"], signal.SIGKILL)
 
 
-@pytest.mark.parametrize("end", [down, killed])
+def all_killed(rig: Rig) -> None:
+    """Nobody is left who could say a word, or start somebody."""
+    found = rig.status()
+    pids = [*rig.pids().values(), found["standby"]["pid"], found["nic"]["pid"]]
+    for sig in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in filter(None, pids):
+            os.kill(pid, sig)
+
+
+def all_but_neatd_killed(rig: Rig) -> None:
+    found = rig.status()
+    pids = rig.pids() | {"standby": found["standby"]["pid"]}
+    del pids["neatd"]
+    for sig in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids.values():
+            os.kill(pid, sig)
+
+
+def one_silent(rig: Rig) -> None:
+    """A replica dies without a word, and the keeper with it; the others tell."""
+    pids = rig.pids()
+    os.kill(pids["replica0"], signal.SIGSTOP)
+    os.kill(pids["keeper"], signal.SIGSTOP)
+    for name in ("replica0", "keeper"):
+        os.kill(pids[name], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", [down, killed, all_killed, all_but_neatd_killed, one_silent])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_blocked_programs(scratch: Path, replicas: int, end: Callable[[Rig], None]) -> None:
     """Alone and with other threads; afterwards everything is the kernel's."""
@@ -210,6 +237,66 @@ def test_blocked_programs(scratch: Path, replicas: int, end: Callable[[Rig], Non
     finally:
         for program in programs:
             program.process.kill()
+        rig.down()
+
+
+# Asks again and again, in the way that argv names, and never sleeps.
+RESTLESS = r"""
+import errno, select, socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+peer = server.accept()[0]
+client.setblocking(False)
+def recv():
+    try:
+        return client.recv(1)
+    except BlockingIOError:
+        return None
+def send():
+    try:
+        client.send(bytes(65536))
+    except BlockingIOError:
+        pass
+poll, epoll = select.poll(), select.epoll()
+poll.register(client, select.POLLIN)
+epoll.register(client, select.EPOLLIN)
+def connects():
+    with socket.socket() as s:
+        s.setblocking(False)
+        s.connect_ex(server.getsockname())
+    return recv()
+ask = {"recv": recv, "send": send, "poll": lambda: poll.poll(0), "epoll": lambda: epoll.poll(0),
+       "ticks": lambda: epoll.poll(0.05), "connects": connects}[sys.argv[1]]
+print("ready", flush=True)
+try:
+    while not ask():
+        pass
+    client.recv(1)
+except OSError as err:
+    print(errno.errorcode[err.errno])
+"""
+
+
+def test_restless_programs(scratch: Path) -> None:
+    """Those that never block notice, too, and those that are in the middle of something."""
+    rig = Rig(scratch, 2)
+    started = {
+        how: rig.world.start(
+            sys.executable, "-c", RESTLESS, how, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for how in ("recv", "send", "poll", "epoll", "ticks", "connects")
+    }
+    try:
+        for process in started.values():
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        all_killed(rig)
+        for how, process in started.items():
+            out, err = process.communicate(timeout=20)
+            assert (how, out) == (how, "ECONNRESET\n")
+            assert len(err.splitlines()) == 1 and "has ended" in err
+    finally:
+        for process in started.values():
+            process.kill()
         rig.down()
 
 
