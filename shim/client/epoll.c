@@ -2,65 +2,24 @@
  * epoll.c - epoll sets that hold our sockets and the kernel's descriptors (contract S3).
  *
  * The program's epoll fd is the kernel set and holds only kernel descriptors, plus two eventfds of
- * ours: the process's one (exclusive, so one sleeper wakes) and the set's own. Our entries live beside
- * it. An event queues its entry; epoll_wait() takes the queue, looks at each entry's level words and
- * reports; a level-triggered entry that was reported goes to the tail again, as in Linux.
+ * ours: the process's one (exclusive, so one sleeper wakes) and the set's own, unless somebody watches the
+ * set (epoll_nest.c). Our entries live beside it. An event queues its entry; epoll_wait() takes the queue, looks
+ * at each entry's level words and reports; a level-triggered entry that was reported goes to the tail again, as in
+ * Linux.
  *
  * Everything here is guarded by nt.watch_lock. Differences from epoll(7): docs/differences.md.
  */
 #define _GNU_SOURCE
-#include "internal.h"
-#include <sys/eventfd.h>
+#include "epoll.h"
 #include <sys/mman.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const uint64_t MAGIC = 0x9d3f5b7c2e61a84full;	/* data of our own eventfds in the kernel set */
-static const uint64_t TWIN = 0x6b1ed25c90a70000ull;	/* data of a datagram socket's twin: this | fd */
+static const uint64_t TWIN = 0x6b1ed25c90a70000ull;	/* data of a twin in the kernel set: this | fd */
 static const int64_t KERNEL_LOOK_NS = 50000;		/* while ours keep us busy, the kernel set is looked at no more often */
 
-/*
- * Life of an entry: sock == 0 (not in the set) -> added -> queued / not queued -> removed.
- * `off`: ONESHOT fired; reports nothing until EPOLL_CTL_MOD.
- */
-struct nt_epitem {
-	struct nt_watch watch;		/* first: nt_watch_* and nt_epoll_fire get this address */
-	struct nt_epoll *ep;
-	struct nt_epitem *next_ready;
-	uint64_t data;
-	uint32_t sock;
-	uint32_t events;
-	uint32_t kernel_bits;		/* what the kernel said of the twin since the last report */
-	int fd;
-	bool queued, off;
-	bool twin;			/* in the kernel set, with TWIN | fd */
-	uint32_t call;			/* epoll_wait() that reported it last */
-};
-
-struct nt_epwait {
-	struct nt_waiter w;
-	struct nt_epwait *next;
-};
-
-struct nt_epoll {
-	struct nt_epoll *next;
-	int epfd;			/* one of its numbers */
-	uint32_t numbers;		/* descriptors of this process that name it, by dup() */
-	int wakefd;			/* -1: none of ours was ever added */
-	uint32_t owner_pid;		/* whose process eventfd is in the kernel set */
-	uint32_t nours;
-	uint32_t nkernel;		/* kernel descriptors; never too low */
-	struct nt_epitem *items;	/* [NEAT_FDS_MAX], mapped at the first entry */
-	struct nt_epitem *ready, **ready_tail;
-	struct nt_epwait *waiters;
-	int64_t kernel_empty_ns;	/* when a look at the kernel set last found nothing */
-	bool spin;			/* the last wait was ended by one of ours */
-	bool twin_news;			/* a twin was queued by the last look at the kernel set */
-	uint32_t call;			/* number of the epoll_wait(): no descriptor is reported twice by one */
-};
-
-static struct nt_epoll *epoll_find(int epfd)
+struct nt_epoll *epoll_find(int epfd)
 {
 	return nt.epoll_of && (unsigned)epfd < NEAT_FDS_MAX ? nt.epoll_of[epfd] : NULL;
 }
@@ -74,7 +33,7 @@ static void name(struct nt_epoll *ep, int epfd)
 		nt.epoll_high = (uint32_t)epfd + 1;
 }
 
-static struct nt_epoll *epoll_make(int epfd, uint32_t nkernel)
+struct nt_epoll *epoll_make(int epfd, uint32_t nkernel)
 {
 	struct nt_epoll *ep;
 
@@ -115,7 +74,7 @@ static void enqueue(struct nt_epitem *i)
 	i->ep->ready_tail = &i->next_ready;
 }
 
-static struct nt_epitem *dequeue(struct nt_epoll *ep)
+struct nt_epitem *epoll_dequeue(struct nt_epoll *ep)
 {
 	struct nt_epitem *i = ep->ready;
 
@@ -159,19 +118,21 @@ void nt_epoll_fire(void *item)
 
 	enqueue(i);
 	wake_one(i->ep);
+	if (NT_UNLIKELY(i->ep->watch) && !i->off && epoll_item_bits(i))
+		epoll_tell(i->ep);
 }
 
-static int kernel_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data)
+int epoll_kernel_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data)
 {
 	struct epoll_event ev = { .events = events, .data.u64 = data };
 
 	return nt_real.epoll_ctl(epfd, op, fd, &ev) ? -errno : 0;
 }
 
-static void twin_ctl(struct nt_epitem *i, int op)
+void epoll_twin_ctl(struct nt_epitem *i, int op)
 {
-	const uint32_t asked = EPOLLIN | EPOLLRDNORM | EPOLLET | EPOLLONESHOT;
-	int err = kernel_ctl(i->ep->epfd, op, i->fd, i->events & asked, TWIN | (uint32_t)i->fd);
+	const uint32_t asked = i->sock == SET_ENTRY ? ~0u : EPOLLIN | EPOLLRDNORM | EPOLLET | EPOLLONESHOT;
+	int err = epoll_kernel_ctl(i->ep->epfd, op, i->fd, i->events & asked, TWIN | (uint32_t)i->fd);
 
 	if (op == EPOLL_CTL_ADD && (!err || err == -EEXIST)) {
 		i->twin = true;
@@ -182,16 +143,19 @@ static void twin_ctl(struct nt_epitem *i, int op)
 	}
 }
 
-static void item_remove(struct nt_epitem *i)
+void epoll_item_remove(struct nt_epitem *i)
 {
+	bool set = i->sock == SET_ENTRY;
+
+	i->ep->nsets -= set;
+	i->ep->nours -= !set || i->twin;
 	/* After fork the kernel set is the parent's, too: a child that closes its copy takes nothing out. */
 	if (i->twin && i->ep->owner_pid == nt.pid)
-		twin_ctl(i, EPOLL_CTL_DEL);
+		epoll_twin_ctl(i, EPOLL_CTL_DEL);
 	i->twin = false;
 	nt_watch_unlink(&i->watch);
 	unqueue(i);
 	i->sock = 0;
-	i->ep->nours--;
 }
 
 void nt_epoll_dead(void *item)
@@ -199,38 +163,10 @@ void nt_epoll_dead(void *item)
 	struct nt_epitem *i = item;
 
 	if (i->sock)
-		item_remove(i);
+		epoll_item_remove(i);
 }
 
 /* ---- the kernel set ---- */
-
-/* Our eventfds belong into the kernel set from the first entry of ours on; after fork, the child's. */
-static int prepare_kernel_set(struct nt_epoll *ep)
-{
-	int proc, err;
-
-	if (ep->wakefd >= 0 && ep->owner_pid == nt.pid)
-		return 0;
-	proc = nt_process_eventfd();
-	if (proc < 0)
-		return proc;
-	err = kernel_ctl(ep->epfd, EPOLL_CTL_ADD, proc, EPOLLIN | EPOLLET | EPOLLEXCLUSIVE, MAGIC);
-	if (err && err != -EEXIST)
-		return err;
-	if (ep->wakefd < 0) {
-		int fd = nt_high_fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-
-		if (fd < 0)
-			return fd;
-		nt_fd_mark_internal(fd);
-		err = kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLET, MAGIC);
-		if (err)
-			return err;
-		ep->wakefd = fd;
-	}
-	ep->owner_pid = nt.pid;
-	return 0;
-}
 
 static int wait_ms(int64_t deadline_ns)
 {
@@ -284,20 +220,30 @@ static int filter(struct nt_epoll *ep, struct epoll_event *ev, int n)
 	for (int i = 0; i < n; i++)
 		if ((ev[i].data.u64 & ~0xffffull) == TWIN)
 			twin_event(ep, &ev[i]);
-		else if (ev[i].data.u64 != MAGIC)
+		else if (ev[i].data.u64 != EPOLL_MAGIC)
 			ev[k++] = ev[i];
 	return n < 0 ? -errno : k;
 }
 
-static int harvest(struct nt_epoll *ep, struct epoll_event *ev, int max);
+/* *call: which epoll_wait() it is, 0 = it has no number yet. No entry is reported twice by one. */
+static int harvest(struct nt_epoll *ep, struct epoll_event *ev, int max, uint32_t *call);
 
-static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max)
+static void tell(struct nt_epoll *ep)
+{
+	nt_lock(&nt.watch_lock);
+	epoll_tell(ep);
+	nt_unlock(&nt.watch_lock);
+}
+
+static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max, uint32_t *call)
 {
 	int n = filter(ep, ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
 
 	n = n > 0 ? n : 0;
 	if (ep->twin_news && n < max)
-		n += harvest(ep, ev + n, max - n);
+		n += harvest(ep, ev + n, max - n, call);
+	else if (NT_UNLIKELY(ep->twin_news && ep->watch))
+		tell(ep);	/* the kernel's set is silent about it now */
 	ep->twin_news = false;
 	ep->kernel_empty_ns = n > 0 ? 0 : nt_now_ns();
 	return n;
@@ -313,7 +259,7 @@ static void wake_all(struct nt_epoll *ep)
 	nt_unlock(&nt.watch_lock);
 }
 
-static int ctl_kernel(struct nt_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
+int epoll_ctl_kernel(struct nt_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
 {
 	if (nt_fd_internal(fd))
 		return -EBADF;
@@ -331,7 +277,7 @@ static void add_twin(struct nt_epitem *i)
 {
 	nt_lock(&nt.watch_lock);
 	if (i->sock && !i->twin)
-		twin_ctl(i, EPOLL_CTL_ADD);
+		epoll_twin_ctl(i, EPOLL_CTL_ADD);
 	nt_unlock(&nt.watch_lock);
 	wake_all(i->ep);
 }
@@ -346,24 +292,30 @@ void nt_epoll_twin(uint32_t sock)
 				add_twin(&ep->items[fd]);
 }
 
+int epoll_map_items(struct nt_epoll *ep)
+{
+	if (!ep->items)
+		ep->items = nt_map_private(sizeof(*ep->items) * NEAT_FDS_MAX);
+	return ep->items ? 0 : -ENOMEM;
+}
+
 static int ctl_add(struct nt_epoll *ep, int fd, uint32_t sock, const struct epoll_event *ev)
 {
 	struct nt_epitem *i;
 	int err;
 
-	if (!ep->items)
-		ep->items = nt_map_private(sizeof(*ep->items) * NEAT_FDS_MAX);
-	if (!ep->items)
-		return -ENOMEM;
+	err = epoll_map_items(ep);
+	if (err)
+		return err;
 	i = &ep->items[fd];
 	if (i->sock == sock)
 		return -EEXIST;
-	err = prepare_kernel_set(ep);
+	err = epoll_prepare(ep);
 	if (err)
 		return err;
 	nt_lock(&nt.watch_lock);
 	if (i->sock)
-		item_remove(i);
+		epoll_item_remove(i);
 	i->ep = ep;
 	i->fd = fd;
 	i->sock = sock;
@@ -385,23 +337,25 @@ static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, cons
 
 	if (!i || i->sock != sock)
 		return -ENOENT;
+	if (op == EPOLL_CTL_MOD && i->events & EPOLLEXCLUSIVE)
+		return -EINVAL;
 	nt_lock(&nt.watch_lock);
 	if (op == EPOLL_CTL_DEL) {
-		item_remove(i);
+		epoll_item_remove(i);
 	} else {
 		i->events = ev->events;
 		i->data = ev->data.u64;
 		i->off = false;
 		i->kernel_bits = 0;	/* from before; what holds now the kernel says again */
 		if (i->twin)
-			twin_ctl(i, EPOLL_CTL_MOD);
+			epoll_twin_ctl(i, EPOLL_CTL_MOD);
 	}
 	nt_unlock(&nt.watch_lock);
 	return 0;
 }
 
 /* Added or changed: what holds already is reported by the next wait. */
-static void queue_now(struct nt_epoll *ep, int fd)
+void epoll_queue_now(struct nt_epoll *ep, int fd)
 {
 	nt_lock(&nt.watch_lock);
 	if (ep->items[fd].sock)
@@ -409,18 +363,30 @@ static void queue_now(struct nt_epoll *ep, int fd)
 	nt_unlock(&nt.watch_lock);
 }
 
+/* epoll_ctl(2): EPOLLEXCLUSIVE is for ADD, and goes with these only. */
+static bool wrong_exclusive(int op, uint32_t events)
+{
+	const uint32_t with = EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+
+	return events & EPOLLEXCLUSIVE && (op == EPOLL_CTL_MOD || events & ~with);
+}
+
 int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 {
 	uint32_t sock = nt_lookup(fd);
-	struct nt_epoll *ep = epoll_find(epfd);
+	struct nt_epoll *ep = epoll_find(epfd), *child;
 	int err;
 
-	if (!sock)
-		return ctl_kernel(ep, epfd, op, fd, ev);
+	if (!sock) {
+		child = epoll_find(fd);
+		return child ? epoll_ctl_set(ep, child, epfd, op, fd, ev) : epoll_ctl_kernel(ep, epfd, op, fd, ev);
+	}
 	if (op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD && op != EPOLL_CTL_DEL)
 		return -EINVAL;
 	if (op != EPOLL_CTL_DEL && nt_bad_pointer(ev))
 		return -EFAULT;
+	if (op != EPOLL_CTL_DEL && wrong_exclusive(op, ev->events))
+		return -EINVAL;
 	/* A set that was made before we were loaded: it may hold kernel descriptors. */
 	if (!ep)
 		ep = epoll_make(epfd, 1);
@@ -428,52 +394,95 @@ int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 		return -EBADF;
 	err = op == EPOLL_CTL_ADD ? ctl_add(ep, fd, sock, ev) : ctl_existing(ep, op, fd, sock, ev);
 	if (!err && op != EPOLL_CTL_DEL)
-		queue_now(ep, fd);
+		epoll_queue_now(ep, fd);
 	return err;
 }
 
 /* ---- epoll_wait ---- */
 
-static bool report(struct nt_epitem *i, struct epoll_event *out)
+/* The number names the set as long as there is the entry. */
+static unsigned set_bits(const struct nt_epitem *i)
+{
+	return epoll_has_ready(nt.epoll_of[i->fd]) ? EPOLLIN | EPOLLRDNORM : 0;
+}
+
+static inline unsigned item_bits(struct nt_epitem *i)
 {
 	const uint32_t always = EPOLLERR | EPOLLHUP;
+	unsigned bits;
+
+	if (NT_UNLIKELY(i->sock == SET_ENTRY)) {
+		bits = set_bits(i);
+	} else {
+		/* Our bit is cleared before the look: what changes later queues the entry again. */
+		nt_watch_look(i->sock);
+		bits = nt_ready(i->sock);
+	}
+	return (bits | i->kernel_bits) & (i->events | always);
+}
+
+unsigned epoll_item_bits(struct nt_epitem *i) { return item_bits(i); }
+
+/* ONESHOT. Where somebody watches the kernel set, or the twin is a set, its kernel part is to be silent, too. */
+static void fired(struct nt_epitem *i)
+{
+	i->off = true;
+	if (i->twin && (i->sock == SET_ENTRY || a32_relaxed(&i->ep->exposed)))
+		epoll_kernel_ctl(i->ep->epfd, EPOLL_CTL_MOD, i->fd, 0, TWIN | (uint32_t)i->fd);
+}
+
+/* What else the kernel said of a set is part of that report; of a level it says it again. */
+static void reported_already(struct nt_epitem *i)
+{
+	bool set = i->sock == SET_ENTRY, edge = i->events & EPOLLET;
+
+	if (set || !edge)
+		i->kernel_bits = 0;
+	if (!set || !edge)
+		enqueue(i);
+}
+
+static bool report(struct nt_epitem *i, struct epoll_event *out, uint32_t call)
+{
 	uint32_t bits;
 
 	if (i->off || !i->sock)
 		return false;
-	if (i->twin && i->call == i->ep->call) {
-		enqueue(i);
+	if (NT_UNLIKELY(i->call == call)) {
+		reported_already(i);
 		return false;
 	}
-	/* Our bit is cleared before the look: what changes later queues the entry again. */
-	nt_watch_look(i->sock);
-	bits = (nt_ready(i->sock) | i->kernel_bits) & (i->events | always);
+	bits = item_bits(i);
 	i->kernel_bits = 0;
 	if (!bits)
 		return false;
-	i->call = i->ep->call;
+	i->call = call;
 	*out = (struct epoll_event){ .events = bits, .data.u64 = i->data };
 	if (i->events & EPOLLONESHOT)
-		i->off = true;
+		fired(i);
 	else if (!(i->events & EPOLLET))
 		enqueue(i);
 	return true;
 }
 
-static int harvest(struct nt_epoll *ep, struct epoll_event *ev, int max)
+static int harvest(struct nt_epoll *ep, struct epoll_event *ev, int max, uint32_t *call)
 {
 	struct nt_epitem *last;
+	uint32_t number;
 	int n = 0;
 
 	if (!ep->ready)
 		return 0;
 	nt_lock(&nt.watch_lock);
+	if (!*call)
+		*call = ++ep->calls ? ep->calls : ++ep->calls;
+	number = *call;
 	/* Entries queued again by report() go behind `last` and wait for the next call. */
 	last = ep->ready ? (struct nt_epitem *)((uint8_t *)ep->ready_tail - offsetof(struct nt_epitem, next_ready)) : NULL;
 	while (ep->ready && n < max) {
-		struct nt_epitem *i = dequeue(ep);
+		struct nt_epitem *i = epoll_dequeue(ep);
 
-		n += report(i, &ev[n]);
+		n += report(i, &ev[n], number);
 		if (i == last)
 			break;
 	}
@@ -485,6 +494,7 @@ struct kernel_wait {
 	struct nt_epoll *ep;
 	struct epoll_event *ev;
 	int max;
+	uint32_t call;			/* its number */
 	int64_t deadline;
 	bool fine;			/* is_fine() */
 	const sigset_t *mask;
@@ -493,8 +503,14 @@ struct kernel_wait {
 static int enter_epoll(void *arg, int64_t deadline_ns)
 {
 	struct kernel_wait *k = arg;
+	int n = 0;
 
-	return wait_in_kernel(k->ep->epfd, k->ev, k->max, deadline_ns, k->fine, k->mask);
+	a32_add(&k->ep->inside, 1);
+	neat_fence();	/* before the look at `exposed`: expose() is the other half */
+	if (!a32_relaxed(&k->ep->exposed))
+		n = wait_in_kernel(k->ep->epfd, k->ev, k->max, deadline_ns, k->fine, k->mask);
+	a32_add(&k->ep->inside, (uint32_t)-1);
+	return n;
 }
 
 static void waiter_on(struct nt_epoll *ep, struct nt_epwait *w)
@@ -527,6 +543,10 @@ static int epoll_sleep(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 
 	if (!ep->nkernel && !k->mask && !nt_restarts())
 		return nt_sleep(&w->w, k->deadline);
+	if (NT_UNLIKELY(a32_relaxed(&ep->exposed))) {
+		n = epoll_sleep_exposed(ep, &w->w, k->deadline, k->mask);
+		return n > 0 ? kernel_look(ep, k->ev, k->max, &k->call) : n;
+	}
 	w->w.efd = ep->wakefd;
 	n = nt_sleep_kernel(&w->w, enter_epoll, k, k->deadline);
 	if (n > 0)
@@ -540,18 +560,18 @@ static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 		int n;
 
 		nt_waiter_begin(&w->w);
-		n = harvest(ep, k->ev, k->max);
+		n = harvest(ep, k->ev, k->max, &k->call);
 		if (n) {
 			ep->spin = true;
 			return n;
 		}
 		if (k->deadline != INT64_MAX && nt_now_ns() >= k->deadline)
-			return ep->nkernel ? kernel_look(ep, k->ev, k->max) : 0;
+			return ep->nkernel ? kernel_look(ep, k->ev, k->max, &k->call) : 0;
 		if ((ep->spin || !ep->nkernel) && nt_spin(&w->w, k->deadline))
 			continue;
 		n = epoll_sleep(ep, w, k);
 		if (n > 0) {
-			int rest = n < k->max ? harvest(ep, k->ev + n, k->max - n) : 0;
+			int rest = n < k->max ? harvest(ep, k->ev + n, k->max - n, &k->call) : 0;
 
 			return n + rest;
 		}
@@ -560,13 +580,19 @@ static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 	}
 }
 
+/*
+ * Until something of ours comes in, by another thread: then the set's eventfd wakes one of those that wait here,
+ * and that one the next.
+ */
 static int wait_kernel_only(struct nt_epoll *ep, struct kernel_wait *k)
 {
 	int n;
 
 	do
 		n = filter(ep, k->ev, enter_epoll(k, k->deadline));
-	while (n == 0 && !ep->nours && wait_ms(k->deadline) != 0);
+	while (n == 0 && !ep->nours && !a32_relaxed(&ep->exposed) && wait_ms(k->deadline) != 0);
+	if (NT_UNLIKELY(ep->wakefd >= 0) && a32_relaxed(&ep->inside))
+		epoll_ring(ep->wakefd);
 	return n;
 }
 
@@ -586,7 +612,7 @@ static int foreign_wait(int epfd, struct epoll_event *ev, int max, int64_t timeo
 		if (n <= 0)
 			return n < 0 ? -errno : 0;
 		for (int i = 0; i < n; i++)
-			if (ev[i].data.u64 != MAGIC && (ev[i].data.u64 & ~0xffffull) != TWIN)
+			if (ev[i].data.u64 != EPOLL_MAGIC && (ev[i].data.u64 & ~0xffffull) != TWIN)
 				ev[k++] = ev[i];
 		n = k;
 	} while (n == 0 && wait_ms(deadline) != 0);
@@ -602,48 +628,66 @@ static int wait_nowhere(int epfd, const struct epoll_event *ev, int64_t timeout_
 	return n > 0 ? -EFAULT : n;
 }
 
+/* Without sleeping. */
+static int look(struct nt_epoll *ep, struct kernel_wait *k, int64_t timeout_ns)
+{
+	int n;
+
+	nt_bells();
+	if (NT_UNLIKELY(nt.resubscribe))
+		nt_watch_resubscribe();
+	if (ep->nours && ep->owner_pid != nt.pid)
+		epoll_prepare(ep);
+	if (nt_events_pending())
+		nt_drain();
+	n = harvest(ep, k->ev, k->max, &k->call);
+	if (!n && timeout_ns)
+		return 0;
+	if (!n)
+		nt_over_look();
+	ep->spin |= n > 0;
+	/* With something of ours to report the kernel's may wait, if there was nothing a moment ago. */
+	if (ep->nkernel && n < k->max && (n == 0 || nt_now_ns() - ep->kernel_empty_ns >= KERNEL_LOOK_NS))
+		n += kernel_look(ep, k->ev + n, k->max - n, &k->call);
+	nt_batch(true);
+	return n;
+}
+
+static int block(struct nt_epoll *ep, struct kernel_wait *k)
+{
+	struct nt_epwait w = { .w.efd = -1 };
+	int n = 0;
+
+	if (!nt_on() || (!ep->nours && ep->wakefd < 0 && !a32_relaxed(&ep->exposed)))
+		n = wait_kernel_only(ep, k);
+	if (n || !nt_on())
+		return n;
+	waiter_on(ep, &w);
+	n = epoll_block(ep, &w, k);
+	waiter_off(ep, &w);
+	nt_batch(n > 0);
+	return n;
+}
+
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask)
 {
 	struct nt_epoll *ep = epoll_find(epfd);
-	struct nt_epwait w = { .w.efd = -1 };
-	struct kernel_wait k = { ep, ev, max, 0, is_fine(timeout_ns), mask };
+	struct kernel_wait k = { .ep = ep, .ev = ev, .max = max, .fine = is_fine(timeout_ns), .mask = mask };
 	int n;
 
 	if (max <= 0)
 		return NT_KERNEL;
 	if (NT_UNLIKELY(nt_bad_pointer(ev)))
 		return wait_nowhere(epfd, ev, timeout_ns, mask);
-	if (!ep || !nt_on())
-		return !ep || ep->owner_pid ? foreign_wait(epfd, ev, max, timeout_ns, mask) : NT_KERNEL;
-	ep->call++;
-	nt_bells();
-	if (NT_UNLIKELY(nt.resubscribe))
-		nt_watch_resubscribe();
-	if (ep->nours && ep->owner_pid != nt.pid)
-		prepare_kernel_set(ep);
-	if (nt_events_pending())
-		nt_drain();
-	n = harvest(ep, ev, max);
-	if (n || timeout_ns == 0) {
-		if (!n)
-			nt_over_look();
-		ep->spin |= n > 0;
-		/* With something of ours to report the kernel's may wait, if there was nothing a moment ago. */
-		if (ep->nkernel && n < max && (n == 0 || nt_now_ns() - ep->kernel_empty_ns >= KERNEL_LOOK_NS))
-			n += kernel_look(ep, ev + n, max - n);
-		nt_batch(true);
-		return n;
+	if (!ep || (!nt_on() && ep->owner_pid))
+		return foreign_wait(epfd, ev, max, timeout_ns, mask);
+	if (nt_on()) {
+		n = look(ep, &k, timeout_ns);
+		if (n || timeout_ns == 0)
+			return n;
 	}
 	k.deadline = nt_deadline(timeout_ns);
-	if (!ep->nours && ep->wakefd < 0)
-		n = wait_kernel_only(ep, &k);
-	if (n == 0) {
-		waiter_on(ep, &w);
-		n = epoll_block(ep, &w, &k);
-		waiter_off(ep, &w);
-	}
-	nt_batch(n > 0);
-	return n;
+	return block(ep, &k);
 }
 
 /* ---- descriptors come and go ---- */
@@ -652,9 +696,10 @@ static void epoll_destroy(struct nt_epoll *ep)
 {
 	struct nt_epoll **at = &nt.epolls;
 
-	for (int fd = 0; ep->nours && fd < NEAT_FDS_MAX; fd++)
+	for (int fd = 0; (ep->nours || ep->nsets) && fd < NEAT_FDS_MAX; fd++)
 		if (ep->items[fd].sock)
-			item_remove(&ep->items[fd]);
+			epoll_item_remove(&ep->items[fd]);
+	epoll_drop_watches(ep);
 	while (*at != ep)
 		at = &(*at)->next;
 	*at = ep->next;
@@ -683,16 +728,17 @@ static void unname(struct nt_epoll *ep, int fd)
 
 void nt_epoll_fd_closed(int fd)
 {
-	struct nt_epoll *ep = epoll_find(fd);
+	struct nt_epoll *ep;
 
 	if (!nt.epolls || (unsigned)fd >= NEAT_FDS_MAX)
 		return;
 	nt_lock(&nt.watch_lock);
+	for (ep = nt.epolls; ep; ep = ep->next)
+		if (ep->items && ep->items[fd].sock)
+			epoll_item_remove(&ep->items[fd]);
+	ep = epoll_find(fd);
 	if (ep)
 		unname(ep, fd);
-	for (ep = nt.epolls; ep; ep = ep->next)
-		if (ep->nours && ep->items[fd].sock)
-			item_remove(&ep->items[fd]);
 	nt_unlock(&nt.watch_lock);
 }
 
@@ -725,20 +771,19 @@ void nt_epoll_to_kernel(int fd)
 			continue;
 		was = ep->items[fd];
 		nt_lock(&nt.watch_lock);
-		item_remove(&ep->items[fd]);
+		epoll_item_remove(&ep->items[fd]);
 		nt_unlock(&nt.watch_lock);
 		ep->nkernel++;
 		/* Fired and not armed again: nothing is asked for but what cannot be left out. */
-		kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, was.off ? (uint32_t)EPOLLONESHOT : was.events, was.data);
+		epoll_kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, was.off ? (uint32_t)EPOLLONESHOT : was.events, was.data);
 		wake_all(ep);
 	}
 }
 
-/* The kernel sets are shared with the parent; sleepers were its threads. */
+/* The kernel sets are shared with the parent. */
 void nt_epoll_fork_child(void)
 {
 	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next) {
-		ep->waiters = NULL;
 		/* The set's own eventfd is the parent's object too: a new one is made on demand. */
 		if (ep->wakefd >= 0)
 			nt_real.close(ep->wakefd);

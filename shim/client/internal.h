@@ -277,7 +277,8 @@ void nt_watch_forget(uint32_t sock);	/* the record dies */
 void nt_watch_fork_child(void);
 void nt_watch_resubscribe(void);	/* in a forked child: what the parent watched is watched by us too */
 void nt_watch_rescaled(void);		/* listeners may have subsockets elsewhere */
-void nt_watch_unlink(struct nt_watch *w);	/* under watch_lock */
+void nt_watch_link(struct nt_watch *w, struct nt_watch **list);	/* under watch_lock, as the next one */
+void nt_watch_unlink(struct nt_watch *w);
 /* Our ev_pend bit is cleared: whatever changes after this is posted again. */
 void nt_watch_look(uint32_t sock);
 
@@ -314,7 +315,15 @@ bool nt_epoll_known(int fd);		/* an epoll set of this process */
 void nt_epoll_dup(int oldfd, int newfd);	/* after the kernel's dup(): one set, two numbers */
 void nt_epoll_to_kernel(int fd);		/* the record became the kernel's: entries move there */
 void nt_epoll_twin(uint32_t sock);		/* its kernel side counts from now on */
+void nt_epoll_fork_threads(void);	/* those of the parent do not exist in the child */
 void nt_epoll_fork_child(void);
+/* ---- epoll_nest.c: for poll() ---- */
+/*
+ * The kernel may be asked about this set from now on, and `waiter`, if any, is woken for the rest. True: something of ours
+ * is in it.
+ */
+bool nt_epoll_watch(struct nt_watch *w, int fd, struct nt_waiter *waiter);
+unsigned nt_epoll_ready(int fd);	/* EPOLL* bits by what is ours in it */
 
 /* ---- sock.c ---- */
 int nt_linger(uint32_t sock);		/* close(): waits as SO_LINGER asks, 0 */

@@ -66,6 +66,8 @@ struct poll_call {
 	nfds_t n;
 	struct pollfd *kernel;
 	nfds_t nkernel;		/* the kernel's fds in the set */
+	nfds_t nsets;		/* epoll sets among them */
+	bool ours;		/* something of ours is in the set, or in one of those */
 	struct nt_watch *watch;
 	int64_t deadline;
 	const sigset_t *mask;
@@ -91,6 +93,16 @@ static int count_ready(const struct poll_call *p)
 	return ready;
 }
 
+/* The kernel knows the rest of the set: its own readiness is joined in by kernel_results(). */
+static int scan_set(struct poll_call *p, nfds_t i)
+{
+	if (p->fds[i].fd < 0 || !nt_epoll_known(p->fds[i].fd))
+		return 0;
+	p->fds[i].revents = (short)(nt_epoll_ready(p->fds[i].fd) & (unsigned)(unsigned short)p->fds[i].events);
+	p->fds[i].revents |= p->kernel[i].revents;
+	return p->fds[i].revents != 0;
+}
+
 static int scan_ours(struct poll_call *p, bool look)
 {
 	int ready = 0;
@@ -99,8 +111,11 @@ static int scan_ours(struct poll_call *p, bool look)
 		uint32_t sock = nt_lookup(p->fds[i].fd);
 		unsigned want = (unsigned)(unsigned short)p->fds[i].events | EPOLLERR | EPOLLHUP;
 
-		if (!sock)
+		if (!sock) {
+			if (NT_UNLIKELY(p->nsets))
+				ready += scan_set(p, i);
 			continue;
+		}
 		if (look)
 			nt_watch_look(sock);
 		p->fds[i].revents = (short)(nt_ready(sock) & want);
@@ -168,6 +183,15 @@ static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
 	return rc > 0 ? kernel_results(p) : 0;
 }
 
+static void watch_all(struct poll_call *p, struct nt_waiter *w)
+{
+	for (nfds_t i = 0; i < p->n; i++)
+		if (nt_lookup(p->fds[i].fd))
+			nt_watch_add(&p->watch[i], nt_lookup(p->fds[i].fd), WATCH_WAITER, w);
+		else if (p->nsets && p->fds[i].fd >= 0)
+			nt_epoll_watch(&p->watch[i], p->fds[i].fd, w);
+}
+
 static int poll_wait(struct poll_call *p)
 {
 	struct nt_waiter w = { .efd = -1 };
@@ -182,12 +206,10 @@ static int poll_wait(struct poll_call *p)
 			return (kernel = kernel_look(p)) ? kernel : ready;
 		if (!looked) {
 			looked = true;
-			for (nfds_t i = 0; i < p->n; i++)
-				if (nt_lookup(p->fds[i].fd))
-					nt_watch_add(&p->watch[i], nt_lookup(p->fds[i].fd), WATCH_WAITER, &w);
+			watch_all(p, &w);
 			continue;
 		}
-		if (nt_spin(&w, p->deadline))
+		if (p->ours && nt_spin(&w, p->deadline))
 			continue;
 		kernel = poll_sleep(p, &w);
 		if (kernel > 0) {
@@ -208,16 +230,27 @@ static int poll_blocking(struct poll_call *p)
 	return rc;
 }
 
+static void split_kernel(struct poll_call *p, int fd)
+{
+	p->nkernel++;
+	if (NT_LIKELY(!nt_epoll_known(fd)))
+		return;
+	p->nsets++;
+	p->ours |= nt_epoll_watch(NULL, fd, NULL);
+}
+
 static void split(struct poll_call *p)
 {
-	p->nkernel = 0;
+	p->nkernel = p->nsets = 0;
 	for (nfds_t i = 0; i < p->n; i++) {
 		p->kernel[i] = p->fds[i];
 		p->kernel[i].revents = 0;
-		if (nt_lookup(p->fds[i].fd))
+		if (nt_lookup(p->fds[i].fd)) {
 			p->kernel[i].fd = -1;
-		else if (p->fds[i].fd >= 0)
-			p->nkernel++;
+			p->ours = true;
+		} else if (p->fds[i].fd >= 0) {
+			split_kernel(p, p->fds[i].fd);
+		}
 		p->fds[i].revents = 0;
 	}
 }
@@ -276,7 +309,7 @@ int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *ma
 	if (n && nt_bad_pointer(fds))
 		return NT_KERNEL;
 	for (nfds_t i = 0; i < n && !ours && nt_on(); i++)
-		ours = nt_lookup(fds[i].fd) != 0;
+		ours = nt_lookup(fds[i].fd) != 0 || nt_epoll_known(fds[i].fd);
 	if (!ours)
 		return NT_KERNEL;
 	nt_bells();

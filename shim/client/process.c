@@ -258,6 +258,7 @@ void nt_fork_child(void)
 	tid = 0;
 	seed = 0;
 	nt_watch_fork_child();
+	nt_epoll_fork_threads();
 	if (!nt_attached())
 		return;
 	locks(nt_unlock);

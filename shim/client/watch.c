@@ -19,6 +19,15 @@ static struct nt_local *local_of(uint32_t sock)
 	return l;
 }
 
+void nt_watch_link(struct nt_watch *w, struct nt_watch **list)
+{
+	w->next = *list;
+	w->prev = list;
+	if (w->next)
+		w->next->prev = &w->next;
+	*list = w;
+}
+
 void nt_watch_unlink(struct nt_watch *w)
 {
 	if (!w->prev)
@@ -63,11 +72,7 @@ void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, vo
 	w->sock = sock;
 	w->kind = kind;
 	w->owner = owner;
-	w->next = l->watch;
-	w->prev = &l->watch;
-	if (w->next)
-		w->next->prev = &w->next;
-	l->watch = w;
+	nt_watch_link(w, &l->watch);
 	subscribe(sock);
 	nt_unlock(&nt.watch_lock);
 }

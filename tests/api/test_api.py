@@ -8,13 +8,29 @@ from pathlib import Path
 import pytest
 
 from ..worlds import KERNEL, World
-from . import scenarios_edge, scenarios_process, scenarios_ready, scenarios_tcp, scenarios_udp
+from . import (
+    scenarios_edge,
+    scenarios_moves,
+    scenarios_nested,
+    scenarios_process,
+    scenarios_ready,
+    scenarios_tcp,
+    scenarios_udp,
+)
 from .tools import SCENARIOS
 
 RUN = Path(__file__).with_name("scenarios.py")
 SUBJECTS = {
     module.__name__: module.__name__.rpartition("scenarios_")[2]
-    for module in (scenarios_tcp, scenarios_ready, scenarios_process, scenarios_edge, scenarios_udp)
+    for module in (
+        scenarios_tcp,
+        scenarios_ready,
+        scenarios_nested,
+        scenarios_moves,
+        scenarios_process,
+        scenarios_edge,
+        scenarios_udp,
+    )
 }
 
 
