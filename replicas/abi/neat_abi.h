@@ -146,6 +146,7 @@ enum {
 	NEAT_FD_CLOEXEC = 1,	/* bits of neat_fd.flags */
 	NEAT_FD_INTERNAL = 2,	/* sock 0: a descriptor of the library itself */
 };
+enum { NEAT_FD_PIN = NEAT_FDS_MAX - 1 };	/* no descriptor: what dup() is about to name again */
 /* Packed into one word so that an entry changes by one store: [flags 16][gen 16][sock 32]. */
 
 /*
@@ -185,6 +186,7 @@ enum neat_sock_flags {
 	NEAT_SOCKF_PEER = 512,		/* DGRAM: connected; the peer is in the home slot's raddr and rport */
 	NEAT_SOCKF_KERNEL_PEER = 1024,	/* DGRAM: the twin is connected, the peer is the kernel's */
 	NEAT_SOCKF_EXPLICIT = 2048,	/* DGRAM: bind() was called */
+	NEAT_SOCKF_LEAVING = 8192,	/* CONNECT, DGRAM: the slots are being given up */
 	NEAT_SOCKF_PORT_LOCK = 4096,	/* DGRAM: and named the port: AF_UNSPEC keeps it */
 };
 

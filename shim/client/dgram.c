@@ -149,6 +149,7 @@ static void close_slots(struct neat_sock *s)
 
 		if (slot < NEAT_SLOT_APP_FIRST)
 			continue;
+		nt_pass_locks(&nt.rep[r].app->slots[slot]);
 		nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->sub[r].gen, slot);
 		s->sub[r].slot = 0;
 		/* The replica's status word says when the slot may really be used again. */
@@ -162,6 +163,7 @@ void nt_dgram_drop(uint32_t sock)
 	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
 				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_UDP };
 
+	a32_or(&s->flags, NEAT_SOCKF_LEAVING);
 	close_slots(s);
 	if (a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND) & NEAT_SOCKF_BOUND)
 		nt_notify_neatd(&m, sizeof(m), -1);

@@ -80,6 +80,16 @@ unsigned nt_dgram_ready(const struct neat_sock *s)
 	return bits;
 }
 
+/* Another thread may be closing the socket, or handing it to the kernel (nt_live()). False: not locked. */
+static bool lock_slot(const struct nt_conn *c, neat_a32 *l)
+{
+	nt_tid_lock(l);
+	if (NT_LIKELY(nt_live(c->handle) && !(a32_relaxed(&nt_sock(c->handle)->flags) & NEAT_SOCKF_LEAVING)))
+		return true;
+	a32_cas(l, nt_tid(), 0);
+	return false;
+}
+
 /* ---- receive ---- */
 
 /* The datagram at the front. False: none; what is no datagram (another process of the program wrote there) goes. */
@@ -119,7 +129,8 @@ static ssize_t take(const struct nt_conn *c, struct msghdr *m, int flags)
 
 	if (n)
 		return n;
-	nt_tid_lock(&c->app->rx_lock);
+	if (!lock_slot(c, &c->app->rx_lock))
+		return -EAGAIN;
 	n = -EAGAIN;
 	if (front(c, &at, &h)) {
 		uint32_t len = h.len < to.left ? h.len : (uint32_t)to.left;
@@ -154,20 +165,22 @@ static ssize_t take_twin(int fd, struct msghdr *m, int flags)
 
 static bool rx_ready(void *arg)
 {
-	const struct neat_sock *s = arg;
+	const uint32_t *handle = arg;
+	const struct neat_sock *s = nt_sock(*handle);
 
-	return a32_acquire(&s->state) != NEAT_SOCK_DGRAM || nt_dgram_twin(s) ||
+	return !nt_live(*handle) || a32_acquire(&s->state) != NEAT_SOCK_DGRAM || nt_dgram_twin(s) ||
 	       nt_dgram_ready(s) & (EPOLLIN | EPOLLERR | EPOLLHUP);
 }
 
-static int rx_wait(uint32_t sock, int fd, int64_t deadline)
+static int rx_wait(uint32_t handle, int fd, int64_t deadline)
 {
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	int64_t left = -1;
 	int rc;
 
 	if (!nt_dgram_twin(nt_sock(sock)))
-		return nt_wait_sock(sock, rx_ready, nt_sock(sock), deadline);
+		return nt_wait_sock(sock, rx_ready, &handle, deadline);
 	if (deadline != INT64_MAX) {
 		left = deadline - nt_now_ns();
 		left = left < 0 ? 0 : left;
@@ -177,14 +190,16 @@ static int rx_wait(uint32_t sock, int fd, int64_t deadline)
 	return rc > 0 || rc == NT_KERNEL ? 0 : rc == 0 ? -ETIMEDOUT : rc;
 }
 
-static ssize_t take_either(struct neat_sock *s, int fd, struct msghdr *m, int flags)
+static ssize_t take_either(uint32_t handle, int fd, struct msghdr *m, int flags)
 {
+	const struct neat_sock *s = nt_sock(handle);
 	static __thread unsigned turn __attribute__((tls_model("initial-exec")));
 	bool twin = nt_dgram_twin(s);
 	bool first = twin && ++turn % TWIN_EVERY == 0;
 	struct nt_conn c = dgram_home(s);
 	ssize_t n = -EAGAIN;
 
+	c.handle = handle;
 	if (first)
 		n = take_twin(fd, m, flags);
 	if (n == -EAGAIN && c.slot)
@@ -196,21 +211,25 @@ static ssize_t take_either(struct neat_sock *s, int fd, struct msghdr *m, int fl
 
 ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 {
-	uint32_t sock = nt_lookup(fd);
-	struct neat_sock *s = nt_sock(sock);
+	uint32_t handle = nt_fd_handle(fd);
+	struct neat_sock *s = nt_sock(handle);
 	int64_t deadline = INT64_MAX;
 	ssize_t n;
 
 	for (;;) {
 		struct nt_conn c;
 
-		if (dgram_is_kernel(sock))
+		if (handle && !nt_live(handle) && !nt_fd_handle(fd))
+			return NT_KERNEL;	/* closed, or handed over, by another thread: the kernel knows */
+		if (handle && !nt_live(handle))
+			return -EBADF;
+		if (dgram_is_kernel(handle & (NEAT_SOCKS_MAX - 1)))
 			return NT_KERNEL;
 		/* IP_RECVERR makes a socket the kernel's: ours have no such queue. */
 		n = flags & MSG_ERRQUEUE ? -EAGAIN : nt_dgram_error(s);
 		if (n)
 			return n;
-		n = take_either(s, fd, m, flags);
+		n = take_either(handle, fd, m, flags);
 		if (n != -EAGAIN)
 			return n;
 		if (nt_nonblocking(s, flags))
@@ -220,7 +239,7 @@ ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 			return 0;
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
 			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
-		n = rx_wait(sock, fd, deadline);
+		n = rx_wait(handle, fd, deadline);
 		if (n == -ENETDOWN)
 			continue;	/* the instance has ended: the twin goes on alone */
 		if (n)
@@ -332,7 +351,8 @@ static ssize_t put(const struct nt_conn *c, struct cursor *from, const struct de
 	struct neat_span span;
 	uint64_t tail;
 
-	nt_tid_lock(&c->app->tx_lock);
+	if (!lock_slot(c, &c->app->tx_lock))
+		return nt_live(c->handle) ? NT_KERNEL : -EBADF;
 	if (!tx_room(c, need)) {
 		nt_tid_unlock(&c->app->tx_lock);
 		return -EAGAIN;
@@ -363,7 +383,7 @@ static bool tx_ready(void *arg)
 {
 	const struct tx_wait *w = arg;
 
-	return tx_room(&w->c, w->need) || nt_conn_flags(&w->c) & NEAT_SLOT_HUP || has_error(w->s);
+	return tx_room(&w->c, w->need) || !nt_live(w->c.handle) || nt_conn_flags(&w->c) & NEAT_SLOT_HUP || has_error(w->s);
 }
 
 static ssize_t send_ours(uint32_t sock, const struct nt_conn *c, struct cursor *from, const struct dest *d, int flags)
@@ -418,7 +438,7 @@ static bool may_fragment(int fd)
 
 ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd), sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
 	struct cursor from;
 	struct dest d;
@@ -449,6 +469,7 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 	err = dgram_slot(sock, r == DGRAM_ANY ? s->replica : (uint32_t)r, &c);
 	if (err)
 		return err;
+	c.handle = handle;
 	if (r == DGRAM_ANY && c.pub->pmtu && from.left + 28 > c.pub->pmtu && !may_fragment(fd))
 		return -EMSGSIZE;
 	return send_ours(sock, &c, &from, &d, flags);

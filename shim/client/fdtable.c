@@ -17,11 +17,18 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static bool in_row(int fd) { return nt.row && (unsigned)fd < NEAT_FDS_MAX; }
+static bool in_row(int fd) { return nt.row && (unsigned)fd < NEAT_FD_PIN; }
 
 uint32_t nt_lookup(int fd)
 {
 	return in_row(fd) ? nt_fdword_sock(a64_relaxed(&nt.row[fd])) : 0;
+}
+
+uint32_t nt_fd_handle(int fd)
+{
+	uint64_t w = in_row(fd) ? a64_relaxed(&nt.row[fd]) : 0;
+
+	return nt_fdword_sock(w) ? neat_sock_handle(nt_fdword_sock(w), nt_fdword_gen(w)) : 0;
 }
 
 bool nt_fd_internal(int fd)
@@ -165,17 +172,29 @@ static int real_dup(int oldfd, int newfd, int min, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-/* The table follows the kernel's dup(): fd, or -errno and it is closed. */
-static int enter_dup(int fd, uint64_t word, int flags)
+/*
+ * The reference is taken first, so that a close() of oldfd by another thread comes before, and newfd stays what it is
+ * (EBADF), or after all of it. Meanwhile the pin names it, for who sweeps us after a kill; exec clears it.
+ */
+static int dup_pinned(int oldfd, uint64_t word, int newfd, int min, int flags)
 {
-	int err = clear_entry(fd);
+	uint32_t gen = nt_fdword_gen(word), sock = nt_fdword_sock(word);
+	int fd, err;
 
-	word = nt_fdword(flags & O_CLOEXEC ? NEAT_FD_CLOEXEC : 0, nt_fdword_gen(word), nt_fdword_sock(word));
-	if (!err && !nt_fd_copy(&nt.row[fd], word))
-		err = -EBADF;	/* another thread closes oldfd just now */
-	if (err)
+	a64_store(&nt.row[NEAT_FD_PIN], 0);	/* its page is there, as clear_entry() sees to it for fd */
+	if (!nt_fd_copy(&nt.row[NEAT_FD_PIN], nt_fdword(NEAT_FD_CLOEXEC, gen, sock)))
+		return -EBADF;
+	fd = real_dup(oldfd, newfd, min, flags);
+	err = fd < 0 ? fd : clear_entry(fd);
+	a64_release(&nt.row[NEAT_FD_PIN], 0);
+	if (!err) {
+		a64_release(&nt.row[fd], nt_fdword(flags & O_CLOEXEC ? NEAT_FD_CLOEXEC : 0, gen, sock));
+		return fd;
+	}
+	nt_sock_unref(sock);
+	if (fd >= 0)
 		nt_real.close(fd);
-	return err ? err : fd;
+	return err;
 }
 
 int nt_dup(int oldfd, int newfd, int min, int flags)
@@ -200,9 +219,7 @@ int nt_dup(int oldfd, int newfd, int min, int flags)
 	if (oldfd == newfd)
 		return newfd;
 	nt_lock(&nt.table_lock);
-	fd = real_dup(oldfd, newfd, min, flags);
-	if (fd >= 0)
-		fd = enter_dup(fd, word, flags);
+	fd = dup_pinned(oldfd, word, newfd, min, flags);
 	nt_unlock(&nt.table_lock);
 	return fd;
 }
@@ -226,6 +243,10 @@ void nt_close_range(unsigned first, unsigned last, unsigned flags)
 /* After exec: the kernel closed the CLOEXEC descriptors; what is left must still be the same object. */
 void nt_exec_sweep(void)
 {
+	uint32_t pinned = nt_fdword_sock(a64_relaxed(&nt.row[NEAT_FD_PIN]));
+
+	if (pinned && begin_close(NEAT_FD_PIN, pinned))
+		finish_close(pinned);
 	for (uint32_t fd = 0; fd < fd_high(); fd++) {
 		uint64_t w = a64_relaxed(&nt.row[fd]);
 		uint32_t sock = nt_fdword_sock(w);
@@ -285,6 +306,34 @@ int nt_fd_new_sock(int fd, uint32_t flags, uint32_t *sock)
 	return 0;
 }
 
+/* Not for ourselves: then we are the handler of a signal that came between. */
+static void pass_lock(neat_a32 *l)
+{
+	if (a32_relaxed(l) == nt_tid())
+		return;
+	nt_tid_lock(l);
+	nt_tid_unlock(l);
+}
+
+enum nt_entered nt_conn_enter(const struct nt_conn *c)
+{
+	if (a32_relaxed(&c->app->tx_lock) == nt_tid())
+		return nt_live(c->handle) ? NT_OURS : NT_LOST;
+	return nt_conn_lock(c, &c->app->tx_lock) ? NT_LOCKED : NT_LOST;
+}
+
+void nt_conn_leave(const struct nt_conn *c, enum nt_entered how)
+{
+	if (how == NT_LOCKED)
+		nt_tid_unlock(&c->app->tx_lock);
+}
+
+void nt_pass_locks(struct neat_slot_app *w)
+{
+	pass_lock(&w->rx_lock);
+	pass_lock(&w->tx_lock);
+}
+
 void nt_drop_slot(struct neat_sock *s)
 {
 	uint32_t r = s->replica & (NEAT_REPLICAS_MAX - 1), slot = s->slot & (NEAT_SLOTS - 1);
@@ -292,6 +341,8 @@ void nt_drop_slot(struct neat_sock *s)
 	/* A record whose process died in accept() may name a connection that it had not got. */
 	if (a32_relaxed(&nt.rep[r].app->slots[slot].accepted) != nt_handle((uint32_t)(s - nt.app->socks)))
 		return;
+	a32_or(&s->flags, NEAT_SOCKF_LEAVING);
+	nt_pass_locks(&nt.rep[r].app->slots[slot]);
 	nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->slot_gen, slot);
 	if (slot >= NEAT_SLOT_APP_FIRST) {
 		uint32_t bit = slot - NEAT_SLOT_APP_FIRST;

@@ -144,17 +144,38 @@ struct nt_conn {
 	struct nt_replica *rep;
 	uint32_t slot;
 	uint32_t gen;
+	uint32_t handle;	/* its record, in the life that the caller's descriptor names */
 };
 static inline struct nt_conn nt_conn_at(uint32_t replica, uint32_t slot, uint32_t gen)
 {
 	struct nt_replica *r = &nt.rep[replica & (NEAT_REPLICAS_MAX - 1)];
 
 	slot &= NEAT_SLOTS - 1;
-	return (struct nt_conn){ &r->pub->slots[slot], &r->app->slots[slot], r, slot, gen };
+	return (struct nt_conn){ &r->pub->slots[slot], &r->app->slots[slot], r, slot, gen, 0 };
 }
 static inline struct nt_conn nt_conn(const struct neat_sock *s)
 {
 	return nt_conn_at(s->replica, s->slot, s->slot_gen);
+}
+
+/*
+ * Calls hold no reference to the record while they run: another thread may close its last descriptor meanwhile,
+ * and then record and slot are soon somebody else's. Who gives a slot up says so in the record, then goes through
+ * its rx_lock and tx_lock (nt_pass_locks()). So whoever holds one of them, and sees the record as it was, has the
+ * slot until he unlocks.
+ */
+static inline bool nt_live(uint32_t handle)
+{
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
+
+	return neat_refs_counted(a32_acquire(&nt_sock(sock)->refs)) && nt_handle(sock) == handle;
+}
+static inline struct nt_conn nt_conn_of(uint32_t handle)
+{
+	struct nt_conn c = nt_conn(nt_sock(handle));
+
+	c.handle = handle;
+	return c;
 }
 
 /* ---- time (CLOCK_MONOTONIC; the vDSO, no system call) ---- */
@@ -214,10 +235,12 @@ int nt_fd_new_sock(int fd, uint32_t flags, uint32_t *sock);
 NEAT_CHECKED bool nt_fd_copy(neat_a64 *at, uint64_t word);
 void nt_sock_unref(uint32_t sock);	/* last one: FIN, port freed */
 void nt_fd_mark_internal(int fd);
+uint32_t nt_fd_handle(int fd);		/* nt_lookup(), with the record's life; 0: none */
 uint32_t nt_fd_flags(int fd);
 void nt_fd_set_flags(int fd, uint32_t flags);
 /* Locks in shared memory name their holder and are recovered when it is dead. */
 void nt_drop_slot(struct neat_sock *s);	/* CMD_CLOSE; the slot may be claimed again */
+void nt_pass_locks(struct neat_slot_app *w);	/* whoever is between lock and unlock afterwards knows that it goes */
 void nt_drop_subsockets(struct neat_sock *s);
 void nt_tid_lock_slow(neat_a32 *l);
 static inline void nt_tid_lock(neat_a32 *l)
@@ -226,6 +249,28 @@ static inline void nt_tid_lock(neat_a32 *l)
 		nt_tid_lock_slow(l);
 }
 static inline void nt_tid_unlock(neat_a32 *l) { a32_release(l, 0); }
+/* False, and not locked: the connection is not the record's any more. */
+static inline bool nt_conn_lock(const struct nt_conn *c, neat_a32 *l)
+{
+	const struct neat_sock *s = nt_sock(c->handle);
+
+	nt_tid_lock(l);
+	if (NT_LIKELY(nt_live(c->handle) && s->slot == c->slot && s->slot_gen == c->gen &&
+		      &nt.rep[s->replica & (NEAT_REPLICAS_MAX - 1)] == c->rep &&
+		      !(a32_relaxed(&s->flags) & NEAT_SOCKF_LEAVING) && a32_relaxed(&c->app->accepted) == c->handle))
+		return true;
+	a32_cas(l, nt_tid(), 0);	/* the slot's next use has reset it, perhaps */
+	return false;
+}
+/*
+ * tx_lock, for changes of words that the replica reads; by calls that a signal handler may make, so it may be
+ * ours already. NT_LOST: not the record's any more.
+ */
+enum nt_entered { NT_LOST = 0, NT_LOCKED = 1, NT_OURS = 2 };
+NEAT_CHECKED enum nt_entered nt_conn_enter(const struct nt_conn *c);
+void nt_conn_leave(const struct nt_conn *c, enum nt_entered how);
+/* What a call on it says then. */
+static inline int nt_lost(uint32_t handle) { return nt_live(handle) ? -ENOTCONN : -EBADF; }
 
 /* ---- replicas.c ---- */
 void nt_replicas_changed(void);

@@ -44,12 +44,13 @@ static uint64_t rx_step(const struct neat_sock *s)
 	return !rcvbuf || rcvbuf / 16 >= RX_STEP ? RX_STEP : rcvbuf < 2304 ? 144 : rcvbuf / 16;
 }
 
-static size_t take(const struct neat_sock *s, const struct nt_conn *c, struct cursor *to, size_t skip, int flags)
+static ssize_t take(const struct neat_sock *s, const struct nt_conn *c, struct cursor *to, size_t skip, int flags)
 {
 	uint64_t tail, n, word, step;
 	struct neat_span span;
 
-	nt_tid_lock(&c->app->rx_lock);
+	if (NT_UNLIKELY(!nt_conn_lock(c, &c->app->rx_lock)))
+		return nt_lost(c->handle);
 	tail = a64_relaxed(&c->app->rx_tail);
 	n = readable(c);
 	n = n > skip ? n - skip : 0;
@@ -72,7 +73,7 @@ static size_t take(const struct neat_sock *s, const struct nt_conn *c, struct cu
 	step = rx_step(s);
 	if (n && !(flags & MSG_PEEK) && tail / step != (tail + n) / step)
 		nt_kick(c);
-	return n;
+	return (ssize_t)n;
 }
 
 struct rx_wait { struct nt_conn c; uint64_t want; };
@@ -89,7 +90,7 @@ static bool rx_ready(void *arg)
 	struct rx_wait *w = arg;
 
 	/* Order: "over" first, then the bytes: the last ones come before the end. */
-	return rx_over(&w->c) || readable(&w->c) >= w->want;
+	return rx_over(&w->c) || readable(&w->c) >= w->want || !nt_live(w->c.handle);
 }
 
 static int rx_end(const struct nt_conn *c)
@@ -101,24 +102,28 @@ static int rx_end(const struct nt_conn *c)
 	return nt_conn_flags(c) & NEAT_SLOT_CONNECTING ? -ENOTCONN : 0;
 }
 
-static ssize_t receive(uint32_t sock, struct cursor *to, int flags)
+static ssize_t receive(uint32_t handle, struct cursor *to, int flags)
 {
-	struct neat_sock *s = nt_sock(sock);
+	struct neat_sock *s = nt_sock(handle);
 	size_t all = to->left, got = 0, low = s->rcvlowat ? s->rcvlowat : 1, target;
 	int64_t deadline = INT64_MAX;
 	struct rx_wait w;
+	ssize_t n;
 	int err;
 
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return no_stream(s) ? NO_STREAM : flags & MSG_OOB ? -EINVAL : -ENOTCONN;
+		return no_stream(s) ? NO_STREAM : flags & MSG_OOB ? -EINVAL : nt_lost(handle);
 	if (flags & MSG_OOB)
 		return -EINVAL;
-	w.c = nt_conn(s);
+	w.c = nt_conn_of(handle);
 	target = flags & MSG_WAITALL ? all : low < all ? low : all;
 	for (;;) {
 		bool over = rx_over(&w.c);
 
-		got += take(s, &w.c, to, flags & MSG_PEEK ? got : 0, flags);
+		n = take(s, &w.c, to, flags & MSG_PEEK ? got : 0, flags);
+		if (n < 0)
+			return got ? (ssize_t)got : n;
+		got += (size_t)n;
 		if (got >= target && (got || !all))
 			return (ssize_t)got;
 		if (over || rx_over(&w.c)) {
@@ -133,7 +138,7 @@ static ssize_t receive(uint32_t sock, struct cursor *to, int flags)
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
 			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
 		w.want = flags & MSG_PEEK ? got + 1 : 1;
-		err = nt_wait_sock(sock, rx_ready, &w, deadline);
+		err = nt_wait_sock(handle & (NEAT_SOCKS_MAX - 1), rx_ready, &w, deadline);
 		if (err && !rx_ready(&w))
 			return got ? (ssize_t)got : err == -ETIMEDOUT ? -EAGAIN : err;
 	}
@@ -143,14 +148,14 @@ ssize_t nt_recv(int fd, void *buf, size_t len, int flags)
 {
 	struct iovec v = { buf, len };
 	struct cursor c = { &v, 1, 0, len };
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	ssize_t n;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	if (len && nt_bad_pointer(buf))
 		return -EFAULT;
-	n = receive(sock, &c, flags);
+	n = receive(handle, &c, flags);
 	if (NT_UNLIKELY(n == NO_STREAM)) {
 		struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
 
@@ -161,17 +166,17 @@ ssize_t nt_recv(int fd, void *buf, size_t len, int flags)
 
 ssize_t nt_readv(int fd, const struct iovec *iov, int n)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	struct cursor c;
 	ssize_t got;
 	int err;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	err = cursor_init(&c, iov, n);
 	if (err)
 		return err;
-	got = receive(sock, &c, 0);
+	got = receive(handle, &c, 0);
 	if (NT_UNLIKELY(got == NO_STREAM)) {
 		struct msghdr m = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n };
 
@@ -182,11 +187,11 @@ ssize_t nt_readv(int fd, const struct iovec *iov, int n)
 
 ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	struct cursor c;
 	ssize_t got;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	if (nt_bad_pointer(msg))
 		return -EFAULT;
@@ -194,7 +199,7 @@ ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
 		return -EAGAIN;
 	got = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
 	if (!got)
-		got = receive(sock, &c, flags);
+		got = receive(handle, &c, flags);
 	if (NT_UNLIKELY(got == NO_STREAM))
 		return nt_dgram_recvmsg(fd, msg, flags);
 	if (got >= 0) {
@@ -247,7 +252,7 @@ static bool tx_ready(void *arg)
 
 	if (flags & (NEAT_SLOT_TX_SHUT | NEAT_SLOT_HUP) || nt_has_error(c, flags) || a32_relaxed(&c->app->shut) & 2)
 		return true;
-	return flags & NEAT_SLOT_CONNECTED && writable(c);
+	return (flags & NEAT_SLOT_CONNECTED && writable(c)) || !nt_live(c->handle);
 }
 
 /* MSG_MORE holds for one call: the replica learns of it as an option of the connection. */
@@ -282,7 +287,8 @@ static ssize_t put(const struct nt_conn *c, struct cursor *from, int flags)
 {
 	ssize_t n;
 
-	nt_tid_lock(&c->app->tx_lock);
+	if (NT_UNLIKELY(!nt_conn_lock(c, &c->app->tx_lock)))
+		return nt_lost(c->handle);
 	n = tx_state(c);
 	if (!n) {
 		uint64_t space = room(c);
@@ -311,8 +317,9 @@ static ssize_t broken_pipe(int flags)
 }
 
 /* Waits for room; -EAGAIN if the caller may not wait. */
-static int tx_wait(uint32_t sock, struct nt_conn *c, int flags, int64_t *deadline)
+static int tx_wait(struct nt_conn *c, int flags, int64_t *deadline)
 {
+	uint32_t sock = c->handle & (NEAT_SOCKS_MAX - 1);
 	const struct neat_sock *s = nt_sock(sock);
 	int err;
 
@@ -326,9 +333,15 @@ static int tx_wait(uint32_t sock, struct nt_conn *c, int flags, int64_t *deadlin
 	return err == -ETIMEDOUT ? -EAGAIN : err;
 }
 
-static ssize_t transmit(uint32_t sock, struct cursor *from, int flags)
+/* A stream socket without a connection. */
+static ssize_t not_connected(uint32_t handle, int flags)
 {
-	struct neat_sock *s = nt_sock(sock);
+	return nt_live(handle) ? broken_pipe(flags) : -EBADF;
+}
+
+static ssize_t transmit(uint32_t handle, struct cursor *from, int flags)
+{
+	struct neat_sock *s = nt_sock(handle);
 	size_t all = from->left;
 	int64_t deadline = INT64_MAX;
 	struct nt_conn c;
@@ -337,8 +350,8 @@ static ssize_t transmit(uint32_t sock, struct cursor *from, int flags)
 	if (flags & (MSG_OOB | MSG_FASTOPEN) && !no_stream(s))
 		return -EOPNOTSUPP;
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return no_stream(s) ? NO_STREAM : broken_pipe(flags);
-	c = nt_conn(s);
+		return no_stream(s) ? NO_STREAM : not_connected(handle, flags);
+	c = nt_conn_of(handle);
 	for (;;) {
 		n = put(&c, from, flags);
 		if (n < 0 && n != -EAGAIN)
@@ -347,7 +360,7 @@ static ssize_t transmit(uint32_t sock, struct cursor *from, int flags)
 			return (ssize_t)all;
 		if (n > 0 && !nt_nonblocking(s, flags))
 			continue;
-		n = tx_wait(sock, &c, flags, &deadline);
+		n = tx_wait(&c, flags, &deadline);
 		/* What went out is reported now, the error by the next call (tcp_sendmsg_locked(), do_error). */
 		if (n || (from->left < all && nt_has_error(&c, nt_conn_flags(&c))))
 			break;
@@ -361,14 +374,14 @@ ssize_t nt_send(int fd, const void *buf, size_t len, int flags)
 {
 	struct iovec v = { (void *)(uintptr_t)buf, len };
 	struct cursor c = { &v, 1, 0, len };
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	ssize_t n;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	if (len && nt_bad_pointer(buf))
 		return -EFAULT;
-	n = transmit(sock, &c, flags);
+	n = transmit(handle, &c, flags);
 	if (NT_UNLIKELY(n == NO_STREAM)) {
 		const struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
 
@@ -379,17 +392,17 @@ ssize_t nt_send(int fd, const void *buf, size_t len, int flags)
 
 ssize_t nt_writev(int fd, const struct iovec *iov, int n)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	struct cursor c;
 	ssize_t sent;
 	int err;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	err = cursor_init(&c, iov, n);
 	if (err)
 		return err;
-	sent = transmit(sock, &c, 0);
+	sent = transmit(handle, &c, 0);
 	if (NT_UNLIKELY(sent == NO_STREAM)) {
 		const struct msghdr m = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n };
 
@@ -400,12 +413,12 @@ ssize_t nt_writev(int fd, const struct iovec *iov, int n)
 
 ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	struct cursor c;
 	ssize_t sent;
 	int err;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	if (nt_bad_pointer(msg))
 		return -EFAULT;
@@ -414,7 +427,7 @@ ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 	err = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
 	if (err)
 		return err;
-	sent = transmit(sock, &c, flags);
+	sent = transmit(handle, &c, flags);
 	return NT_UNLIKELY(sent == NO_STREAM) ? nt_dgram_sendmsg(fd, msg, flags) : sent;
 }
 
@@ -425,7 +438,8 @@ static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_
 {
 	ssize_t n;
 
-	nt_tid_lock(&c->app->tx_lock);
+	if (!nt_conn_lock(c, &c->app->tx_lock))
+		return nt_lost(c->handle);
 	n = tx_state(c);
 	if (!n) {
 		uint64_t space = room(c);
@@ -455,26 +469,26 @@ static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_
 
 ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
 {
-	uint32_t sock = nt_lookup(out_fd);
-	struct neat_sock *s = nt_sock(sock);
+	uint32_t handle = nt_fd_handle(out_fd);
+	struct neat_sock *s = nt_sock(handle);
 	int64_t deadline = INT64_MAX;
 	struct nt_conn c;
 	size_t sent = 0;
 	ssize_t n = 0;
 
-	if (!sock)
+	if (!handle)
 		return nt_lookup(in_fd) ? -EINVAL : NT_KERNEL;
 	if (nt_lookup(in_fd))
 		return -EINVAL;
 	if (no_stream(s))
 		return -EINVAL;		/* sendfile(2): programs fall back to read and write */
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return broken_pipe(0);
-	c = nt_conn(s);
+		return not_connected(handle, 0);
+	c = nt_conn_of(handle);
 	while (sent < count) {
 		n = put_file(&c, in_fd, offset, count - sent);
 		if (n == -EAGAIN) {
-			n = tx_wait(sock, &c, 0, &deadline);
+			n = tx_wait(&c, 0, &deadline);
 			if (n)
 				break;
 			continue;

@@ -51,14 +51,19 @@ void nt_opts_publish(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
 	struct nt_conn c;
+	enum nt_entered how;
 
 	if (a32_acquire(&s->state) == NEAT_SOCK_LISTEN)
 		a32_or(&s->flags, NEAT_SOCKF_OPTS_LATE);
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
 		return;
-	c = nt_conn(s);
+	c = nt_conn_of(nt_handle(sock));
+	how = nt_conn_enter(&c);
+	if (how == NT_LOST)
+		return;
 	c.app->opts = s->opts;
 	a32_add(&c.app->optgen, 1);	/* orders the words before the number */
+	nt_conn_leave(&c, how);
 	nt_kick(&c);
 }
 

@@ -83,18 +83,23 @@ static bool dead(uint32_t pid)
 	return gone;
 }
 
+static void close_word(neat_a64 *at)
+{
+	uint64_t w = a64_relaxed(at) ? a64_xchg(at, 0) : 0;
+	const struct neat_sock *s = nt_sock(nt_fdword_sock(w));
+
+	if (nt_fdword_sock(w) && nt_fdword_gen(w) == (a32_relaxed(&s->gen) & 0xffff) &&
+	    a32_relaxed(&s->state) != NEAT_SOCK_FREE)
+		nt_sock_unref(nt_fdword_sock(w));
+}
+
 static void close_row(uint32_t proc)
 {
 	neat_a64 *row = row_of(proc);
 
-	for (uint32_t fd = 0; fd < a32_relaxed(&nt.app->procs[proc].fd_high) && fd < NEAT_FDS_MAX; fd++) {
-		uint64_t w = a64_relaxed(&row[fd]) ? a64_xchg(&row[fd], 0) : 0;
-		const struct neat_sock *s = nt_sock(nt_fdword_sock(w));
-
-		if (nt_fdword_sock(w) && nt_fdword_gen(w) == (a32_relaxed(&s->gen) & 0xffff) &&
-		    a32_relaxed(&s->state) != NEAT_SOCK_FREE)
-			nt_sock_unref(nt_fdword_sock(w));
-	}
+	for (uint32_t fd = 0; fd < a32_relaxed(&nt.app->procs[proc].fd_high) && fd < NEAT_FD_PIN; fd++)
+		close_word(&row[fd]);
+	close_word(&row[NEAT_FD_PIN]);
 }
 
 /* neatd, which does this otherwise, does not run: entries of dead processes become free. */

@@ -278,14 +278,12 @@ static bool acceptable(const struct neat_sock *s)
 
 bool nt_acceptable(const struct neat_sock *s) { return acceptable(s); }
 
-struct accept_wait { uint32_t sock, gen; };
-
 static bool accept_ready(void *arg)
 {
-	struct accept_wait *w = arg;
-	struct neat_sock *s = nt_sock(w->sock);
+	uint32_t *handle = arg;
+	struct neat_sock *s = nt_sock(*handle);
 
-	return a32_acquire(&s->state) != NEAT_SOCK_LISTEN || a32_relaxed(&s->gen) != w->gen || acceptable(s);
+	return a32_acquire(&s->state) != NEAT_SOCK_LISTEN || !nt_live(*handle) || acceptable(s);
 }
 
 /*
@@ -356,20 +354,20 @@ static int accept_try(struct neat_sock *listener, int flags)
 
 int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 {
-	uint32_t sock = nt_lookup(fd);
-	struct neat_sock *s = nt_sock(sock);
+	uint32_t handle = nt_fd_handle(fd);
+	struct neat_sock *s = nt_sock(handle);
 	int64_t deadline = INT64_MAX;
-	struct accept_wait w;
 	int got;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
-	w = (struct accept_wait){ sock, a32_relaxed(&s->gen) };
 	if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
 		return -EINVAL;
 	if (s->rcvtimeo_ms)
 		deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
 	for (;;) {
+		if (!nt_live(handle))
+			return -EBADF;	/* closed by another thread */
 		if (a32_acquire(&s->state) != NEAT_SOCK_LISTEN)
 			return nt_is_dgram(s) ? -EOPNOTSUPP : -EINVAL;
 		got = accept_try(s, flags);
@@ -377,7 +375,7 @@ int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 			break;
 		if (a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK)
 			return -EAGAIN;
-		got = nt_wait_sock(sock, accept_ready, &w, deadline);
+		got = nt_wait_sock(handle & (NEAT_SOCKS_MAX - 1), accept_ready, &handle, deadline);
 		if (got)
 			return got == -ETIMEDOUT ? -EAGAIN : got;
 	}
@@ -487,7 +485,7 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	s->slot = slot;
 	s->slot_gen = gen;
 	nt.rep[r].sock_of[slot] = sock;
-	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_CONNECT_SEEN);
+	a32_and(&s->flags, ~(uint32_t)(NEAT_SOCKF_CONNECT_SEEN | NEAT_SOCKF_LEAVING));
 	a32_release(&s->state, NEAT_SOCK_CONNECT);
 	nt_watch_attach(sock);
 	if (nt_command_connect(&nt.rep[r], gen, slot))
@@ -554,7 +552,8 @@ int nt_take_error(const struct nt_conn *c)
 	uint64_t status = status_of(c);
 	uint32_t seq = error_seq(c), taken = a32_relaxed(&c->app->err_taken);
 
-	if (!(neat_status_flags(status) & NEAT_SLOT_ERROR) || seq == taken || !a32_cas(&c->app->err_taken, taken, seq))
+	if (neat_status_gen(status) != (c->gen & 0xffff) || !(neat_status_flags(status) & NEAT_SLOT_ERROR) ||
+	    seq == taken || !a32_cas(&c->app->err_taken, taken, seq))
 		return 0;
 	return -(int)neat_status_errno(status);
 }
@@ -669,6 +668,13 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 
 /* ---- shutdown and names ---- */
 
+static void fire(uint32_t sock)
+{
+	nt_lock(&nt.watch_lock);
+	nt_watch_fire(sock);
+	nt_unlock(&nt.watch_lock);
+}
+
 static int listener_shutdown(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
@@ -679,27 +685,39 @@ static int listener_shutdown(uint32_t sock)
 	a32_release(&s->state, NEAT_SOCK_NEW);
 	nt_drop_subsockets(s);
 	nt_notify_neatd(&m, sizeof(m), -1);
-	nt_lock(&nt.watch_lock);
-	nt_watch_fire(sock);
-	nt_unlock(&nt.watch_lock);
+	fire(sock);
+	return 0;
+}
+
+static int set_shut(const struct nt_conn *c, uint32_t bits)
+{
+	enum nt_entered how = nt_conn_enter(c);
+
+	if (how == NT_LOST)
+		return nt_lost(c->handle);
+	a32_or(&c->app->shut, bits);
+	nt_conn_leave(c, how);
 	return 0;
 }
 
 /* Linux: inet_shutdown() of a socket in SYN-SENT disconnects it; connect() is ECONNRESET for whoever waits in it. */
-static void connect_shutdown(uint32_t sock, const struct nt_conn *c)
+static int connect_shutdown(uint32_t sock, const struct nt_conn *c)
 {
-	a32_or(&c->app->shut, 3);
-	nt_command(c->rep, NEAT_CMD_ABORT, c->gen, c->slot);
-	nt_lock(&nt.watch_lock);
-	nt_watch_fire(sock);
-	nt_unlock(&nt.watch_lock);
+	int err = set_shut(c, 3);
+
+	if (!err) {
+		nt_command(c->rep, NEAT_CMD_ABORT, c->gen, c->slot);
+		fire(sock);
+	}
+	return err;
 }
 
 int nt_shutdown(int fd, int how)
 {
-	uint32_t sock = nt_lookup(fd), state;
+	uint32_t handle = nt_fd_handle(fd), sock = handle & (NEAT_SOCKS_MAX - 1), state;
 	struct neat_sock *s = nt_sock(sock);
 	struct nt_conn c;
+	int err;
 
 	if (!sock)
 		return NT_KERNEL;
@@ -716,19 +734,17 @@ int nt_shutdown(int fd, int how)
 			a32_or(&s->flags, NEAT_SOCKF_SHUT);
 		return -ENOTCONN;
 	}
-	c = nt_conn(s);
-	if (!connect_done(&c)) {
-		connect_shutdown(sock, &c);
-		return 0;
-	}
+	c = nt_conn_of(handle);
+	if (!connect_done(&c))
+		return connect_shutdown(sock, &c);
 	if (!(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED) || nt_conn_flags(&c) & NEAT_SLOT_HUP)
 		return -ENOTCONN;
 	/* SHUT_RD 0, SHUT_WR 1, SHUT_RDWR 2 become the bits 1, 2, 3. */
-	a32_or(&c.app->shut, (uint32_t)how + 1);
+	err = set_shut(&c, (uint32_t)how + 1);
+	if (err)
+		return err;
 	nt_kick(&c);
-	nt_lock(&nt.watch_lock);
-	nt_watch_fire(sock);
-	nt_unlock(&nt.watch_lock);
+	fire(sock);
 	return 0;
 }
 

@@ -1,0 +1,49 @@
+"""Threads use descriptors that other threads close at that moment: the kernel, then us."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ..long import TIMES
+from ..worlds import KERNEL, World
+from .rig import Bystander, Rig
+
+SOURCES = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("closing")
+    for source in ("close_race.c", "dup_race.c"):
+        program = directory / Path(source).stem
+        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(SOURCES / source)]
+        subprocess.run([*command, "-o", str(program), "-lpthread"], check=True)
+    return directory
+
+
+def last_word(world: World, *args: str) -> tuple[str, int]:
+    """Of a program that found nothing wrong: ("ends", 5)."""
+    process = world.start(*args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    out, _ = process.communicate(timeout=60 + 10 * TIMES)
+    assert process.returncode == 0, out
+    what, number = out.splitlines()[-1].split()
+    return what, int(number)
+
+
+def test_no_byte_of_another_connection(rig: Rig, bystander: Bystander, programs: Path) -> None:
+    """recv() and send() in one thread, close() in the next, connect() in a third."""
+    race = str(programs / "close_race")
+    assert last_word(KERNEL, race, "1")[0] == "ends"
+    what, ends = last_word(rig.world, race, str(3 * TIMES))
+    assert what == "ends" and ends > 20
+    bystander.lively()
+
+
+def test_dup2_of_what_is_being_closed(rig: Rig, programs: Path) -> None:
+    """dup(2): EBADF leaves the other descriptor as it was."""
+    race = str(programs / "dup_race")
+    assert last_word(KERNEL, race, "100")[0] == "done"
+    assert last_word(rig.world, race, str(1500 * TIMES))[0] == "done"
