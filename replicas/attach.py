@@ -427,8 +427,7 @@ class Attachments:
                 strangers[pid] = apps.stranger(app, pid)
             if strangers[pid]:
                 # A child that went on to exec has said so over a connection, perhaps not read yet.
-                unread = readable(connection.sock for connection in app.connections)
-                if not (unread and alive(pid)):
+                if not (self._unread(app) and alive(pid)):
                     gone.append((index, pid))
                 continue
             if any(process.pid == pid for process in app.processes.values()):
@@ -570,14 +569,22 @@ class Attachments:
         unborn = self._unborn(app)
         if not unborn:
             return
+        # Before the look at who is there: from here on the dead have no more children. An entry
+        # may name the child already, which has gone on to exec.
+        unread = self._unread(app)
+        gone = [e for e in unborn if not alive(e[1]) or (not unread and apps.stranger(app, e[1]))]
         known = {process.pid for process in app.processes.values()}
         for pid, pidfd in apps.live_holders(app, known | set(app.silent)).items():
             app.silent[pid] = pidfd
             self.loop.add_reader(pidfd, self._silent_died, app, pid)
         named = {pid for pid, _ in apps.live_entries(app).values()}
-        gone = [(index, pid) for index, pid in unborn if pid not in app.silent]
         if gone and named >= set(app.silent):
             self._free(app, gone)
+
+    @staticmethod
+    def _unread(app: App) -> bool:
+        """Somebody said something that we have not read yet."""
+        return readable(connection.sock for connection in app.connections)
 
     def _silent_died(self, app: App, pid: int) -> None:
         self._forget_silent(app, pid)
