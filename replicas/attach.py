@@ -407,7 +407,7 @@ class Attachments:
         if pid in app.silent:
             self._forget_silent(app, pid)  # it has spoken
             if self._unborn(app):
-                self._look_soon(app)
+                self.loop.call_soon(self._look_soon, app)  # not now: we are looking
         self.loop.add_reader(pidfd, self._died, app, process)
         return process
 

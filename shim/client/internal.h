@@ -371,7 +371,6 @@ bool nt_epoll_watch(struct nt_watch *w, int fd, struct nt_waiter *waiter);
 unsigned nt_epoll_ready(int fd);	/* EPOLL* bits by what is ours in it */
 
 /* ---- sock.c ---- */
-int nt_linger(uint32_t sock);		/* close(): waits as SO_LINGER asks, 0 */
 bool nt_acceptable(const struct neat_sock *s);
 uint32_t nt_conn_flags(const struct nt_conn *c);	/* of the slot; those of a dead one if it was reused */
 int nt_take_error(const struct nt_conn *c);	/* SO_ERROR, consumed: -errno or 0 */

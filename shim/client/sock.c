@@ -786,29 +786,3 @@ int nt_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
 		return -ENOTCONN;
 	return nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
 }
-
-/* ---- close ---- */
-
-static bool all_acknowledged(void *arg)
-{
-	struct nt_conn *c = arg;
-
-	return a64_acquire(&c->pub->tx_una) == a64_relaxed(&c->app->tx_tail) || nt_conn_flags(c) & NEAT_SLOT_HUP;
-}
-
-int nt_linger(uint32_t sock)
-{
-	struct neat_sock *s = nt_sock(sock);
-	uint32_t seconds = s->opts.w[NEAT_OPT_LINGER_S];
-	struct nt_conn c;
-
-	if (!(s->opts.w[NEAT_OPT_FLAGS] & NEAT_OPTF_LINGER) || !seconds || a32_relaxed(&s->refs) != 1 ||
-	    a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return 0;
-	c = nt_conn(s);
-	a32_or(&c.app->shut, 2);
-	nt_kick(&c);
-	/* The timeout is no error: close(2) succeeds and TCP goes on in the background. */
-	nt_wait_sock(sock, all_acknowledged, &c, nt_deadline(seconds * 1000000000ll));
-	return 0;
-}
