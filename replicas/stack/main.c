@@ -29,16 +29,22 @@ enum {
 static void wake_process(void *world, struct channel *c, uint32_t how)
 {
 	struct replica *r = world;
-	uint8_t *there = &r->status->runnable[a32_relaxed(&c->mem->cpu) & (NEAT_CPUS_MAX - 1)];
+	uint32_t cpu = a32_relaxed(&c->mem->cpu) & (NEAT_CPUS_MAX - 1);
+	uint8_t *there = &r->status->runnable[cpu];
 
 	c->active_us = r->stack.now_us;
 	a64_store(&r->status->wakes, a64_relaxed(&r->status->wakes) + 1);
-	/* Whoever spins on that core must see at once that it is wanted; the next refresh counts anew. */
-	__atomic_store_n(there, (uint8_t)(*there + 1), __ATOMIC_RELAXED);
 	if (how == NEAT_ASLEEP_EVENTFD || how == NEAT_ASLEEP_BOTH)
 		eventfd_ring_foreign(c->eventfd);
 	if (how != NEAT_ASLEEP_EVENTFD)
 		futex_wake(&c->mem->asleep);
+	/*
+	 * Whoever spins on that core must see at once that it is wanted; the next refresh counts anew. Only now: a
+	 * spinner that gave its core up earlier would leave it idle until the wake gets there.
+	 */
+	__atomic_store_n(there, (uint8_t)(*there + 1), __ATOMIC_RELAXED);
+	if (turns_wake(&r->turns, c, cpu, r->api.cpu, r->stack.now_us))
+		move_to_core(cpu);
 }
 
 void forget_process(void *world, struct channel *c)

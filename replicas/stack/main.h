@@ -5,6 +5,7 @@
 #include "api.h"
 #include "copy.h"
 #include "process.h"
+#include "turns.h"
 
 /*
  * Life of the process: CONFIG (waits for R_CONFIG) -> REPLAY (stack made; segments, channels and
@@ -35,6 +36,7 @@ struct replica {
 	uint64_t nic_rx_head;
 	uint64_t counted_us;		/* up to here time was attributed; 0 = slept since */
 	bool nic_touched;
+	struct turns turns;
 	struct neat_copier copier;
 	uint64_t random[4];		/* xoshiro256** state, seeded by getrandom */
 	/* 1 = a control message waits; set by the SIGIO handler, part of the sleep set. */

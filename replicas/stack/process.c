@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,6 +46,18 @@ uint64_t replica_clock_us(void)
 	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
+void move_to_core(uint32_t cpu)
+{
+	cpu_set_t may, there;
+
+	CPU_ZERO(&there);
+	CPU_SET(cpu, &there);
+	if (sched_getaffinity(0, sizeof(may), &may) || !CPU_ISSET(cpu, &may) || CPU_COUNT(&may) == 1)
+		return;
+	if (!sched_setaffinity(0, sizeof(there), &there))
+		sched_setaffinity(0, sizeof(may), &may);
+}
+
 /* ---- control socket ---- */
 
 static void on_sigio(int sig)
@@ -71,7 +84,7 @@ static void sandbox(void)
 {
 	static const uint32_t calls[] = {
 		SYS_recvmsg, SYS_sendto, SYS_sendmsg, SYS_read, SYS_write, SYS_close, SYS_fstat, SYS_newfstatat,
-		SYS_futex, SYS_futex_waitv, SYS_ppoll, SYS_getcpu, SYS_getpid, SYS_restart_syscall, SYS_madvise,
+		SYS_futex, SYS_futex_waitv, SYS_ppoll, SYS_getcpu, SYS_sched_getaffinity, SYS_sched_setaffinity, SYS_getpid, SYS_restart_syscall, SYS_madvise,
 		SYS_setitimer,
 #ifdef SYS_poll
 		SYS_poll,

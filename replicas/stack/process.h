@@ -13,6 +13,8 @@ enum { CONTROL_FD = 3, SLEEP_WORDS = 128 /* FUTEX_WAITV_MAX */ };
 
 _Noreturn void replica_die(const char *what);
 uint64_t replica_clock_us(void);	/* CLOCK_MONOTONIC */
+/* Runs there now, if it may; where it may run stays as it is: the scheduler and the operator have the last word. */
+void move_to_core(uint32_t cpu);
 
 /* ---- control socket ---- */
 struct message {

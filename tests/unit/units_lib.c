@@ -7,6 +7,7 @@
 #include "ip.h"
 #include "rss.h"
 #include "stack.h"
+#include "turns.h"
 #include "wire.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -43,6 +44,9 @@ uint32_t checksum(const uint8_t *data, uint32_t len);
 uint32_t checksum_split(const uint8_t *data, uint32_t len, uint32_t first, uint32_t second);
 uint32_t checksum_more(const uint8_t *data, uint32_t len, uint32_t cut);
 uint32_t copied(uint8_t *to, const uint8_t *from, size_t n, uint32_t streams);
+struct turns *turns_new(void);
+void turns_free(struct turns *t);
+uint32_t turns_woke(struct turns *t, uint32_t who, uint32_t cpu, uint32_t own, uint64_t now_us);
 bool copy_far(uint64_t first_ns, uint64_t second_ns, size_t n);
 uint32_t pseudo_sum(uint32_t saddr, uint32_t daddr, uint8_t proto, uint32_t len);
 uint32_t trimmed(uint32_t linear, uint32_t first, uint32_t second, uint32_t total, uint32_t *out);
@@ -340,3 +344,15 @@ uint32_t copied(uint8_t *to, const uint8_t *from, size_t n, uint32_t streams)
 }
 
 bool copy_far(uint64_t first_ns, uint64_t second_ns, size_t n) { return neat_copy_far(first_ns, second_ns, n); }
+
+/* ---- turns ---- */
+
+struct turns *turns_new(void) { return calloc(1, sizeof(struct turns)); }
+void turns_free(struct turns *t) { free(t); }
+
+uint32_t turns_woke(struct turns *t, uint32_t who, uint32_t cpu, uint32_t own, uint64_t now_us)
+{
+	static const char programs[8];
+
+	return turns_wake(t, &programs[who % 8], cpu, own, now_us);
+}
