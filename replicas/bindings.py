@@ -157,6 +157,16 @@ class Bindings:
         active = int(self.state.registry.at.active.v)
         return choose_home(wanted - 1 if wanted else None, active, (b.home for b in others))
 
+    def rehome(self, group: list[Binding], home: int) -> None:
+        """All sockets of a UDP port receive in another replica; still in the old one, too."""
+        at, old = group[0].key, group[0].home
+        for binding in group:
+            binding.home = home
+            self._remember(binding)
+        # Before the home: who sees that moved keeps its slot in the old one.
+        self.state.registry.set_also(at, old)
+        self._publish_datagram(at)
+
     def _publish_datagram(self, at: Key) -> None:
         """Registry entry and NIC filter of a UDP port, after a socket came or went."""
         holders = [b for b in self.table.values() if b.key == at]

@@ -39,6 +39,7 @@ from .components import start as start_components
 from .filter import Filter
 from .limits import HOLDS_MOST, Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
+from .moves import Moves
 from .policy import Policy
 from .registry import Registry
 from .report import log
@@ -275,6 +276,8 @@ class Neatd:
         self.captures = Captures(self.state)
         again = any(stored["kind"] == "scale" for stored, _ in own)
         self.scaler = Scaler(self.state, self.bindings, self.filter.gone, again)
+        self.moves = Moves(self.state, self.bindings, loop, self.scaler.nudge)
+        self.scaler.draining = self.moves.begin
         self.bindings.refused = self.scaler.refused
         self.bindings.nudge = self.scaler.nudge
         self.attachments.server = self.bindings.server = self.server
@@ -285,6 +288,7 @@ class Neatd:
             self.on_news(item)
         if again:
             self.scaler.nudge()  # a predecessor may have died before it did
+            self.moves.begin()
         # From here on a crash is no failure to start (keeper/neatd.c).
         link.barrier()
         loop.call_soon(self._link_readable)

@@ -90,7 +90,7 @@ class Registry:
             i = (first + step) & (entries - 1)
             entry = self.at.ports[i]
             if entry.state.v in (abi.lib.NEAT_PORT_FREE, abi.lib.NEAT_PORT_TOMB):
-                entry.mask.v = 0
+                entry.mask.v = entry.also.v = 0
                 entry.addr, entry.port, entry.proto = addr, port, proto
                 entry.state.v = abi.lib.NEAT_PORT_BOUND
                 self.changed()
@@ -120,6 +120,14 @@ class Registry:
         entry.mask.v = 1 << home
         self.changed()
 
+    def also(self, key: Key) -> int | None:
+        """The other replica in which sockets of a UDP port have slots while its home moves."""
+        index = int(self.at.ports[self._index[key]].also.v) - 1
+        return index if index >= 0 else None
+
+    def set_also(self, key: Key, replica: int | None) -> None:
+        self.at.ports[self._index[key]].also.v = 0 if replica is None else replica + 1
+
     def release(self, key: Key) -> None:
         """One socket less; the last one frees the entry."""
         self._holders[key] -= 1
@@ -136,7 +144,7 @@ class Registry:
         del self._holders[key]
         last = abi.lib.NEAT_REGISTRY_PORTS - 1
         free, tomb = abi.lib.NEAT_PORT_FREE, abi.lib.NEAT_PORT_TOMB
-        self.at.ports[i].mask.v = 0
+        self.at.ports[i].mask.v = self.at.ports[i].also.v = 0
         chain_ends = self.at.ports[(i + 1) & last].state.v == free
         self.at.ports[i].state.v = free if chain_ends else tomb
         # Tombs before a free entry serve nobody.

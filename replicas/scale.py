@@ -38,6 +38,7 @@ class Scaler:
         self.state = state
         self.bindings = bindings
         self.gone = gone  # a replica has ended: nobody waits for it any more
+        self.draining: Callable[[], None] = lambda: None  # other replicas drain than before
         self.at_nic: int | None = None
         if not again:
             self._remember()
@@ -77,6 +78,7 @@ class Scaler:
         self.update()
         at, order = key(LIB.NEAT_MSG_R_DRAIN), self._order(True)
         self.state.link.store(REPLICA, replica.index, at, order)
+        self.draining()
 
     def _undrain(self, replica: Replica) -> None:
         """Takes part again when it says so (R_READY): it may be ending just now."""
@@ -84,6 +86,7 @@ class Scaler:
         self._remember()
         self.state.link.drop(REPLICA, replica.index, key(LIB.NEAT_MSG_R_DRAIN))
         self.state.link.send(REPLICA, replica.index, self._order(False))
+        self.draining()
 
     @staticmethod
     def _order(drain: bool) -> bytes:
@@ -145,6 +148,7 @@ class Scaler:
             )
             self.state.link.send(NIC, 0, fence)
         self.state.registry.set_replicas(mask(self.state.running()))
+        self.nudge()  # who asked it for something goes elsewhere
         self.update()
         self._remember()
         if again or late:

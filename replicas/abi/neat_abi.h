@@ -100,7 +100,7 @@ struct neat_port_entry {	/* neatd writes */
 	uint16_t port;		/* host order */
 	uint16_t proto;		/* IPPROTO_TCP or IPPROTO_UDP */
 	neat_a32 owner;		/* UDP: application that holds the port, ~0 = several; a replica opens it for nobody else */
-	uint32_t pad;
+	neat_a32 also;		/* UDP: replica + 1 that the home is moving to or has come from: sockets have a slot there, too */
 };
 
 enum { NEAT_KEEPER_GONE = 0x40000000 };	/* FUTEX_OWNER_DIED */
@@ -157,7 +157,7 @@ enum { NEAT_FD_PIN = NEAT_FDS_MAX - 1 };	/* no descriptor: what dup() is about t
  *  LISTEN    has one subsocket per replica in sub[]
  *  KERNEL    one-way: each holder moves its fd to the kernel socket (L10)
  *  DGRAM     the fd itself is the kernel twin (L9); with BOUND, sub[] holds a slot in each replica it sends
- *            through, of which sub[replica] is home and receives
+ *            through, of which sub[replica] is home. It receives in all of them: the home of a port may move
  */
 enum {
 	NEAT_REFS_CLOSER_SHIFT = 22,	/* see neat_refs_closing() */

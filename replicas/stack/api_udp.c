@@ -24,7 +24,6 @@ static int open_slot(struct api *a, struct app *app, uint32_t slot, uint32_t lad
 	owner = a32_relaxed(&e->owner);
 	if (owner != app->app_id && owner != OWNER_SEVERAL)
 		return -EACCES;
-	o.home = a32_relaxed(&e->mask) >> a->stack->cfg.index & 1;
 	err = udp_open(a->stack, &o, &u);
 	if (!err)
 		app->slots[slot].obj = u;

@@ -242,7 +242,6 @@ struct udp_open {
 	struct sockref ref;		/* its words say the rest; what lies in the rings stays (adoption) */
 	uint32_t laddr;
 	uint16_t lport;
-	bool home;			/* receives; otherwise it only sends from this port */
 	bool closed;			/* adoption: it only waits for its last datagrams to leave */
 	bool again;			/* adoption: it was open already */
 };

@@ -72,7 +72,7 @@ int udp_open(struct stack *s, const struct udp_open *o, struct udp_sock **out)
 	else
 		udp->high++;
 	*u = (struct udp_sock){ .ref = o->ref, .laddr = o->laddr, .lport = o->lport,
-				.home = o->home, .closed = o->closed };
+				.closed = o->closed };
 	u->rx_head = a64_relaxed(&u->ref.pub->rx_head);
 	u->rx_ring = a64_relaxed(&u->ref.pub->rx_ring);
 	rx_tail = a64_acquire(&u->ref.app->rx_tail);
@@ -124,7 +124,7 @@ static struct udp_sock *find(struct stack *s, const struct flow_key *k)
 
 	for (uint32_t i = udp->bucket[bucket_of(k->lport)]; i; i = udp->sock[i - 1].next) {
 		struct udp_sock *u = &udp->sock[i - 1];
-		int v = u->home && !u->closed ? score(u, k->laddr, k->lport, k->raddr, k->rport) : NO_SCORE;
+		int v = !u->closed ? score(u, k->laddr, k->lport, k->raddr, k->rport) : NO_SCORE;
 
 		if (v > high) {
 			high = v;

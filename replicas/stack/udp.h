@@ -28,7 +28,6 @@ struct udp_sock {
 	uint32_t next;			/* in its bucket, or of the free ones; index + 1 */
 	uint32_t resume_next;		/* index + 1 */
 	uint8_t ttl, tos;
-	bool home;			/* receives; otherwise it only sends */
 	bool shared;			/* SO_REUSEPORT: one of its group is picked by hash */
 	bool closed;			/* the application is gone: send what is queued, then end */
 	bool on_resume;

@@ -97,12 +97,14 @@ static void fill_words(struct neat_slot_app *w, const struct neat_sock *s, uint3
 	w->raddr = home.slot ? home.app->raddr : 0;
 	w->rport = home.slot ? home.app->rport : 0;
 	w->opts = s->opts;
-	if (home.slot)
+	if (home.slot) {
 		a64_store(&w->sub, a64_relaxed(&home.app->sub));
+		a32_store(&w->shut, a32_relaxed(&home.app->shut));
+	}
 	a32_store(&w->accepted, nt_handle(sock));
 }
 
-static int open_slot(uint32_t sock, uint32_t r)
+int dgram_open_slot(uint32_t sock, uint32_t r)
 {
 	struct neat_sock *s = nt_sock(sock);
 	uint32_t gen = 0, slot = nt_claim_slot(r, &gen);
@@ -119,41 +121,57 @@ static int open_slot(uint32_t sock, uint32_t r)
 	return 0;
 }
 
-static bool slot_taken_up(void *arg) { return nt_conn_flags(arg) != 0; }
+static bool has_ended(const struct nt_conn *c) { return !(a32_acquire(&nt.live) >> (c->rep - nt.rep) & 1); }
+
+/* A replica that drains ends when the home of its last port has moved: it may have overtaken our look at the port. */
+static bool slot_taken_up(void *arg) { return nt_conn_flags(arg) != 0 || has_ended(arg); }
 
 int dgram_slot(uint32_t sock, uint32_t r, struct nt_conn *out)
 {
 	struct neat_sock *s = nt_sock(sock);
+	uint32_t slot = s->sub[r].slot;
 	int err = 0;
 
-	if (NT_LIKELY(s->sub[r].slot)) {
-		*out = nt_conn_at(r, s->sub[r].slot, s->sub[r].gen);
+	if (NT_LIKELY(slot)) {
+		*out = nt_conn_at(r, slot, s->sub[r].gen);
 		return 0;
 	}
 	nt_replicas_look();	/* it may be new, and our channel to it not open */
 	nt_tid_lock(&s->lock);
 	if (!s->sub[r].slot)
-		err = open_slot(sock, r);
-	nt_tid_unlock(&s->lock);
+		err = a32_acquire(&nt.live) >> r & 1 ? dgram_open_slot(sock, r) : -ESTALE;
 	*out = nt_conn_at(r, s->sub[r].slot, s->sub[r].gen);
+	nt_tid_unlock(&s->lock);
 	/* A slot that is closed before it was taken up would look free to the next claimant. */
 	if (!err)
 		nt_wait_sock(sock, slot_taken_up, out, INT64_MAX);
-	return err;
+	if (err || !has_ended(out))
+		return err;
+	nt_tid_lock(&s->lock);
+	if (dgram_has_slot(s, out))
+		dgram_close_slot(s, r);
+	nt_tid_unlock(&s->lock);
+	return -ESTALE;
+}
+
+void dgram_close_slot(struct neat_sock *s, uint32_t r)
+{
+	uint32_t slot = s->sub[r].slot & (NEAT_SLOTS - 1), bit = slot - NEAT_SLOT_APP_FIRST;
+
+	if (slot < NEAT_SLOT_APP_FIRST)
+		return;
+	nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->sub[r].gen, slot);
+	s->sub[r].slot = 0;
+	/* The replica's status word says when the slot may really be used again. */
+	a64_and(&nt.app->slot_bits[r][bit / 64], ~(1ull << bit % 64));
 }
 
 static void close_slots(struct neat_sock *s)
 {
 	for (uint32_t r = 0; r < nt.nreplicas; r++) {
-		uint32_t slot = s->sub[r].slot & (NEAT_SLOTS - 1), bit = slot - NEAT_SLOT_APP_FIRST;
-
-		if (slot < NEAT_SLOT_APP_FIRST)
-			continue;
-		nt_pass_locks(&nt.rep[r].app->slots[slot]);
-		nt_command(&nt.rep[r], NEAT_CMD_CLOSE, s->sub[r].gen, slot);
-		s->sub[r].slot = 0;
-		/* The replica's status word says when the slot may really be used again. */
-		a64_and(&nt.app->slot_bits[r][bit / 64], ~(1ull << bit % 64));
+		if (s->sub[r].slot)
+			nt_pass_locks(&nt.rep[r].app->slots[s->sub[r].slot & (NEAT_SLOTS - 1)]);
+		dgram_close_slot(s, r);
 	}
 }
 
@@ -259,7 +277,8 @@ static int publish(uint32_t sock, int fd, int near)
 	s->laddr = m.addr;
 	s->lport = m.port;
 	s->replica = r.value & (NEAT_REPLICAS_MAX - 1);
-	err = open_slot(sock, s->replica);
+	nt_replicas_look();	/* it may be new */
+	err = dgram_open_slot(sock, s->replica);
 	a32_or(&s->flags, NEAT_SOCKF_BOUND);
 	if (err) {
 		nt_dgram_drop(sock);
@@ -484,9 +503,12 @@ int nt_dgram_shutdown(int fd, int how)
 
 	if (dgram_is_kernel(sock) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND))
 		return NT_KERNEL;
-	c = dgram_home(s);
 	/* Without a peer it is an error, and takes effect nevertheless (inet_shutdown). */
-	a32_or(&c.app->shut, (uint32_t)how + 1);
+	do {
+		c = dgram_home(s);
+		if (c.app)
+			a32_or(&c.app->shut, (uint32_t)how + 1);
+	} while (dgram_home(s).rep != c.rep);	/* it moved just now */
 	nt_real.shutdown(fd, how);
 	nt_lock(&nt.watch_lock);
 	nt_watch_fire(sock);

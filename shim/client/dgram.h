@@ -8,8 +8,12 @@ enum { DGRAM_KERNEL = -1, DGRAM_ANY = -2 };	/* no replica: the kernel's; any of 
 
 /* Replica that takes a datagram for addr:port (contract L9). */
 int dgram_route(uint32_t addr, uint16_t port);
-/* The slot in replica r, opened if there is none yet. 0 or -errno. */
+/* The slot in replica r, opened if there is none yet. 0 or -errno; -ESTALE: r has ended, its ports are elsewhere. */
 int dgram_slot(uint32_t sock, uint32_t r, struct nt_conn *out);
+/* In replica r, which lives. Under s->lock. 0 or -errno. */
+int dgram_open_slot(uint32_t sock, uint32_t r);
+/* The slot in r is given up. Under s->lock. */
+void dgram_close_slot(struct neat_sock *s, uint32_t r);
 /* The socket has a port in our world; `near`: replica that should be its home, or DGRAM_ANY. */
 int dgram_bound(uint32_t sock, int fd, int near);
 /* No datagram of our world was sent or received: the kernel may still take it as if from the start. */
@@ -29,6 +33,17 @@ static inline struct nt_conn dgram_home(const struct neat_sock *s)
 	if (!(a32_acquire(&s->flags) & NEAT_SOCKF_BOUND))
 		return (struct nt_conn){ 0 };
 	return nt_conn_at(r, s->sub[r].slot, s->sub[r].gen);
+}
+
+/*
+ * Slots of sockets are closed when the home of a port moves (dgram_move.c). Asked under the slot's lock, before its ring
+ * is touched.
+ */
+static inline bool dgram_has_slot(const struct neat_sock *s, const struct nt_conn *c)
+{
+	const uint32_t r = (uint32_t)(c->rep - nt.rep);
+
+	return s->sub[r].slot == c->slot && s->sub[r].gen == c->gen;
 }
 
 /* Another process of ours may have handed it to the kernel, or the instance has ended: then this one lets go, too. */

@@ -62,6 +62,23 @@ static bool writable(const struct neat_sock *s)
 	return true;
 }
 
+/*
+ * A slot that has a datagram, the home's last: what lies in another one came before the home moved here, or was on its
+ * way then.
+ */
+static bool readable_slot(const struct neat_sock *s, struct nt_conn *c)
+{
+	struct nt_conn home = dgram_home(s);
+
+	for (uint32_t r = 0; r < nt.nreplicas; r++) {
+		*c = nt_conn_at(r, s->sub[r].slot, s->sub[r].gen);
+		if (c->slot && c->rep != home.rep && nt_readable(c))
+			return true;
+	}
+	*c = home;
+	return c->slot && nt_readable(c);
+}
+
 /* datagram_poll() and udp_poll() */
 unsigned nt_dgram_ready(const struct neat_sock *s)
 {
@@ -75,19 +92,26 @@ unsigned nt_dgram_ready(const struct neat_sock *s)
 		bits |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 	if (shut == 3)
 		bits |= EPOLLHUP;
-	if (c.slot && nt_readable(&c))
+	if (readable_slot(s, &c))
 		bits |= EPOLLIN | EPOLLRDNORM;
 	return bits;
 }
 
-/* Another thread may be closing the socket, or handing it to the kernel (nt_live()). False: not locked. */
-static bool lock_slot(const struct nt_conn *c, neat_a32 *l)
+/*
+ * Another thread may be closing the socket, or handing it to the kernel (nt_live()), -EBADF; or it has closed this
+ * slot, because the replica drains, -ESTALE: look again. Not locked then.
+ */
+static int lock_slot(const struct nt_conn *c, neat_a32 *l)
 {
+	const struct neat_sock *s = nt_sock(c->handle);
+	bool ours;
+
 	nt_tid_lock(l);
-	if (NT_LIKELY(nt_live(c->handle) && !(a32_relaxed(&nt_sock(c->handle)->flags) & NEAT_SOCKF_LEAVING)))
-		return true;
-	a32_cas(l, nt_tid(), 0);
-	return false;
+	ours = nt_live(c->handle) && !(a32_relaxed(&s->flags) & NEAT_SOCKF_LEAVING);
+	if (NT_LIKELY(ours && dgram_has_slot(s, c)))
+		return 0;
+	a32_cas(l, nt_tid(), 0);	/* the slot's next use has reset it, perhaps */
+	return ours ? -ESTALE : -EBADF;
 }
 
 /* ---- receive ---- */
@@ -119,18 +143,20 @@ static int report_source(struct msghdr *m, const struct neat_dgram *h)
 	return m->msg_name ? nt_store_address(m->msg_name, &m->msg_namelen, h->addr, h->port) : 0;
 }
 
-/* -EAGAIN: none there. */
+/* -EAGAIN: none there; -ESTALE: look again. */
 static ssize_t take(const struct nt_conn *c, struct msghdr *m, int flags)
 {
 	struct cursor to;
 	struct neat_dgram h;
 	ssize_t n = m->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&to, m->msg_iov, (int)m->msg_iovlen);
 	uint64_t at;
+	int err;
 
 	if (n)
 		return n;
-	if (!lock_slot(c, &c->app->rx_lock))
-		return -EAGAIN;
+	err = lock_slot(c, &c->app->rx_lock);
+	if (err)
+		return err == -ESTALE ? err : -EAGAIN;
 	n = -EAGAIN;
 	if (front(c, &at, &h)) {
 		uint32_t len = h.len < to.left ? h.len : (uint32_t)to.left;
@@ -196,14 +222,18 @@ static ssize_t take_either(uint32_t handle, int fd, struct msghdr *m, int flags)
 	static __thread unsigned turn __attribute__((tls_model("initial-exec")));
 	bool twin = nt_dgram_twin(s);
 	bool first = twin && ++turn % TWIN_EVERY == 0;
-	struct nt_conn c = dgram_home(s);
+	struct nt_conn c;
 	ssize_t n = -EAGAIN;
 
-	c.handle = handle;
 	if (first)
 		n = take_twin(fd, m, flags);
-	if (n == -EAGAIN && c.slot)
-		n = take(&c, m, flags);
+	if (n == -EAGAIN)
+		do {
+			bool some = readable_slot(s, &c);
+
+			c.handle = handle;
+			n = some ? take(&c, m, flags) : -EAGAIN;
+		} while (NT_UNLIKELY(n == -ESTALE));
 	if (n == -EAGAIN && twin && !first)
 		n = take_twin(fd, m, flags);
 	return n;
@@ -225,6 +255,7 @@ ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 			return -EBADF;
 		if (dgram_is_kernel(handle & (NEAT_SOCKS_MAX - 1)))
 			return NT_KERNEL;
+		nt_replicas_look();
 		/* IP_RECVERR makes a socket the kernel's: ours have no such queue. */
 		n = flags & MSG_ERRQUEUE ? -EAGAIN : nt_dgram_error(s);
 		if (n)
@@ -343,16 +374,18 @@ static bool tx_room(const struct nt_conn *c, uint32_t need)
 	return used < tx_limit(c) && used + need <= RING_MAX;
 }
 
-/* -EAGAIN: no room. */
+/* -EAGAIN: no room; -ESTALE: the slot was closed, its replica drains. */
 static ssize_t put(const struct nt_conn *c, struct cursor *from, const struct dest *d)
 {
 	const struct neat_dgram h = { .len = (uint32_t)from->left, .addr = d->addr, .port = d->port };
 	uint32_t need = (uint32_t)sizeof(h) + h.len;
 	struct neat_span span;
 	uint64_t tail;
+	int err;
 
-	if (!lock_slot(c, &c->app->tx_lock))
-		return nt_live(c->handle) ? NT_KERNEL : -EBADF;
+	err = lock_slot(c, &c->app->tx_lock);
+	if (err)
+		return err == -ESTALE || !nt_live(c->handle) ? err : NT_KERNEL;
 	if (!tx_room(c, need)) {
 		nt_tid_unlock(&c->app->tx_lock);
 		return -EAGAIN;
@@ -383,7 +416,8 @@ static bool tx_ready(void *arg)
 {
 	const struct tx_wait *w = arg;
 
-	return tx_room(&w->c, w->need) || !nt_live(w->c.handle) || nt_conn_flags(&w->c) & NEAT_SLOT_HUP || has_error(w->s);
+	return tx_room(&w->c, w->need) || !nt_live(w->c.handle) || nt_conn_flags(&w->c) & NEAT_SLOT_HUP ||
+	       has_error(w->s) || !dgram_has_slot(w->s, &w->c);
 }
 
 static ssize_t send_ours(uint32_t sock, const struct nt_conn *c, struct cursor *from, const struct dest *d, int flags)
@@ -395,8 +429,8 @@ static ssize_t send_ours(uint32_t sock, const struct nt_conn *c, struct cursor *
 
 	for (;;) {
 		n = nt_dgram_error(s);
-		if (!n && nt_conn_flags(c) & NEAT_SLOT_HUP)
-			n = -ENETDOWN;	/* the replica refused or ended this slot */
+		if (!n && nt_conn_flags(c) & NEAT_SLOT_HUP)	/* refused or ended by the replica, if not by us */
+			n = dgram_has_slot(s, c) ? -ENETDOWN : -ESTALE;
 		if (!n)
 			n = put(c, from, d);
 		if (n != -EAGAIN || nt_nonblocking(s, flags))
@@ -436,14 +470,41 @@ static bool may_fragment(int fd)
 	return v < IP_PMTUDISC_DO || v == IP_PMTUDISC_OMIT;
 }
 
+/* -ESTALE: the home of that port, or ours, has moved meanwhile. */
+static ssize_t send_once(uint32_t handle, int fd, const struct msghdr *m, struct cursor *from, const struct dest *d,
+			 int flags)
+{
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
+	struct neat_sock *s = nt_sock(sock);
+	int r = dgram_route(d->addr, d->port), err;
+	struct nt_conn c;
+
+	if (r == DGRAM_KERNEL)
+		return send_twin(sock, fd, m, flags, d);
+	if (from->left > NEAT_DGRAM_MAX)
+		return -EMSGSIZE;
+	err = dgram_bound(sock, fd, r);
+	if (err)
+		return dgram_untouched(s) ? dgram_to_kernel(sock) : err;
+	if (r == DGRAM_ANY && s->laddr >> 24 == 127)
+		return -EINVAL;
+	err = dgram_slot(sock, r == DGRAM_ANY ? s->replica : (uint32_t)r, &c);
+	if (err)
+		return err;
+	c.handle = handle;
+	if (r == DGRAM_ANY && c.pub->pmtu && from->left + 28 > c.pub->pmtu && !may_fragment(fd))
+		return -EMSGSIZE;
+	return send_ours(sock, &c, from, d, flags);
+}
+
 ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 {
 	uint32_t handle = nt_fd_handle(fd), sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
 	struct cursor from;
 	struct dest d;
-	struct nt_conn c;
-	int r, err;
+	ssize_t n;
+	int err;
 
 	if (dgram_is_kernel(sock))
 		return NT_KERNEL;
@@ -456,23 +517,16 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 		return err;
 	if (NT_UNLIKELY(m->msg_controllen || flags & (MSG_MORE | MSG_ZEROCOPY)))
 		return special(sock, flags);
-	r = dgram_route(d.addr, d.port);
-	if (r == DGRAM_KERNEL)
-		return send_twin(sock, fd, m, flags, &d);
-	if (from.left > NEAT_DGRAM_MAX)
-		return -EMSGSIZE;
-	err = dgram_bound(sock, fd, r);
-	if (err)
-		return dgram_untouched(s) ? dgram_to_kernel(sock) : err;
-	if (r == DGRAM_ANY && s->laddr >> 24 == 127)
-		return -EINVAL;
-	err = dgram_slot(sock, r == DGRAM_ANY ? s->replica : (uint32_t)r, &c);
-	if (err)
-		return err;
-	c.handle = handle;
-	if (r == DGRAM_ANY && c.pub->pmtu && from.left + 28 > c.pub->pmtu && !may_fragment(fd))
-		return -EMSGSIZE;
-	return send_ours(sock, &c, &from, &d, flags);
+	nt_replicas_look();
+	for (;;) {
+		n = send_once(handle, fd, m, &from, &d, flags);
+		if (NT_LIKELY(n != -ESTALE))
+			return n;
+		if (!nt_live(handle))
+			return -EBADF;
+		if (dgram_is_kernel(sock))
+			return NT_KERNEL;
+	}
 }
 
 ssize_t nt_sendto(int fd, const void *buf, size_t len, int flags, const struct sockaddr *addr, socklen_t addr_len)
@@ -494,12 +548,12 @@ ssize_t nt_sendto(int fd, const void *buf, size_t len, int flags, const struct s
 
 int nt_dgram_queue(const struct neat_sock *s, bool in)
 {
-	struct nt_conn c = dgram_home(s);
+	struct nt_conn c;
 	struct neat_dgram h;
 	uint64_t at, used = 0;
 
 	if (in)
-		return c.slot && front(&c, &at, &h) ? (int)h.len : NT_KERNEL;
+		return readable_slot(s, &c) && front(&c, &at, &h) ? (int)h.len : NT_KERNEL;
 	for (uint32_t r = 0; r < nt.nreplicas; r++) {
 		c = nt_conn_at(r, s->sub[r].slot, s->sub[r].gen);
 		used += c.slot ? tx_used(&c) : 0;

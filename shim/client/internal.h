@@ -392,6 +392,8 @@ int nt_dgram_getpeername(int fd, struct sockaddr *addr, socklen_t *len);
 int nt_dgram_setsockopt(int fd, int level, int name, const void *value, socklen_t len);
 int nt_dgram_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
 void nt_dgram_drop(uint32_t sock);	/* its slots and its port are given up */
+/* ---- dgram_move.c ---- */
+void nt_dgram_follow(void);		/* homes of ports may move */
 /* ---- dgram_io.c ---- */
 ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags);
 ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags);	/* msg_name: checked by the caller */

@@ -28,6 +28,7 @@ void nt_replicas_changed(void)
 		a32_release(&nt.scaled, scaled);
 	}
 	nt_unlock(&nt.scale_lock);
+	nt_dgram_follow();
 }
 
 uint32_t nt_replicas_at_attach(void)

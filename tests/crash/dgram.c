@@ -68,7 +68,7 @@ void dgram_open(struct end *e, uint16_t port, const struct neat_opts *o)
 	e->open = true;
 	e->actor->moves++;
 	if (!e->proc) {
-		int slot = host_udp_open(remote_host(e->m), 0, port, 1, o ? o->w : NULL);
+		int slot = host_udp_open(remote_host(e->m), 0, port, o ? o->w : NULL);
 
 		e->slot = slot > 0 ? (uint32_t)slot : 0;
 		return;

@@ -106,7 +106,7 @@ static void use(struct fuzz *f, uint32_t *slot)
 	uint16_t from;
 
 	if (!*slot) {
-		int got = host_udp_open(f->h, chance(f, 70) ? 0 : chance(f, 50) ? LO : HERE, port(f), chance(f, 90), opts);
+		int got = host_udp_open(f->h, chance(f, 70) ? 0 : chance(f, 50) ? LO : HERE, port(f), opts);
 
 		*slot = got > 0 ? (uint32_t)got : 0;
 	} else if (chance(f, 10)) {
@@ -150,7 +150,7 @@ int main(int argc, char **argv)
 	c.seed = f->rng;
 	f->h = host_new(&c);
 	for (uint32_t i = 0; i < 2; i++)
-		f->honest[i] = (uint32_t)host_udp_open(f->h, 0, (uint16_t)(HONEST + i), 1, NULL);
+		f->honest[i] = (uint32_t)host_udp_open(f->h, 0, (uint16_t)(HONEST + i), NULL);
 	for (uint32_t step = 0; step < steps; step++) {
 		uint32_t what = below(f, 100);
 

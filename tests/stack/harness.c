@@ -590,15 +590,15 @@ uint32_t host_isn(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr
 
 /* ---- datagrams: the application's half as libneatsock has it ---- */
 
-static int udp_attach(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, bool home)
+static int udp_attach(struct host *h, uint32_t slot, uint32_t addr, uint16_t port)
 {
-	struct udp_open o = { .ref = slot_ref(h, slot), .laddr = addr, .lport = port, .home = home,
+	struct udp_open o = { .ref = slot_ref(h, slot), .laddr = addr, .lport = port,
 			      .closed = h->closed[slot] };
 
 	return udp_open(&h->stack, &o, &h->udp[slot]);
 }
 
-int host_udp_open(struct host *h, uint32_t addr, uint16_t port, int home, const uint32_t *opts)
+int host_udp_open(struct host *h, uint32_t addr, uint16_t port, const uint32_t *opts)
 {
 	uint32_t slot = NEAT_SLOT_APP_FIRST;
 	int err;
@@ -609,7 +609,7 @@ int host_udp_open(struct host *h, uint32_t addr, uint16_t port, int home, const 
 	h->mem.app->slots[slot].opts = options(opts);
 	h->mem.pub->slots[slot].laddr = addr;
 	h->mem.pub->slots[slot].lport = port;
-	err = udp_attach(h, slot, addr, port, home);
+	err = udp_attach(h, slot, addr, port);
 	if (err)
 		slot_free(h, slot);
 	return err ? err : (int)slot;
@@ -689,7 +689,7 @@ void host_udp_reborn(struct host *h)
 {
 	memset(h->stack.udp, 0, udp_memory());
 	for (uint32_t i = 1; i < NEAT_SLOTS; i++)
-		if (h->udp[i] && udp_attach(h, i, h->mem.pub->slots[i].laddr, h->mem.pub->slots[i].lport, true) == 0)
+		if (h->udp[i] && udp_attach(h, i, h->mem.pub->slots[i].laddr, h->mem.pub->slots[i].lport) == 0)
 			udp_later(&h->stack, h->udp[i]);
 	host_drain(h);
 }

@@ -225,10 +225,9 @@ class Host:
 
     # ---- datagrams ----
 
-    def udp(self, port: int, addr: int = 0, home: bool = True,
-            options: dict[int, int] | None = None) -> int:  # fmt: skip
+    def udp(self, port: int, addr: int = 0, options: dict[int, int] | None = None) -> int:
         """Slot of a UDP socket, or -errno."""
-        return int(self.lib.host_udp_open(self.h, addr, port, home, option_words(options)))
+        return int(self.lib.host_udp_open(self.h, addr, port, option_words(options)))
 
     def send_to(self, slot: int, addr: int, port: int, data: bytes) -> None:
         self.lib.host_udp_send(self.h, slot, addr, port, data, len(data))

@@ -142,12 +142,6 @@ def test_a_connected_socket_hears_its_peer_only(host: Host) -> None:
     assert host.recv_from(slot) == (b"anybody", THERE, 4001)
 
 
-def test_an_emit_only_slot_receives_nothing(host: Host) -> None:
-    slot = host.udp(53, home=False)
-    host.input(udp(THERE, HERE, 4000, 53, b"x"))
-    assert host.recv_from(slot) is None and len(host.packets()) == 1  # port unreachable
-
-
 def test_a_group_shares_by_flow(host: Host) -> None:
     """SO_REUSEPORT: each flow has one socket, and every socket has flows."""
     group = [host.udp(53, options={OPT_FLAGS: REUSEPORT}) for _ in range(4)]
@@ -288,7 +282,7 @@ def test_local_datagrams(host: Host, size: int) -> None:
 
 
 def test_datagrams_that_cannot_be(host: Host) -> None:
-    slot, lo = host.udp(1000), host.udp(1000, LOCALHOST, home=False)
+    slot, lo = host.udp(1000), host.udp(1000, LOCALHOST)
     host.learn(THERE)
     for addr, port in ((0, 9), (THERE, 0), (0xE0000001, 9), (0xFFFFFFFF, 9)):
         host.send_to(slot, addr, port, b"x")

@@ -157,7 +157,6 @@ void api_start_world(struct world *w);
 void port_entry(struct world *w, uint32_t addr, uint16_t port, uint32_t owner, uint32_t mask);
 void udp_words(struct world *w, uint32_t slot, uint32_t laddr, uint16_t lport);
 uint32_t udps(struct world *w);
-int udp_is_home(struct world *w, uint32_t udp);
 int udp_kicks(struct world *w, uint32_t udp);
 int udp_laters(struct world *w, uint32_t udp);
 int udp_closes(struct world *w, uint32_t udp);
@@ -369,7 +368,6 @@ void udp_words(struct world *w, uint32_t slot, uint32_t laddr, uint16_t lport)
 	a32_store(&w->app.mem.app->slots[slot].cmd_pend, 1);
 }
 uint32_t udps(struct world *w) { return w->nudps; }
-int udp_is_home(struct world *w, uint32_t udp) { return w->udps[udp].open.home; }
 int udp_kicks(struct world *w, uint32_t udp) { return w->udps[udp].kicks; }
 int udp_laters(struct world *w, uint32_t udp) { return w->udps[udp].later; }
 int udp_closes(struct world *w, uint32_t udp) { return w->udps[udp].closed; }
