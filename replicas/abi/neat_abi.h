@@ -248,6 +248,9 @@ enum neat_opt_flags {
 	NEAT_OPTF_OOBINLINE = 64,
 	NEAT_OPTF_MORE = 128,		/* last send had MSG_MORE: the tail may wait like under CORK */
 	NEAT_OPTF_REUSEPORT = 256,	/* DGRAM: one of a group that shares the port */
+	/* Slots of connections only: events, counted modulo 256. Whoever sees a count move acts once. */
+	NEAT_OPTF_QUICKACKS = 0x10000,	/* TCP_QUICKACK set: ACKs at once, until it is a conversation again */
+	NEAT_OPTF_PUSHES = 0x1000000,	/* what is queued leaves, whatever CORK and MSG_MORE say */
 };
 
 struct neat_app {

@@ -78,17 +78,19 @@ void slot_look(struct api *a, struct app *app, uint32_t slot)
 			udp_kick(a->stack, u->obj);
 		return;
 	}
+	optgen = a32_acquire(&w->optgen);
+	user.opts_changed = optgen != u->optgen;
+	/* Acquire: what these flags push is in the tx_tail that is read next. */
+	user.opt_flags = __atomic_load_n(&w->opts.w[NEAT_OPT_FLAGS], __ATOMIC_ACQUIRE);
 	user.tx_tail = a64_acquire(&w->tx_tail);
 	user.rx_tail = a64_relaxed(&w->rx_tail);
 	user.shut = a32_relaxed(&w->shut) & 3;
-	optgen = a32_relaxed(&w->optgen);
 	b = tcp_bounds(u->obj);
 	if (user.tx_tail - b.tx_una > 1ull << NEAT_RING_LOG2_MAX || user.tx_tail < b.tx_tail ||
 	    user.rx_tail > b.rx_head || user.rx_tail < b.rx_tail) {
 		tcp_abort(a->stack, u->obj, ECONNRESET);
 		return;
 	}
-	user.opts_changed = optgen != u->optgen;
 	user.optgen = (uint16_t)optgen;
 	u->optgen = optgen;
 	tcp_kick(a->stack, u->obj, &user);

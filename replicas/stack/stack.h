@@ -224,8 +224,11 @@ struct tcp_listen {
 NEAT_CHECKED int tcp_listen(struct stack *s, const struct tcp_listen *l, struct listener **out);
 void tcp_unlisten(struct stack *s, struct listener *l);	/* resets what was never accepted */
 void tcp_relisten(struct stack *s, struct listener *l, uint32_t backlog);
-/* tx_tail, rx_tail, shut or opts of this connection changed; values are monotone and in range. */
-struct tcp_user { uint64_t tx_tail, rx_tail; uint32_t shut; uint16_t optgen; bool opts_changed; };
+/*
+ * tx_tail, rx_tail, shut or opts of this connection changed; values are monotone and in range. opt_flags, if opts
+ * changed: read before tx_tail, so that a push that it counts is one of bytes that tx_tail has.
+ */
+struct tcp_user { uint64_t tx_tail, rx_tail; uint32_t shut, opt_flags; uint16_t optgen; bool opts_changed; };
 void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u);
 void tcp_close(struct stack *s, struct tcb *t);	/* last reference gone: FIN, RST if data is unread or linger 0 */
 void tcp_abort(struct stack *s, struct tcb *t, int err);	/* RST */

@@ -524,11 +524,26 @@ static void take_shutdown(struct stack *s, struct tcb *t, uint32_t shut)
 		tcp_queue_fin(s, t);
 }
 
+/* tcp(7): calls that act once beside what they set, and again whenever they are made again. */
+static void option_events(struct tcb *t, uint32_t old, uint32_t new)
+{
+	const uint32_t events = 0xffu * NEAT_OPTF_QUICKACKS | 0xffu * NEAT_OPTF_PUSHES, moved = old ^ new;
+
+	t->opt_flags = (t->opt_flags & ~events) | (new & events);
+	if (moved & 0xffu * NEAT_OPTF_QUICKACKS) {
+		t->flags &= ~(uint32_t)TCB_PINGPONG;
+		if (t->ack_at_us)
+			t->flags |= TCB_ACK_NOW;
+	}
+	if (moved & 0xffu * NEAT_OPTF_PUSHES && t->snd_nxt != snd_end(t))
+		t->flags |= TCB_CORK_DUE;
+}
+
 static void kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 {
 	enum tcp_state state = tcp_state(t);
 	uint64_t una = tx_una(t);
-	uint32_t sndbuf = t->sndbuf;
+	uint32_t sndbuf = t->sndbuf, opt_flags = t->opt_flags;
 
 	if (u->tx_tail > tx_tail(t) && !tcp_fin_queued(t))
 		e_tx_tail(&t->e, u->tx_tail);
@@ -537,6 +552,7 @@ static void kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
 	tcp_rcvbuf_tune(s, t);
 	if (u->opts_changed) {
 		tcb_options(s, t, &t->ref.app->opts);
+		option_events(t, opt_flags, u->opt_flags);
 		if (t->sndbuf > sndbuf)		/* socket(7), SO_SNDBUF: a writer may have waited for this */
 			sock_notify(s, &t->ref, SOCK_WRITABLE);
 		t->optgen = u->optgen;

@@ -331,7 +331,7 @@ static bool hold_small(struct stack *s, struct tcb *t, uint32_t len)
 		}
 		return true;
 	}
-	return !(t->opt_flags & NEAT_OPTF_NODELAY) && !(t->flags & TCB_CORK_DUE) &&
+	return !(t->opt_flags & NEAT_OPTF_NODELAY) && !(t->flags & (TCB_CORK_DUE | TCB_LOCAL)) &&
 	       seq_lt(snd_una(t), t->snd_sml);
 }
 
@@ -352,8 +352,13 @@ static uint32_t allowed(struct stack *s, struct tcb *t, uint64_t avail, uint64_t
 		return (uint32_t)(len - len % mss);	/* the rest is a segment of its own */
 	if (len == avail)
 		return hold_small(s, t, (uint32_t)len) ? 0 : (uint32_t)len;
-	/* Cut short by the window: worth it for half of the largest window ever seen. */
-	return len && len >= t->snd_wnd_max / 2 ? (uint32_t)len : 0;
+	/*
+	 * Cut short by the window: worth it for half of the largest window ever seen. A receiver on lo that has
+	 * been given a smaller buffer opens no more of it for being waited for.
+	 */
+	if (len >= t->snd_wnd_max / 2 || (t->flags & TCB_LOCAL && t->snd_nxt == snd_una(t)))
+		return (uint32_t)len;
+	return 0;
 }
 
 /* The peer's window is shut and nothing is in flight that would bring an ACK. */
@@ -376,7 +381,9 @@ static void sent_new(struct stack *s, struct tcb *t, uint32_t len, uint64_t end)
 	if (s->now_us - t->last_rx_us < TCP_DELACK_US)
 		t->flags |= TCB_PINGPONG;
 	t->last_tx_us = s->now_us;
-	t->flags &= ~(uint32_t)(TCB_PUSH_HELD | TCB_CORK_DUE);
+	t->flags &= ~(uint32_t)TCB_PUSH_HELD;
+	if (seq_lt(tx_tail(t), end))	/* a push is of all that was queued */
+		t->flags &= ~(uint32_t)TCB_CORK_DUE;
 	t->cork_at_us = 0;
 	if (t->rtx_kind == TCP_RTX_PERSIST) {	/* from now on it is the RTO that matters */
 		t->rtx_kind = TCP_RTX_NONE;
@@ -481,7 +488,7 @@ static void tlp_retransmit(struct stack *s, struct tcb *t)
 
 void tcp_send_tlp(struct stack *s, struct tcb *t)
 {
-	bool corked = t->opt_flags & (NEAT_OPTF_CORK | NEAT_OPTF_MORE) && !(t->flags & TCB_CORK_DUE);
+	bool due = t->flags & TCB_CORK_DUE, corked = t->opt_flags & (NEAT_OPTF_CORK | NEAT_OPTF_MORE) && !due;
 
 	s->count.tlp++;
 	if (!corked)
@@ -492,7 +499,7 @@ void tcp_send_tlp(struct stack *s, struct tcb *t)
 	} else {
 		tlp_retransmit(s, t);
 	}
-	if (!corked)
+	if (!corked && !due)
 		t->flags &= ~(uint32_t)TCB_CORK_DUE;
 	tcp_arm_rtx(s, t);		/* one probe at a time: the RTO (7.3) */
 }

@@ -408,6 +408,15 @@ static inline bool nt_dgram_twin(const struct neat_sock *s)
 }
 
 /* ---- opts.c ---- */
+#define NT_OPT_EVENTS 0xffff0000u	/* counts of enum neat_opt_flags, 8 bits each */
+
+/* Flags with one more of `event` (its lowest bit), 0 = none. */
+static inline uint32_t nt_event_counted(uint32_t flags, uint32_t event)
+{
+	uint32_t mask = 0xff * event;
+
+	return (flags & ~mask) | ((flags + event) & mask);
+}
 void nt_opts_publish(uint32_t sock);	/* the record's options become the connection's */
 void nt_opts_to_kernel(const struct neat_sock *s, int fd);
 

@@ -262,7 +262,9 @@ static void note_more(const struct nt_conn *c, int flags)
 
 	if (NT_LIKELY((*w & NEAT_OPTF_MORE) == more))
 		return;
-	*w = (*w & ~(uint32_t)NEAT_OPTF_MORE) | more;
+	/* What was sent before without it is not to wait, should the replica look only now. */
+	__atomic_store_n(w, nt_event_counted((*w & ~(uint32_t)NEAT_OPTF_MORE) | more, more ? NEAT_OPTF_PUSHES : 0),
+			 __ATOMIC_RELEASE);
 	a32_add(&c->app->optgen, 1);
 }
 

@@ -46,10 +46,11 @@ static const struct int_option *find_option(int level, int name)
 	return NULL;
 }
 
-/* The record's options become the connection's. */
-void nt_opts_publish(uint32_t sock)
+/* The record's options become the connection's. `event`: NEAT_OPTF_QUICKACKS, NEAT_OPTF_PUSHES or 0. */
+static void publish(uint32_t sock, uint32_t event)
 {
 	struct neat_sock *s = nt_sock(sock);
+	struct neat_opts opts;
 	struct nt_conn c;
 	enum nt_entered how;
 
@@ -61,11 +62,16 @@ void nt_opts_publish(uint32_t sock)
 	how = nt_conn_enter(&c);
 	if (how == NT_LOST)
 		return;
-	c.app->opts = s->opts;
+	opts = s->opts;
+	opts.w[NEAT_OPT_FLAGS] |= nt_event_counted(c.app->opts.w[NEAT_OPT_FLAGS], event) & NT_OPT_EVENTS;
+	__atomic_thread_fence(__ATOMIC_RELEASE);	/* bytes that it pushes are there before the count is */
+	c.app->opts = opts;
 	a32_add(&c.app->optgen, 1);	/* orders the words before the number */
 	nt_conn_leave(&c, how);
 	nt_kick(&c);
 }
+
+void nt_opts_publish(uint32_t sock) { publish(sock, 0); }
 
 static void set_flag(struct neat_sock *s, uint32_t flag, bool on)
 {
@@ -77,15 +83,19 @@ static void set_flag(struct neat_sock *s, uint32_t flag, bool on)
 static int set_int(uint32_t sock, const struct int_option *o, int v)
 {
 	struct neat_sock *s = nt_sock(sock);
+	uint32_t event = 0;
 
 	if (o->flag) {
 		set_flag(s, o->flag, v != 0);
+		/* tcp(7): both flush; CORK may be set again before the replica looks. */
+		if (o->flag == (v ? NEAT_OPTF_NODELAY : NEAT_OPTF_CORK))
+			event = NEAT_OPTF_PUSHES;
 	} else {
 		if (v < o->min || v > o->max)
 			return -EINVAL;
 		s->opts.w[o->word] = (uint32_t)v;
 	}
-	nt_opts_publish(sock);
+	publish(sock, event);
 	return 0;
 }
 
@@ -196,7 +206,8 @@ static int set_tcp_level(uint32_t sock, int name, int v)
 		break;
 	case TCP_QUICKACK:
 		set_flag(s, NEAT_OPTF_QUICKACK_OFF, v == 0);
-		break;
+		publish(sock, v ? NEAT_OPTF_QUICKACKS : 0);
+		return 0;
 	case TCP_LINGER2:
 		s->opts.w[NEAT_OPT_LINGER2_S] = v < 0 ? 0 : (uint32_t)v + 1;
 		break;

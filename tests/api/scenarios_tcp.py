@@ -573,6 +573,63 @@ def options_inherited_last() -> None:
     say("end", c.recv, 1)
 
 
+def cork(s: socket.socket, on: int) -> None:
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+
+
+def before_what_is_held(send: Callable[[socket.socket], object]) -> None:
+    """What `send` sends comes long before what CORK held earlier on another connection."""
+    a, b = pair()
+    c, d = pair()
+    cork(a, 1)
+    a.send(b"held")
+    revents(b, 20, select.POLLIN)  # its limit of 200 ms ends so much earlier
+    send(c)
+    p = select.poll()
+    p.register(b, select.POLLIN)
+    p.register(d, select.POLLIN)
+    print("is there", d.fileno() in dict(p.poll()))
+    say("held", b.recv, 10)
+
+
+@scenario
+def cork_and_nodelay() -> None:
+    """Setting TCP_NODELAY sends what CORK holds, each time."""
+
+    def send(c: socket.socket) -> None:
+        cork(c, 1)
+        c.send(b"pushed")
+        c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    before_what_is_held(send)
+
+
+@scenario
+def uncork_and_cork() -> None:
+    """A flush: CORK is set again before anybody looked."""
+
+    def send(c: socket.socket) -> None:
+        cork(c, 1)
+        c.send(b"flushed")
+        cork(c, 0)
+        cork(c, 1)
+
+    for _ in range(5):
+        before_what_is_held(send)
+
+
+@scenario
+def more_behind_less() -> None:
+    """MSG_MORE of the second call does not hold back the first one's bytes."""
+
+    def send(c: socket.socket) -> None:
+        c.send(b"whole ")
+        c.send(b"and a part", socket.MSG_MORE)
+
+    for _ in range(5):
+        before_what_is_held(send)
+
+
 @scenario
 def tcp_info() -> None:
     def state(s: socket.socket) -> int:

@@ -383,6 +383,7 @@ static void kick(struct host *h, uint32_t slot, bool opts)
 	struct tcp_user u = {
 		.tx_tail = a64_relaxed(&app->tx_tail), .rx_tail = a64_relaxed(&app->rx_tail),
 		.shut = a32_relaxed(&app->shut), .opts_changed = opts,
+		.opt_flags = app->opts.w[NEAT_OPT_FLAGS],
 	};
 
 	if (h->tcb[slot] && !h->closed[slot])

@@ -35,6 +35,7 @@ OPT_USER_TIMEOUT, OPT_MAXSEG, OPT_LINGER, OPT_DEFER_ACCEPT = 6, 7, 8, 9
 OPT_TOS, OPT_TTL, OPT_SYNCNT, OPT_LINGER2, OPT_CONGESTION = 10, 11, 12, 13, 14
 READABLE, WRITABLE, STATE = 1, 2, 4  # enum sock_event
 NODELAY, CORK, KEEPALIVE, LINGER, QUICKACK_OFF, MORE = 1, 2, 4, 8, 16, 128
+QUICKACKS, PUSHES = 1 << 16, 1 << 24  # counts of 8 bits
 NEVER = 2**64 - 1
 MS, S = 1000, 1_000_000
 LOCALHOST = 0x7F000001
@@ -180,6 +181,14 @@ class Host:
     def accept(self, listener: int) -> int:
         """Slot, or -EAGAIN."""
         return int(self.lib.host_accept(self.h, listener))
+
+    def pair(self) -> tuple[int, int]:
+        """Both ends of a connection on lo: who connected, who accepted."""
+        listener = self.listen(80)
+        client = self.connect(LOCALHOST, 80)
+        server = self.accept(listener)
+        assert client >= 0 < server
+        return client, server
 
     def write(self, slot: int, data: bytes) -> int:
         return int(self.lib.host_write(self.h, slot, data, len(data)))

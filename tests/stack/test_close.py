@@ -370,18 +370,10 @@ def test_no_time_wait_when_configured_away(make: Make) -> None:
 # ---- lo: both ends here ----
 
 
-def local(host: Host) -> tuple[int, int]:
-    listener = host.listen(80)
-    client = host.connect(LOCALHOST, 80)
-    server_slot = host.accept(listener)
-    assert server_slot > 0
-    return client, server_slot
-
-
 @pytest.mark.parametrize("first", [0, 1])
 def test_local_connections_leave_nothing_behind(host: Host, first: int) -> None:
     """Contract L7: no TIME-WAIT between ends that are both closed and both here."""
-    ends = local(host)
+    ends = host.pair()
     host.write(ends[0], b"x" * 5000)
     host.read(ends[1])
     host.close(ends[first])
@@ -402,7 +394,7 @@ def test_many_local_connections_from_one_port(host: Host) -> None:
 
 
 def test_local_time_wait_while_the_other_end_is_open(host: Host) -> None:
-    client, end = local(host)
+    client, end = host.pair()
     host.close(client)
     assert sorted(host.blocks) == [FIN_WAIT_2, CLOSE_WAIT]
     host.write(end, b"nobody reads this")
@@ -413,7 +405,7 @@ def test_local_time_wait_while_the_other_end_is_open(host: Host) -> None:
 
 
 def test_unread_local_data_resets_the_writer(host: Host) -> None:
-    client, end = local(host)
+    client, end = host.pair()
     host.write(client, b"x")
     host.close(end)
     assert host.error(client) == errno.ECONNRESET
@@ -422,7 +414,7 @@ def test_unread_local_data_resets_the_writer(host: Host) -> None:
 
 
 def test_half_close_on_lo(host: Host) -> None:
-    client, end = local(host)
+    client, end = host.pair()
     host.shutdown(client)
     assert host.flags(end) & RX_EOF
     host.write(end, b"answer")
@@ -435,7 +427,7 @@ def test_half_close_on_lo(host: Host) -> None:
 
 def test_abort_with_local_data_on_its_way(host: Host) -> None:
     """The ring stays until the queue of lo no longer refers to it."""
-    client, end = local(host)
+    client, end = host.pair()
     host.write(client, bytes(65536))
     assert host.readable(end) > 0
     host.write(client, bytes(host.room(client)))

@@ -16,7 +16,9 @@ from tests.stack.host import (
     HUP,
     LIKE_LINUX,
     MS,
+    OPT_FLAGS,
     OPT_RCVBUF,
+    QUICKACKS,
     RX_EOF,
     Host,
     Peer,
@@ -290,6 +292,26 @@ def test_one_sided_small_writes_are_acknowledged_at_once(host: Host) -> None:
     peer.recv()
     give(peer, at, at + 10, "PA")
     peer.none()
+
+
+def test_quickack_is_an_event(host: Host) -> None:
+    """tcp(7), TCP_QUICKACK: "not permanent, it only enables a switch to ... quickack mode"."""
+    peer, slot = server(host)
+    at = settle(host, peer)
+    give(peer, at, at + 10, "PA")
+    peer.recv()
+    for times in (1, 2):
+        host.read(slot)
+        host.write(slot, b"reply")
+        peer.send("A", 1 + at + 10, 1 + 5 * times)
+        peer.recv()
+        give(peer, at + 10, at + 20, "PA")
+        peer.none()
+        host.option(slot, OPT_FLAGS, times * QUICKACKS)
+        assert peer.one().ack == 1 + at + 20
+        give(peer, at + 20, at + 30, "PA")
+        assert peer.one().ack == 1 + at + 30
+        at += 20
 
 
 def test_single_segment_is_acknowledged_after_the_delay(host: Host) -> None:

@@ -20,8 +20,10 @@ from tests.stack.host import (
     OPT_KEEPCNT,
     OPT_KEEPIDLE,
     OPT_KEEPINTVL,
+    OPT_RCVBUF,
     OPT_SNDBUF,
     OPT_USER_TIMEOUT,
+    PUSHES,
     WRITABLE,
     Host,
     Peer,
@@ -113,6 +115,60 @@ def test_half_of_the_largest_window_does_not_wait(host: Host) -> None:
     peer.none()
     host.write(slot, bytes(1))
     assert sizes(peer.recv()) == [400]
+
+
+@pytest.mark.parametrize("flag", [CORK, MORE], ids=["CORK", "MORE"])
+def test_setting_nodelay_flushes_what_cork_holds(host: Host, flag: int) -> None:
+    """tcp(7): "setting this option forces an explicit flush of pending output, even if TCP_CORK is
+    currently set"; of what is pending then, once for each call."""
+    peer, slot = server(host)
+    host.option(slot, OPT_FLAGS, flag)
+    for times in (1, 2):
+        host.write(slot, b"held")
+        peer.none()
+        host.option(slot, OPT_FLAGS, flag | NODELAY | times * PUSHES)
+        assert peer.one().data == b"held"
+    host.option(slot, OPT_FLAGS, flag | NODELAY | 3 * PUSHES)
+    host.write(slot, b"nothing was pending")
+    peer.none()
+
+
+def test_a_flush_is_of_all_that_is_queued(host: Host) -> None:
+    """The window lets go of the held tail later."""
+    peer, slot = server(host, window=2 * MSS)
+    host.option(slot, OPT_FLAGS, CORK)
+    host.write(slot, bytes(3 * MSS + 5))
+    assert sizes(peer.recv()) == [MSS, MSS]
+    host.option(slot, OPT_FLAGS, CORK | PUSHES)
+    peer.send("A", 1, 1 + 2 * MSS)
+    assert sizes(peer.recv()) == [MSS, 5]
+    host.write(slot, b"held")
+    peer.none()
+
+
+def test_nagle_is_for_networks(host: Host) -> None:
+    """On lo the ACK that it waits for may be 40 ms late."""
+    client, slot = host.pair()
+    host.write(client, b"ask")
+    host.write(slot, b"answer: it is a conversation now")
+    host.read(slot)
+    host.read(client)
+    host.write(client, b"request of ")
+    host.write(client, b"two writes")
+    assert host.read(slot) == b"request of two writes"
+
+
+def test_small_window_is_used_at_once_on_lo(host: Host) -> None:
+    """SO_RCVBUF made it smaller than half of the largest: no probe, 200 ms late, for each piece."""
+    client, slot = host.pair()
+    host.option(slot, OPT_RCVBUF, 8192)
+    start = host.now
+    left = got = 400_000
+    while got:
+        left -= host.write(client, bytes(left))
+        got -= len(piece := host.read(slot))
+        assert piece, f"nothing comes, {got} are left"
+    assert host.now == start
 
 
 @pytest.mark.parametrize("flags", [0, CORK])
