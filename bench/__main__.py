@@ -13,7 +13,19 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from bench import cases, components, faults, idle, kills, preserved, programs, render, scale, svg
+from bench import (
+    cases,
+    components,
+    faults,
+    idle,
+    kills,
+    preserved,
+    programs,
+    render,
+    scale,
+    stalls,
+    svg,
+)
 from bench.cases import Case, Timing
 from bench.errors import CaseFailed, SkipCase
 from bench.measure import Plan, run_case
@@ -40,8 +52,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog="`python -m bench kills`, `faults`, `scale`, `components`, `preserved` have "
-        "their own options.",
+        epilog="`python -m bench kills`, `faults`, `scale`, `components`, `preserved`, "
+        "`stalls` have their own options.",
     )
     p.add_argument(
         "groups",
@@ -213,6 +225,7 @@ if __name__ == "__main__":
         "scale": scale.main,
         "components": components.main,
         "preserved": preserved.main,
+        "stalls": stalls.main,
     }
     alone = own.get("".join(sys.argv[1:2]))
     sys.exit(alone(sys.argv[2:]) if alone else main())

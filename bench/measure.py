@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bench import calls, proc
 from bench.build import load_program
@@ -34,6 +35,16 @@ class Plan:
     calls_timing: Timing
     placement: Placement
     say: Callable[[str], None]
+
+
+class Served(Protocol):
+    """What can be served: how many ports it takes, and the command for them in a directory."""
+
+    @property
+    def ports(self) -> int: ...
+
+    @property
+    def serve(self) -> Callable[[Path, list[int]], list[str]]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def wait_ready(server: Server) -> None:
 
 
 @contextlib.contextmanager
-def serving(case: Case, world: World, placement: Placement) -> Iterator[Server]:
+def serving(case: Served, world: World, placement: Placement) -> Iterator[Server]:
     """The case's server in `world`, ready; stopped at the end."""
     with tempfile.TemporaryDirectory(prefix=f"bench-{world.name}-") as tmp:
         where = Path(tmp)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import calls, components, faults, preserved, programs, render, svg
+from bench import calls, components, faults, preserved, programs, render, stalls, svg
 from bench.cases import last_json, read_rate
 from bench.errors import CaseFailed
 from bench.measure import Window, check_through, foreign, shares
@@ -206,3 +206,14 @@ def test_the_table_counts_each_fault_once() -> None:
         "wrong bytes": 1,
         "down": 0,
     }
+
+
+def test_a_stall_is_more_than_the_kernel_has() -> None:
+    def seen(*slow_ms: float, count: int = 100) -> stalls.Seen:
+        return stalls.Seen(count, 0.1, 1.0, slow_ms)
+
+    assert seen(29.9, 30, 41, 201, 203, 1004).bands() == (2, 0, 2, 0, 1)
+    assert stalls.suspicious(seen(), seen(41, 41))
+    assert not stalls.suspicious(seen(), seen(41)), "once is noise"
+    assert not stalls.suspicious(seen(44, 44), seen(41, 41, 41)), "as on Linux"
+    assert stalls.suspicious(seen(41, 41, count=1000), seen(41, 41))
