@@ -42,6 +42,8 @@ def start(instance: Instance, file: Path, *options: str) -> subprocess.Popen[str
         env={**os.environ, **neatsock_env(instance.directory)},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job, which the whole run may be, has SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: file.exists() and file.stat().st_size > 0, "the head of the file", 20)
     return child
