@@ -443,9 +443,13 @@ class Attachments:
 
     @staticmethod
     def _told(entries: dict[int, tuple[int, int]], app: App, index: int) -> bool:
-        """The pid in a claimed entry is the child's: its living parent has said so."""
+        """The pid in a claimed entry is the living child's: its parent has said so.
+
+        A dead one may be the parent's, whose own entry is another process's by now.
+        """
+        pid = entries[index][0]
         parent, state = entries.get(int(app.shared.at.procs[index].parent.v), (0, 0))
-        return state == LIB.NEAT_PROC_LIVE and parent != entries[index][0]
+        return state == LIB.NEAT_PROC_LIVE and parent != pid and alive(pid)
 
     def _died(self, app: App, process: Process) -> None:
         """Its connection stays until nobody has its other end: a child may be about to speak."""

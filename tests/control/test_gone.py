@@ -235,6 +235,8 @@ if os.fork() == 0:
     os.write(write, b"%d\\n" % child)
     os.kill(os.getpid(), 9)
 dead, child = os.wait()[0], int(os.read(read, 20))
+if {taken}:  # the dead one's entry is another one's by now
+    c.app.at.procs[1].pid.v = os.getpid()
 c.send(abi.pack("struct neat_msg_header", LIB.NEAT_MSG_FORKED))
 say(child)
 """
@@ -254,7 +256,7 @@ def test_killed_inside_fork_before_there_is_a_child(
 ) -> None:
     puppet = Puppet(
         instance,
-        FORKING.format(child=0)
+        FORKING.format(child=0, taken=0)
         + "wait_until(lambda: c.app.at.procs[2].state.v == LIB.NEAT_PROC_FREE, 'it is free')\n"
         "say([c.app.at.procs[2].state.v, c.app.at.socks[1].refs.v])",
     )
@@ -265,13 +267,14 @@ def test_killed_inside_fork_before_there_is_a_child(
     puppet.kill()
 
 
+@pytest.mark.parametrize("taken", [0, 1])
 def test_killed_inside_fork_and_the_child_has_not_run_yet(
-    instance: Instance, left: Client, puppets: list[Puppet]
+    instance: Instance, left: Client, puppets: list[Puppet], taken: int
 ) -> None:
     """It keeps what it inherited until it is dead, too; whoever else comes and goes."""
     puppet = Puppet(
         instance,
-        FORKING.format(child=1) + "if os.fork() == 0:\n"
+        FORKING.format(child=1, taken=taken) + "if os.fork() == 0:\n"
         "    c.child(3).bind(9); os._exit(0)\n"
         "os.wait()\n"
         "c.send(abi.pack('struct neat_msg_header', LIB.NEAT_MSG_FORKED))\n"
