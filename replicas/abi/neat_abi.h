@@ -256,7 +256,8 @@ enum neat_opt_flags {
 struct neat_app {
 	struct neat_header h;
 	uint32_t app_id;
-	neat_a32 forked;		/* app, by exchange: 1 = NEAT_MSG_FORKED is on its way; neatd clears it before it looks */
+	/* app, by CAS: when NEAT_MSG_FORKED was sent, which is on its way (ms, odd); neatd clears it before it looks */
+	neat_a32 forked;
 	neat_a64 sock_hint;		/* app: where the search for a free record starts */
 	struct neat_proc procs[NEAT_PROCS_MAX];
 	/* Claimed connect() slots of each replica: bit = slot - NEAT_SLOT_APP_FIRST; set by fetch_or. */

@@ -173,11 +173,11 @@ static void locks(void (*act)(struct nt_lock *))
 	act(&nt.scale_lock);
 	act(&nt.control_lock);
 	act(&nt.arm_lock);
+	for (uint32_t r = 0; r < nt.nreplicas; r++)
+		act(&nt.rep[r].ev_lock);	/* who drains takes watch_lock for each batch */
 	act(&nt.watch_lock);
-	for (uint32_t r = 0; r < nt.nreplicas; r++) {
+	for (uint32_t r = 0; r < nt.nreplicas; r++)
 		act(&nt.rep[r].cmd_lock);
-		act(&nt.rep[r].ev_lock);
-	}
 }
 
 void nt_fork_prepare(void)

@@ -236,13 +236,22 @@ void nt_notify_neatd(void *msg, size_t len, int fd)
 	nt_unlock(&nt.control_lock);
 }
 
-/* At most one of these messages is under way, however many processes fork while neatd is stopped. */
+/*
+ * At most one of these messages is under way, however many processes fork while neatd is stopped. Who was killed
+ * before its message went leaves the mark alone: after a second it counts as that.
+ */
 void nt_session_forked(void)
 {
+	enum { UNDER_WAY_MS = 1000 };
+	uint32_t now_ms = (uint32_t)(nt_now_ns() / 1000000) | 1, said_ms;
 	struct neat_msg_header m;
 
 	header(&m, NEAT_MSG_FORKED, sizeof(m));
-	if (a32_xchg(&nt.app->forked, 1) == 0 && send_message(nt.control_fd, &m, sizeof(m), -1, MSG_DONTWAIT))
+	neat_fence();	/* our entry before the look at the mark; neatd takes it away, then looks at the entries */
+	said_ms = a32_relaxed(&nt.app->forked);
+	if ((said_ms && now_ms - said_ms < UNDER_WAY_MS) || !a32_cas(&nt.app->forked, said_ms, now_ms))
+		return;
+	if (send_message(nt.control_fd, &m, sizeof(m), -1, MSG_DONTWAIT))
 		a32_store(&nt.app->forked, 0);
 }
 

@@ -136,6 +136,62 @@ def test_killed_in_the_middle_of_the_last_close(rig: Rig, bystander: Bystander) 
         program.kill()
 
 
+# A kill between the mark that NEAT_MSG_FORKED is on its way and the message leaves the mark.
+MARKED = """
+import os, socket, sys
+sys.path.insert(0, sys.argv[1])
+from neatsock import abi
+def app():
+    for line in open("/proc/self/maps"):
+        words = line.split()
+        if len(words) > 5 and "memfd:neat-app" in words[5]:
+            return abi.ffi.cast("struct neat_app *", int(words[0].split("-")[0], 16))
+a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen(64)
+c = socket.create_connection(a.getsockname(), 10); s, _ = a.accept(); c.settimeout(20)
+far, near = os.pipe()
+app().forked.v = 1
+if os.fork() == 0:
+    os.read(far, 1); os._exit(0)
+s.close(); os.write(near, b"x")
+assert c.recv(1) == b""
+"""
+
+
+def test_killed_between_mark_and_message(rig: Rig, bystander: Bystander) -> None:
+    """neatd hears of the next child nevertheless, and closes what that leaves."""
+    done = rig.world.run(sys.executable, "-c", MARKED, rig.env["PYTHONPATH"])
+    assert done.stderr == ""
+
+
+# Threads that drain events, and one that forks: each has locks that the other wants.
+FORKING = """
+import os, signal, socket, threading
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+a = socket.create_server(("127.0.0.1", 0))
+over = threading.Event()
+def answer(s):
+    while data := s.recv(100): s.sendall(data)
+def ask(c):
+    while not over.is_set(): c.sendall(b"x"); assert c.recv(1) == b"x"
+    c.close()
+jobs = []
+for _ in range(3):
+    c = socket.create_connection(a.getsockname()); s, _ = a.accept()
+    jobs += [threading.Thread(target=ask, args=[c]), threading.Thread(target=answer, args=[s])]
+for j in jobs: j.start()
+for _ in range(400):
+    if os.fork() == 0: os._exit(0)
+over.set()
+for j in jobs: j.join(20)
+assert not any(j.is_alive() for j in jobs), "a thread hangs"
+"""
+
+
+def test_a_thread_forks_while_others_are_woken(rig: Rig, bystander: Bystander) -> None:
+    KERNEL.run(sys.executable, "-c", FORKING)
+    rig.world.run(sys.executable, "-c", FORKING)
+
+
 def test_neatd_killed_between_sweep_and_order(tmp_path: Path) -> None:
     """The next neatd gives the order: a stopped process holds nothing, its record is neatd's."""
     rig = Rig(tmp_path, 1)
