@@ -310,18 +310,16 @@ def echoing(size: int, *setup: Setup, pause_s: float = 0) -> Ask:
 
 
 def pipelining(to: tuple[str, int]) -> Iterator[float]:
-    c = dial(to)
-    yield 0.0
-    while True:
-        c.sendall(b"x" * 20 * 200)
-        for _ in range(200):
-            expect(c, 1000)
-        yield 0.0
+    yield from pipelined(dial(to))
 
 
 def pipelining_small(to: tuple[str, int]) -> Iterator[float]:
     c = socket.socket()
     small(c).connect(to)
+    yield from pipelined(c)
+
+
+def pipelined(c: socket.socket) -> Iterator[float]:
     yield 0.0
     while True:
         c.sendall(b"x" * 20 * 200)

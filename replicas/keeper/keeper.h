@@ -8,10 +8,10 @@
 #define NEAT_KEEPER_H
 
 #include "neat_abi.h"
+#include <linux/futex.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
-#include <linux/futex.h>
 #include <time.h>
 
 enum {

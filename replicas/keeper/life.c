@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include "keeper.h"
 #include "ring.h"
-#include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -299,12 +299,33 @@ int epoll_map_items(struct nt_epoll *ep)
 	return ep->items ? 0 : -ENOMEM;
 }
 
+void epoll_item_change(struct nt_epitem *i, const struct epoll_event *ev)
+{
+	i->events = ev->events;
+	i->data = ev->data.u64;
+	i->off = false;
+	i->kernel_bits = 0;	/* from before; what holds now the kernel says again */
+	if (i->twin)
+		epoll_twin_ctl(i, EPOLL_CTL_MOD);
+}
+
+void epoll_item_new(struct nt_epoll *ep, int fd, uint32_t sock, const struct epoll_event *ev)
+{
+	struct nt_epitem *i = &ep->items[fd];
+
+	if (i->sock)
+		epoll_item_remove(i);
+	i->ep = ep;
+	i->fd = fd;
+	i->sock = sock;
+	epoll_item_change(i, ev);
+}
+
 static int ctl_add(struct nt_epoll *ep, int fd, uint32_t sock, const struct epoll_event *ev)
 {
+	int err = epoll_map_items(ep);
 	struct nt_epitem *i;
-	int err;
 
-	err = epoll_map_items(ep);
 	if (err)
 		return err;
 	i = &ep->items[fd];
@@ -314,15 +335,7 @@ static int ctl_add(struct nt_epoll *ep, int fd, uint32_t sock, const struct epol
 	if (err)
 		return err;
 	nt_lock(&nt.watch_lock);
-	if (i->sock)
-		epoll_item_remove(i);
-	i->ep = ep;
-	i->fd = fd;
-	i->sock = sock;
-	i->events = ev->events;
-	i->data = ev->data.u64;
-	i->off = false;
-	i->kernel_bits = 0;
+	epoll_item_new(ep, fd, sock, ev);
 	ep->nours++;
 	nt_unlock(&nt.watch_lock);
 	nt_watch_add(&i->watch, sock, WATCH_EPOLL, i);
@@ -340,16 +353,10 @@ static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, cons
 	if (op == EPOLL_CTL_MOD && i->events & EPOLLEXCLUSIVE)
 		return -EINVAL;
 	nt_lock(&nt.watch_lock);
-	if (op == EPOLL_CTL_DEL) {
+	if (op == EPOLL_CTL_DEL)
 		epoll_item_remove(i);
-	} else {
-		i->events = ev->events;
-		i->data = ev->data.u64;
-		i->off = false;
-		i->kernel_bits = 0;	/* from before; what holds now the kernel says again */
-		if (i->twin)
-			epoll_twin_ctl(i, EPOLL_CTL_MOD);
-	}
+	else
+		epoll_item_change(i, ev);
 	nt_unlock(&nt.watch_lock);
 	return 0;
 }

@@ -65,6 +65,9 @@ int epoll_map_items(struct nt_epoll *ep);
 int epoll_kernel_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data);
 int epoll_ctl_kernel(struct nt_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev);
 void epoll_twin_ctl(struct nt_epitem *i, int op);
+/* The number's entry from now on, in place of any other; the caller counts it. Under watch_lock, as the next two. */
+void epoll_item_new(struct nt_epoll *ep, int fd, uint32_t sock, const struct epoll_event *ev);
+void epoll_item_change(struct nt_epitem *i, const struct epoll_event *ev);
 void epoll_item_remove(struct nt_epitem *i);
 struct nt_epitem *epoll_dequeue(struct nt_epoll *ep);
 unsigned epoll_item_bits(struct nt_epitem *i);		/* of those asked for, the ones that hold */

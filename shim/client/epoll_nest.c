@@ -177,15 +177,7 @@ static void add_entry(struct nt_epoll *ep, struct nt_epoll *child, int fd, const
 {
 	struct nt_epitem *i = &ep->items[fd];
 
-	if (i->sock)
-		epoll_item_remove(i);
-	i->ep = ep;
-	i->fd = fd;
-	i->sock = SET_ENTRY;
-	i->events = ev->events;
-	i->data = ev->data.u64;
-	i->off = false;
-	i->kernel_bits = 0;
+	epoll_item_new(ep, fd, SET_ENTRY, ev);
 	ep->nsets++;
 	watch_set(child, &i->watch, WATCH_EPOLL, i);
 }
@@ -222,16 +214,6 @@ static int add_set(struct nt_epoll *ep, struct nt_epoll *child, int epfd, int fd
 	return 0;
 }
 
-static void change_entry(struct nt_epitem *i, const struct epoll_event *ev)
-{
-	i->events = ev->events;
-	i->data = ev->data.u64;
-	i->off = false;
-	i->kernel_bits = 0;
-	if (i->twin)
-		epoll_twin_ctl(i, EPOLL_CTL_MOD);
-}
-
 int epoll_ctl_set(struct nt_epoll *ep, struct nt_epoll *child, int epfd, int op, int fd, struct epoll_event *ev)
 {
 	struct nt_epitem *i = ep && ep->items ? &ep->items[fd] : NULL;
@@ -249,7 +231,7 @@ int epoll_ctl_set(struct nt_epoll *ep, struct nt_epoll *child, int epfd, int op,
 	efd = changes ? joining(child, ev) : -1;
 	nt_lock(&nt.watch_lock);
 	if (changes) {
-		change_entry(i, ev);
+		epoll_item_change(i, ev);
 		if (efd >= 0)
 			join(i, efd);
 	} else if (op == EPOLL_CTL_DEL) {
@@ -284,18 +266,10 @@ static int enter_ppoll(void *arg, int64_t deadline_ns)
 int epoll_sleep_exposed(struct nt_epoll *ep, struct nt_waiter *w, int64_t deadline_ns, const sigset_t *mask)
 {
 	struct exposed_wait x = { .fds[0] = { .fd = ep->epfd, .events = POLLIN }, .mask = mask };
-	int rc;
+	int rc = nt_sleep_poll(w, &x.fds[1], enter_ppoll, &x, deadline_ns);
 
-	w->efd = nt_process_eventfd();
-	if (w->efd < 0)
-		return w->efd;
-	rc = nt_eventfd_drop(w->efd);
-	if (rc)
-		return rc;
-	x.fds[1] = (struct pollfd){ .fd = w->efd, .events = POLLIN };
-	rc = nt_sleep_kernel(w, enter_ppoll, &x, deadline_ns);
 	if (rc < 0)
-		return -errno;
+		return rc;
 	return rc > 0 && x.fds[0].revents;
 }
 

@@ -141,7 +141,7 @@ static bool all_acknowledged(void *arg)
 	return a64_acquire(&c->pub->tx_una) == a64_relaxed(&c->app->tx_tail) || nt_conn_flags(c) & NEAT_SLOT_HUP;
 }
 
-static int linger(uint32_t sock)
+static void linger(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
 	uint32_t seconds = s->opts.w[NEAT_OPT_LINGER_S];
@@ -149,31 +149,29 @@ static int linger(uint32_t sock)
 
 	if (!(s->opts.w[NEAT_OPT_FLAGS] & NEAT_OPTF_LINGER) || !seconds || a32_relaxed(&s->refs) != 1 ||
 	    a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return 0;
+		return;
 	c = nt_conn(s);
 	a32_or(&c.app->shut, 2);
 	nt_kick(&c);
 	/* The timeout is no error: close(2) succeeds and TCP goes on in the background. */
 	nt_wait_sock(sock, all_acknowledged, &c, nt_deadline(seconds * 1000000000ll));
-	return 0;
 }
 
 int nt_close(int fd)
 {
 	uint32_t sock = nt_lookup(fd);
-	int err;
 	bool last;
 
 	nt_epoll_fd_closed(fd);
 	if (!sock)
 		return NT_KERNEL;
-	err = linger(sock);
+	linger(sock);
 	/* First: the number may be handed out again as soon as the kernel has closed it. */
 	last = begin_close(fd, sock);
 	nt_real.close(fd);
 	if (last)
 		finish_close(sock);
-	return err;
+	return 0;
 }
 
 uint32_t nt_fd_flags(int fd) { return nt_fdword_flags(a64_relaxed(&nt.row[fd])); }

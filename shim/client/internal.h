@@ -336,6 +336,8 @@ bool nt_spin(struct nt_waiter *w, int64_t deadline_ns);	/* true: signaled */
 int nt_sleep(struct nt_waiter *w, int64_t deadline_ns);
 /* The same inside a kernel wait, which `enter` performs, until the deadline it is given. Its result. */
 int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
+/* The same by the process's eventfd, which becomes *ours, a part of what `enter` polls. -errno if that fails. */
+int nt_sleep_poll(struct nt_waiter *w, struct pollfd *ours, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
 /* What the process's eventfd counted so far is history for the caller, who is about to arm. 0 or -errno. */
 int nt_eventfd_drop(int efd);
 /* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)

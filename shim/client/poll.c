@@ -71,7 +71,6 @@ struct poll_call {
 	struct nt_watch *watch;
 	int64_t deadline;
 	const sigset_t *mask;
-	int result;		/* of the last ppoll() */
 };
 
 /* A datagram socket's kernel twin is asked for input; its own readiness is joined in by results(). */
@@ -158,8 +157,7 @@ static int enter_ppoll(void *arg, int64_t deadline_ns)
 		t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
 		tp = &t;
 	}
-	p->result = nt_real.ppoll(p->kernel, p->n + 1, tp, p->mask);
-	return p->result;
+	return nt_real.ppoll(p->kernel, p->n + 1, tp, p->mask);
 }
 
 /* Sleeps once. > 0: kernel fds are ready, with their number in the set; 0: look again; -errno. */
@@ -169,18 +167,8 @@ static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
 
 	if (!p->nkernel && !p->mask && !nt_restarts())
 		return nt_sleep(w, p->deadline);
-	w->efd = nt_process_eventfd();
-	if (w->efd < 0)
-		return w->efd;
-	rc = nt_eventfd_drop(w->efd);
-	if (rc)
-		return rc;
-	p->kernel[p->n] = (struct pollfd){ .fd = w->efd, .events = POLLIN };
-	p->result = 0;
-	rc = nt_sleep_kernel(w, enter_ppoll, p, p->deadline);
-	if (rc < 0)
-		return -errno;
-	return rc > 0 ? kernel_results(p) : 0;
+	rc = nt_sleep_poll(w, &p->kernel[p->n], enter_ppoll, p, p->deadline);
+	return rc > 0 ? kernel_results(p) : rc;
 }
 
 static void watch_all(struct poll_call *p, struct nt_waiter *w)

@@ -254,6 +254,21 @@ int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *ar
 	return rc;
 }
 
+int nt_sleep_poll(struct nt_waiter *w, struct pollfd *ours, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
+{
+	int rc;
+
+	w->efd = nt_process_eventfd();
+	if (w->efd < 0)
+		return w->efd;
+	rc = nt_eventfd_drop(w->efd);
+	if (rc)
+		return rc;
+	*ours = (struct pollfd){ .fd = w->efd, .events = POLLIN };
+	rc = nt_sleep_kernel(w, enter, arg, deadline_ns);
+	return rc < 0 ? -errno : rc;
+}
+
 int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns)
 {
 	struct nt_waiter w = { .efd = -1 };

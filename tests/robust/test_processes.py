@@ -13,8 +13,8 @@ from ..worlds import KERNEL
 from .rig import Bystander, Rig, wait_until
 
 # The records are read through the application's own mapping of neat_app.
-STORM = """
-import ctypes, os, socket, sys, time
+APP = """
+import os, socket, sys, time
 sys.path.insert(0, sys.argv[1])
 from neatsock import abi
 def app():
@@ -22,6 +22,11 @@ def app():
         words = line.split()
         if len(words) > 5 and "memfd:neat-app" in words[5]:
             return abi.ffi.cast("struct neat_app *", int(words[0].split("-")[0], 16))
+"""
+
+STORM = (
+    APP
+    + """
 def wait_for(f):
     end = time.monotonic() + 20
     while not f() and time.monotonic() < end: time.sleep(0.005)
@@ -75,6 +80,7 @@ print("left:", wait_for(lambda: not used()), used(), [shared.socks[i].refs.v for
 b = socket.socket(); b.bind(("127.0.0.1", 0)); b.listen()
 c = socket.create_connection(b.getsockname(), 10); s, _ = b.accept(); c.sendall(b"x"); assert s.recv(1)
 """
+)
 
 
 def test_fork_storm(rig: Rig, bystander: Bystander) -> None:
@@ -137,15 +143,9 @@ def test_killed_in_the_middle_of_the_last_close(rig: Rig, bystander: Bystander) 
 
 
 # A kill between the mark that NEAT_MSG_FORKED is on its way and the message leaves the mark.
-MARKED = """
-import os, socket, sys
-sys.path.insert(0, sys.argv[1])
-from neatsock import abi
-def app():
-    for line in open("/proc/self/maps"):
-        words = line.split()
-        if len(words) > 5 and "memfd:neat-app" in words[5]:
-            return abi.ffi.cast("struct neat_app *", int(words[0].split("-")[0], 16))
+MARKED = (
+    APP
+    + """
 a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen(64)
 c = socket.create_connection(a.getsockname(), 10); s, _ = a.accept(); c.settimeout(20)
 far, near = os.pipe()
@@ -155,6 +155,7 @@ if os.fork() == 0:
 s.close(); os.write(near, b"x")
 assert c.recv(1) == b""
 """
+)
 
 
 def test_killed_between_mark_and_message(rig: Rig, bystander: Bystander) -> None:
