@@ -46,7 +46,8 @@ def left(instance: Instance) -> Iterator[Client]:
     bystander = Client(instance.path)
     before = status(instance)
     neatd, pids = before["neatd"]["pid"], [r["pid"] for r in before["replicas"]]
-    files, maps = open_files(neatd), [segments(pid) for pid in pids]
+    files, maps = open_files(neatd), [1] * len(pids)
+    wait_until(lambda: [segments(pid) for pid in pids] == maps, "replicas map what it has")
     yield bystander
 
     def gone() -> bool:
