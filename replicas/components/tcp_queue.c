@@ -10,6 +10,18 @@ const char replica_program[] = "neat-tcp";
 
 enum { TO_FILTER, TO_UDP, QUEUES };
 
+/*
+ * Packets without payload that found the queue to the filter full, in order, before all that comes later. Payload
+ * has a place where it waits, the sender's ring; a SYN, an answer to one or a reset would wait for a timer of
+ * a second, or be lost. As many as `lo` of a replica that is one process holds. Soft state (W14), as the queue is.
+ */
+enum { KEPT_ENTRIES = 16384, KEPT_LEN = 140 };
+
+struct kept {
+	uint64_t head, tail;
+	struct kept_packet { uint16_t len, flags; uint8_t bytes[KEPT_LEN]; } packet[KEPT_ENTRIES];
+};
+
 /* A torn or unfinished read is repeated at the next look; false until there is something to read. */
 static bool read_snapshot(struct replica *r)
 {
@@ -40,8 +52,10 @@ void nicq_attach(struct replica *r, struct message *msg)
 
 	if (m->h.type != NEAT_MSG_R_PEER || msg->nfds < 1 || (m->role != NEAT_ROLE_FILTER && m->role != NEAT_ROLE_UDP))
 		replica_die("this component has queues to filter and udp only");
-	if (!r->queues)
+	if (!r->queues) {
 		r->queues = map_anonymous(QUEUES * sizeof(*r->queues));
+		r->kept = map_anonymous(sizeof(*r->kept));
+	}
 	frameq_open(&r->queues[m->role == NEAT_ROLE_UDP ? TO_UDP : TO_FILTER],
 		    map_object(msg->fds[0], NEAT_OBJ_QUEUE_PAIR, NEAT_QP_SIZE), m->upper, r->cfg.epoch);
 	read_snapshot(r);
@@ -50,11 +64,13 @@ void nicq_attach(struct replica *r, struct message *msg)
 /* The others are told by what frameq_open() wrote; they never hold anything back. */
 void nicq_announce(struct replica *r) { (void)r; }
 
+static bool keeps(const struct kept *k) { return k->head != k->tail; }
+
 static bool unblocked(const struct replica *r)
 {
 	if (!r->have_stack)
 		return false;
-	return (r->stack.tcp->resume_head && frameq_room(&r->queues[TO_FILTER])) ||
+	return ((r->stack.tcp->resume_head || keeps(r->kept)) && frameq_room(&r->queues[TO_FILTER])) ||
 	       (udp_blocked(&r->stack) && frameq_room(&r->queues[TO_UDP]));
 }
 
@@ -86,12 +102,43 @@ static unsigned receive(struct replica *r, struct frameq *q, unsigned budget)
 	return n;
 }
 
+/* As much of what is kept as fits now. */
+static void send_kept(struct replica *r)
+{
+	struct kept *k = r->kept;
+
+	while (keeps(k)) {
+		struct kept_packet *e = &k->packet[k->head & (KEPT_ENTRIES - 1)];
+		const struct pkt p = { .data = e->bytes, .buf = e->bytes, .len = e->len, .flags = e->flags };
+
+		if (!frameq_put(&r->queues[TO_FILTER], &p, false))
+			return;
+		r->stack.count.frames_out++;
+		k->head++;
+	}
+}
+
+static bool keep(struct kept *k, const struct pkt *p)
+{
+	struct kept_packet *e = &k->packet[k->tail & (KEPT_ENTRIES - 1)];
+
+	if (p->frag_len || p->len > KEPT_LEN || k->tail - k->head == KEPT_ENTRIES)
+		return false;
+	e->len = (uint16_t)p->len;
+	e->flags = p->flags;
+	memcpy(e->bytes, p->data, p->len);
+	k->tail++;
+	return true;
+}
+
 unsigned nicq_receive(struct replica *r, unsigned budget)
 {
 	unsigned n = 0;
 
 	if (read_snapshot(r))
 		r->stack.cfg = r->cfg;
+	if (r->queues)
+		send_kept(r);
 	for (int i = 0; r->queues && i < QUEUES; i++)
 		if (frameq_is_open(&r->queues[i]))
 			n += receive(r, &r->queues[i], budget);
@@ -117,8 +164,10 @@ bool nicq_transmit(void *world, const struct pkt *p)
 
 	if (!q || !frameq_is_open(q))
 		return true;
-	if (!frameq_put(q, p, false))
-		return false;
+	if (q == &r->queues[TO_FILTER])
+		send_kept(r);
+	if ((q == &r->queues[TO_FILTER] && keeps(r->kept)) || !frameq_put(q, p, false))
+		return q == &r->queues[TO_FILTER] && keep(r->kept, p);
 	r->stack.count.frames_out++;
 	return true;
 }

@@ -30,6 +30,7 @@ struct replica {
 	struct neat_queue_pair *queue;
 	/* Of a component: its queues, and what ip says (replicas/components/tcp_queue.c). */
 	struct frameq *queues;
+	struct kept *kept;
 	const struct neat_snapshot *snapshot;
 	uint32_t snapshot_version;
 	int nic_eventfd;
