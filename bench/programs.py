@@ -72,7 +72,7 @@ def _site(where: Path) -> Path:
     return root
 
 
-def _lighttpd(where: Path, ports: list[int]) -> list[str]:
+def lighttpd_server(where: Path, ports: list[int]) -> list[str]:
     config = where / "lighttpd.conf"
     config.write_text(f"""
 server.document-root = "{_site(where)}"
@@ -85,7 +85,7 @@ mimetype.assign = ( ".txt" => "text/plain" )
     return [program("lighttpd"), "-D", "-f", str(config)]
 
 
-def _nginx(workers: int) -> Callable[[Path, list[int]], list[str]]:
+def nginx_server(workers: int) -> Callable[[Path, list[int]], list[str]]:
     def serve(where: Path, ports: list[int]) -> list[str]:
         temp = "\n".join(
             f"{kind}_temp_path {where}/{kind};"
@@ -112,7 +112,7 @@ http {{
     return serve
 
 
-def _redis_server(where: Path, ports: list[int]) -> list[str]:
+def redis_server(where: Path, ports: list[int]) -> list[str]:
     return [
         program("redis-server"),
         "--port",
@@ -170,13 +170,13 @@ def _redis(command: str) -> Case:
         "redis",
         f"redis {command.upper()}, 50 connections, -P 1",
         "req/s",
-        _redis_server,
+        redis_server,
         load,
         by_count=True,
     )
 
 
-def _memcached(_: Path, ports: list[int]) -> list[str]:
+def memcached_server(_: Path, ports: list[int]) -> list[str]:
     # Not "-u nobody": another user cannot reach the instance, and the kernel would serve it.
     return [
         program("memcached"),
@@ -206,7 +206,7 @@ CASES = (
         "lighttpd",
         "lighttpd, 20 B file, 64 keep-alive connections",
         "req/s",
-        _lighttpd,
+        lighttpd_server,
         wrk_load(64),
     ),
     Case(
@@ -214,7 +214,7 @@ CASES = (
         "nginx",
         "nginx, 1 worker, 20 B file, 64 connections",
         "req/s",
-        _nginx(1),
+        nginx_server(1),
         wrk_load(64),
     ),
     Case(
@@ -222,12 +222,17 @@ CASES = (
         "nginx",
         "nginx, 2 workers, 20 B file, 64 connections",
         "req/s",
-        _nginx(2),
+        nginx_server(2),
         wrk_load(64),
     ),
     _redis("get"),
     _redis("set"),
     Case(
-        "memcached", "memcached", "memcached get 64 B, 50 connections", "req/s", _memcached, _memget
+        "memcached",
+        "memcached",
+        "memcached get 64 B, 50 connections",
+        "req/s",
+        memcached_server,
+        _memget,
     ),
 )

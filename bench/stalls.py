@@ -11,40 +11,21 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench.cases import last_json
 from bench.errors import CaseFailed, SkipCase
 from bench.measure import Server, serving, start_in
+from bench.stall_targets import Probe, Target, all_targets
 from bench.worlds import HOST, KERNEL, PLACEMENTS, Neat, World, neat_up
 from neatsock.instance import ask
 
-PAIRS = Path(__file__).parent / "loads" / "pairs.py"
 BANDS_MS = (30.0, 60.0, 180.0, 300.0, 900.0)  # lower bounds
 SLACK_S = 30.0
 COUNTERS = ("retransmits", "drops", "resets")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A client: argv for (host, port, seconds)."""
-
-    name: str
-    argv: Callable[[str, int, float], list[str]]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A server, and what it is asked."""
-
-    name: str
-    serve: Callable[[Path, list[int]], list[str]]
-    probes: tuple[Probe, ...]
-    ports: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,24 +50,6 @@ def suspicious(kernel: Seen, neat: Seen) -> bool:
     """More slow answers than on the kernel, by share, and more than one."""
     k, n = sum(kernel.bands()), sum(neat.bands())
     return n > 1 and n / max(neat.count, 1) > 2 * k / max(kernel.count, 1)
-
-
-def pair_targets() -> list[Target]:
-    """Every pair of loads/pairs.py."""
-    names = subprocess.run(
-        [sys.executable, str(PAIRS), "names"], capture_output=True, text=True, check=True
-    ).stdout.split()
-
-    def target(name: str) -> Target:
-        def serve(_: Path, ports: list[int]) -> list[str]:
-            return [sys.executable, str(PAIRS), "serve", name, str(ports[0])]
-
-        def argv(host: str, port: int, seconds: float) -> list[str]:
-            return [sys.executable, str(PAIRS), "ask", name, host, str(port), str(seconds)]
-
-        return Target(name, serve, (Probe("", argv),))
-
-    return [target(name) for name in names]
 
 
 def see(server: Server, probe: Probe, seconds: float) -> Seen:
@@ -167,7 +130,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Entry point. 0: nothing looks like a stall."""
     args = parse(argv)
-    targets = {t.name: t for t in pair_targets()}
+    targets = {t.name: t for t in all_targets()}
     if args.list:
         print("\n".join(targets))
         return 0

@@ -759,6 +759,21 @@ PAIRS: dict[str, tuple[Callable[[int], None], Ask]] = {
 }
 
 
+def measure(step: Iterator[float], seconds: float) -> None:
+    """Asks for so long, and prints what was found."""
+    next(step)
+    took: list[float] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.monotonic()
+        paused = next(step)
+        took.append((time.monotonic() - start - paused) * 1e3)
+    slow = [round(t, 1) for t in took if t >= SLOW_MS]
+    took.sort()
+    p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
+    print(json.dumps({"count": len(took), "p50_ms": p50, "p99_ms": p99, "slow_ms": slow}))
+
+
 def main() -> None:
     if sys.argv[1] == "names":
         print("\n".join(PAIRS))
@@ -768,18 +783,7 @@ def main() -> None:
     if sys.argv[1] == "serve":
         serve(int(sys.argv[3]))
     else:
-        step = ask((sys.argv[3], int(sys.argv[4])))
-        next(step)
-        took: list[float] = []
-        end = time.monotonic() + float(sys.argv[5])
-        while time.monotonic() < end:
-            start = time.monotonic()
-            paused = next(step)
-            took.append((time.monotonic() - start - paused) * 1e3)
-        slow = [round(t, 1) for t in took if t >= SLOW_MS]
-        took.sort()
-        p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
-        print(json.dumps({"count": len(took), "p50_ms": p50, "p99_ms": p99, "slow_ms": slow}))
+        measure(ask((sys.argv[3], int(sys.argv[4]))), float(sys.argv[5]))
 
 
 if __name__ == "__main__":
