@@ -31,7 +31,7 @@ typedef struct { uint32_t v; } neat_be32;
 
 enum {
 	NEAT_ABI_MAGIC = 0x5441454e,	/* "NEAT" */
-	NEAT_ABI_VERSION = 2,		/* bump with every change of layout or message */
+	NEAT_ABI_VERSION = 3,		/* bump with every change of layout or message */
 };
 
 enum {
@@ -380,14 +380,18 @@ struct neat_slot_app {
 	/* second line */
 	neat_a32 tx_lock;	/* app: tid of the writer, 0 = free; recovered when the holder is dead */
 	neat_a32 rx_lock;	/* app: tid of the reader */
-	neat_a32 accepted;	/* app, by CAS: neat_sock_handle() of the record that owns this slot; 0 = not taken
-				 * yet. Two queue entries may name a slot: who sets it has the connection */
+	/*
+	 * [slot's gen 32][neat_sock_handle() of the record that owns it 32]; no record = not taken yet. App, by CAS from
+	 * neat_owned(gen, 0), which the replica stores at birth. Two queue entries may name a slot, and the later one be
+	 * taken when the slot is another connection's: who sets it has the connection of that generation
+	 */
+	neat_a64 accepted;
 	uint32_t laddr, raddr;	/* app, before NEAT_CMD_CONNECT: host order; laddr 0 = choose. DATAGRAM: bound */
 	uint16_t lport, rport;	/* lport 0 = choose. DATAGRAM: rport 0 = not connected; neat_slot_pub's follow */
 	struct neat_opts opts;
 	neat_a32 asked;		/* app: 1 + generation in which NEAT_CMD_CONNECT or _UDP was last sent. While the status
 				 * word shows that one and no flag, the command is still on its way */
-	uint32_t pad[9];
+	uint32_t pad[8];
 };
 
 struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL and NEAT_SEG_LARGE */

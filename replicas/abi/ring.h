@@ -105,6 +105,24 @@ static inline bool neat_refs_counted(uint32_t refs) { return refs && refs < neat
 /* One life of a socket record; never 0. */
 static inline uint32_t neat_sock_handle(uint32_t sock, uint32_t gen) { return (gen & 0xffff) << 16 | (sock & 0xffff); }
 
+/* neat_slot_app.accepted. */
+static inline uint64_t neat_owned(uint32_t slot_gen, uint32_t handle) { return (uint64_t)(slot_gen & 0xffff) << 32 | handle; }
+/* The owner of this life of the slot; 0 = none. */
+static inline uint32_t neat_owner(const struct neat_slot_app *w, uint32_t slot_gen)
+{
+	uint64_t owned = a64_acquire(&w->accepted);
+
+	return (uint32_t)(owned >> 32) == (slot_gen & 0xffff) ? (uint32_t)owned : 0;
+}
+/*
+ * Of two queue entries that name a connection one makes it the caller's, once. False: it has an owner, or has ended,
+ * and the slot may be another one's.
+ */
+NEAT_CHECKED static inline bool neat_own(struct neat_slot_app *w, uint32_t slot_gen, uint32_t handle)
+{
+	return a64_cas(&w->accepted, neat_owned(slot_gen, 0), neat_owned(slot_gen, handle));
+}
+
 /* neat_channels.open: the next generation in use, the next one out of use. */
 static inline uint32_t neat_channel_opened(uint32_t gen) { return (gen + 1) | 1; }
 static inline uint32_t neat_channel_closed(uint32_t gen) { return (gen + 1) & ~1u; }

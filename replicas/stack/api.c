@@ -199,7 +199,7 @@ static void slot_words_reset(struct app *app, uint32_t slot)
 
 	pub_words_reset(pub);
 	neat_slot_app_reset(w);
-	a32_store(&w->accepted, 0);
+	a64_store(&w->accepted, neat_owned(app->slots[slot].gen, 0));
 	memset(&w->opts, 0, sizeof(w->opts));
 }
 
@@ -322,7 +322,7 @@ static void drop_waiting(struct api *a, struct app *app, uint64_t entry)
 
 	/* A second entry of a connection may outlive it: the slot is another one's by now. */
 	if (slot == 0 || slot >= NEAT_SLOT_APP_FIRST || u->gen != neat_entry_gen(entry) ||
-	    a32_relaxed(&app->mem.app->slots[slot].accepted))
+	    slot_owner(app, slot))
 		return;
 	if (u->kind == SLOT_TCB) {
 		u->closed = 1;
@@ -364,10 +364,12 @@ void slot_close(struct api *a, struct app *app, uint32_t slot)
 		slot_free(app, slot);
 }
 
-uint32_t api_owner(const struct app *app, uint32_t slot)
+uint32_t slot_owner(const struct app *app, uint32_t slot)
 {
-	return slot < NEAT_SLOTS ? a32_acquire(&app->mem.app->slots[slot].accepted) : 0;
+	return neat_owner(&app->mem.app->slots[slot], app->slots[slot].gen);
 }
+
+uint32_t api_owner(const struct app *app, uint32_t slot) { return slot < NEAT_SLOTS ? slot_owner(app, slot) : 0; }
 
 void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen)
 {

@@ -92,8 +92,7 @@ void api_repush(struct api *a, struct app *app)
 	for (uint32_t slot = 1; slot < app->high_born; slot++) {
 		const struct slot_user *u = &app->slots[slot];
 
-		if (u->kind == SLOT_TCB && u->obj && !u->closed && !in_set(&waiting, slot) &&
-		    a32_acquire(&app->mem.app->slots[slot].accepted) == 0)
+		if (u->kind == SLOT_TCB && u->obj && !u->closed && !in_set(&waiting, slot) && !slot_owner(app, slot))
 			push_again(a, app, slot);
 	}
 }
@@ -104,8 +103,7 @@ void api_free_unaccepted(struct app *app)
 
 	queued(app, &waiting);
 	for (uint32_t slot = 1; slot < app->high_born; slot++)
-		if (app->slots[slot].kind == SLOT_ZOMBIE && !in_set(&waiting, slot) &&
-		    a32_acquire(&app->mem.app->slots[slot].accepted) == 0)
+		if (app->slots[slot].kind == SLOT_ZOMBIE && !in_set(&waiting, slot) && !slot_owner(app, slot))
 			slot_free(app, slot);
 }
 

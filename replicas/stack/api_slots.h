@@ -7,6 +7,7 @@
 void slot_take(struct app *app, uint32_t slot, enum slot_kind kind, void *obj, uint32_t gen);
 void slot_free(struct app *app, uint32_t slot);
 struct sockref slot_ref(struct app *app, uint32_t slot);
+uint32_t slot_owner(const struct app *app, uint32_t slot);	/* neat_sock_handle(); 0 = nobody has accepted it */
 void pub_words_reset(struct neat_slot_pub *pub);
 /* The application's last reference is gone. */
 void slot_close(struct api *a, struct app *app, uint32_t slot);

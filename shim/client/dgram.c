@@ -87,7 +87,7 @@ static uint32_t source_for(uint32_t addr)
 
 /* ---- slots ---- */
 
-static void fill_words(struct neat_slot_app *w, const struct neat_sock *s, uint32_t sock)
+static void fill_words(struct neat_slot_app *w, const struct neat_sock *s, uint32_t gen, uint32_t sock)
 {
 	struct nt_conn home = dgram_home(s);
 
@@ -101,7 +101,7 @@ static void fill_words(struct neat_slot_app *w, const struct neat_sock *s, uint3
 		a64_store(&w->sub, a64_relaxed(&home.app->sub));
 		a32_store(&w->shut, a32_relaxed(&home.app->shut));
 	}
-	a32_store(&w->accepted, nt_handle(sock));
+	a64_store(&w->accepted, neat_owned(gen, nt_handle(sock)));
 }
 
 int dgram_open_slot(uint32_t sock, uint32_t r)
@@ -111,7 +111,7 @@ int dgram_open_slot(uint32_t sock, uint32_t r)
 
 	if (!slot)
 		return -ENOBUFS;
-	fill_words(&nt.rep[r].app->slots[slot], s, sock);
+	fill_words(&nt.rep[r].app->slots[slot], s, gen, sock);
 	s->sub[r].gen = gen;
 	neat_fence();	/* who sees the slot sees its generation */
 	s->sub[r].slot = slot;

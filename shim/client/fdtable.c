@@ -361,7 +361,7 @@ void nt_drop_slot(struct neat_sock *s)
 	uint32_t r = s->replica & (NEAT_REPLICAS_MAX - 1), slot = s->slot & (NEAT_SLOTS - 1);
 
 	/* A record whose process died in accept() may name a connection that it had not got. */
-	if (a32_relaxed(&nt.rep[r].app->slots[slot].accepted) != nt_handle((uint32_t)(s - nt.app->socks)))
+	if (neat_owner(&nt.rep[r].app->slots[slot], s->slot_gen) != nt_handle((uint32_t)(s - nt.app->socks)))
 		return;
 	a32_or(&s->flags, NEAT_SOCKF_LEAVING);
 	nt_pass_locks(&nt.rep[r].app->slots[slot]);

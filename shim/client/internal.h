@@ -257,7 +257,7 @@ static inline bool nt_conn_lock(const struct nt_conn *c, neat_a32 *l)
 	nt_tid_lock(l);
 	if (NT_LIKELY(nt_live(c->handle) && s->slot == c->slot && s->slot_gen == c->gen &&
 		      &nt.rep[s->replica & (NEAT_REPLICAS_MAX - 1)] == c->rep &&
-		      !(a32_relaxed(&s->flags) & NEAT_SOCKF_LEAVING) && a32_relaxed(&c->app->accepted) == c->handle))
+		      !(a32_relaxed(&s->flags) & NEAT_SOCKF_LEAVING) && neat_owner(c->app, c->gen) == c->handle))
 		return true;
 	a32_cas(l, nt_tid(), 0);	/* the slot's next use has reset it, perhaps */
 	return false;

@@ -289,7 +289,7 @@ static bool accept_ready(void *arg)
 /*
  * The connection becomes the record's by the CAS of `accepted`. Killed before it, the replica puts the
  * connection into the queue again; after it, the record is complete and whoever sweeps it closes the
- * connection. False: the entry was a second one of a connection that somebody has.
+ * connection. False: the entry was a second one of a connection that somebody has or had, or it has ended.
  */
 static bool adopt(uint32_t sock, const struct neat_sock *listener, uint32_t replica, uint32_t slot, uint32_t gen, int flags)
 {
@@ -306,7 +306,8 @@ static bool adopt(uint32_t sock, const struct neat_sock *listener, uint32_t repl
 	a32_store(&s->flags, NEAT_SOCKF_CONNECT_SEEN | (flags & SOCK_NONBLOCK ? NEAT_SOCKF_NONBLOCK : 0) |
 			     (a32_relaxed(&listener->flags) & NEAT_SOCKF_REUSEADDR));
 	a32_release(&s->state, NEAT_SOCK_CONNECT);
-	if (!a32_cas(&c.app->accepted, 0, nt_handle(sock))) {
+	/* Whoever ended it before it had an owner frees the slot, and does not write the word. */
+	if (!neat_own(c.app, gen, nt_handle(sock)) || neat_status_gen(a64_acquire(&c.pub->status)) != gen) {
 		a32_release(&s->state, NEAT_SOCK_NEW);
 		return false;
 	}
@@ -480,7 +481,7 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	w->raddr = addr;
 	w->rport = port;
 	w->opts = s->opts;
-	a32_store(&w->accepted, nt_handle(sock));
+	a64_store(&w->accepted, neat_owned(gen, nt_handle(sock)));
 	s->replica = (uint32_t)r;
 	s->slot = slot;
 	s->slot_gen = gen;

@@ -187,7 +187,7 @@ void app_claim(struct end *e)
 	e->slot = NEAT_SLOT_APP_FIRST + i;
 	e->gen = neat_status_gen(status);
 	neat_slot_app_reset(app(e));
-	a32_store(&app(e)->accepted, e->sock);
+	a64_store(&app(e)->accepted, neat_owned(e->gen, e->sock));
 	actor_watch(e->actor, e->slot);
 }
 
@@ -246,7 +246,7 @@ static bool app_accept(struct end *e, struct listening *l)
 		e->gen = (uint32_t)(entry >> 32) & 0xffff;
 		/* Seen before (a successor may push it again), or reset since. */
 		if (e->slot && neat_status_gen(a64_acquire(&pub(e)->status)) == e->gen &&
-		    a32_cas(&app(e)->accepted, 0, e->sock))
+		    neat_own(app(e), e->gen, e->sock))
 			break;
 	}
 	actor_watch(e->actor, e->slot);

@@ -171,7 +171,7 @@ class App:
         entry = ring.entry[words.accept_head.v % ABI.NEAT_ACCEPT_ENTRIES].v
         words.accept_head.v += 1
         slot = entry & 0xFFFFFFFF
-        self.app.at.slots[slot].accepted.v = 1
+        self.app.at.slots[slot].accepted.v = entry >> 32 << 32 | 1
         return Connection(self, slot, entry >> 32)
 
 

@@ -17,7 +17,7 @@ SOURCES = Path(__file__).parent
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("closing")
-    for source in ("close_race.c", "dup_race.c"):
+    for source in ("accept_race.c", "close_race.c", "dup_race.c"):
         program = directory / Path(source).stem
         command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(SOURCES / source)]
         subprocess.run([*command, "-o", str(program), "-lpthread"], check=True)
@@ -47,3 +47,12 @@ def test_dup2_of_what_is_being_closed(rig: Rig, programs: Path) -> None:
     race = str(programs / "dup_race")
     assert last_word(KERNEL, race, "100")[0] == "done"
     assert last_word(rig.world, race, str(1500 * TIMES))[0] == "done"
+
+
+def test_a_slow_accept_does_not_take_the_next_connection_in_a_slot(
+    rig: Rig, programs: Path
+) -> None:
+    """It would end it in the name of the one before, which ends nothing."""
+    race = str(programs / "accept_race")
+    assert last_word(KERNEL, race) == ("ends", 8)
+    assert last_word(rig.world, race) == ("ends", 8)

@@ -144,7 +144,8 @@ void kick_flag(struct world *w, uint32_t slot);
 void set_info(struct world *w, uint32_t slot, uint32_t value);
 uint32_t info(struct world *w, uint32_t slot);
 int listen_again(struct world *w, uint32_t slot, uint32_t gen);
-void own(struct world *w, uint32_t slot, uint32_t sock);
+int own(struct world *w, uint32_t slot, uint32_t gen, uint32_t sock);
+uint32_t owner(struct world *w, uint32_t slot);
 int tcb_aborted(struct world *w, uint32_t tcb);
 int tcb_closed(struct world *w, uint32_t tcb);
 uint32_t tcb_slot(struct world *w, uint32_t tcb);
@@ -309,9 +310,8 @@ uint32_t accept_one(struct world *w, uint32_t listener, uint32_t sock)
 	e = a64_relaxed(&w->app.mem.pub->accept[pub->accept_ring].entry[head & (NEAT_ACCEPT_ENTRIES - 1)]);
 	if (!a64_cas(&app->accept_head, head, head + 1))
 		return 0;
-	if (sock)	/* 0: killed before it made the connection its own */
-		a32_cas(&w->app.mem.app->slots[(uint32_t)e].accepted, 0, sock);
-	return (uint32_t)e;
+	/* 0: killed before it made the connection its own */
+	return !sock || own(w, (uint32_t)e, neat_entry_gen(e), sock) ? (uint32_t)e : 0;
 }
 
 int tcb_kicks(struct world *w, uint32_t tcb) { return w->tcbs[tcb].kicks; }
@@ -323,7 +323,11 @@ void kick_flag(struct world *w, uint32_t slot) { a32_store(&w->app.mem.app->slot
 /* What TCP_INFO reports of a slot, one word of it. */
 void set_info(struct world *w, uint32_t slot, uint32_t value) { w->app.mem.pub->slots[slot].total_retrans = value; }
 uint32_t info(struct world *w, uint32_t slot) { return w->app.mem.pub->slots[slot].total_retrans; }
-void own(struct world *w, uint32_t slot, uint32_t sock) { a32_store(&w->app.mem.app->slots[slot].accepted, sock); }
+int own(struct world *w, uint32_t slot, uint32_t gen, uint32_t sock)
+{
+	return neat_own(&w->app.mem.app->slots[slot], gen, sock);
+}
+uint32_t owner(struct world *w, uint32_t slot) { return api_owner(&w->app, slot); }
 /* R_LISTEN for a listener that neatd knows to be in this slot. */
 int listen_again(struct world *w, uint32_t slot, uint32_t gen)
 {

@@ -453,13 +453,30 @@ def test_a_second_queue_entry_of_a_connection_is_not_taken_for_the_next_one_in_i
     assert replica.accept_one(listener, 0) == slot
     replica.set_open(1, 2)  # its process died, as far as is known: the connection is queued again
     replica.run()
-    replica.own(slot, 9)  # it lives, and goes on
+    assert replica.own(slot, replica.gen(slot), 9)  # it lives, and goes on
     replica.command(CLOSE, slot)
     second = replica.arrive(1)
     assert replica.tcb_slot(second) == slot
     replica.command(CLOSE, listener)
     assert replica.tcb_aborted(second) == 0
     assert replica.flags(slot) == CONNECTED
+
+
+def test_the_first_queue_entry_of_a_connection_does_not_take_the_next_one_in_its_slot(
+    replica: Replica,
+) -> None:
+    """Whose accept() took the first entry goes on when that connection has ended."""
+    listener = replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    gen = replica.gen(slot)
+    assert replica.accept_one(listener, 0) == slot
+    replica.set_open(1, 2)  # its process died, as far as is known: the connection is queued again
+    replica.run()
+    assert replica.accept_one(listener, 8) == slot
+    replica.command(CLOSE, slot)
+    assert replica.tcb_slot(replica.arrive(0)) == slot
+    assert not replica.own(slot, gen, 9)
+    assert replica.accept_one(listener, 10) == slot and replica.owner(slot) == 10
 
 
 def test_what_tcp_info_says_of_a_connection_is_not_of_the_last_one_in_its_slot(
