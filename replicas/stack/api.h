@@ -99,7 +99,7 @@ void api_app_remove(struct api *a, struct app *app);		/* mem.live == 0; caller u
  * are taken over (stack_adopt(), which `death` and `out` are for) and what the slots say is made true.
  */
 void api_start(struct api *a, uint32_t death, struct stack_adopted *out);
-/* Pushes accepted connections again that are in no accept ring and nobody's: whoever took them died. */
+/* Connections that are in no accept ring and nobody's, since whoever took them died, are pushed again, dead ones freed. */
 void api_repush(struct api *a, struct app *app);
 NEAT_CHECKED int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m);
 void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen);

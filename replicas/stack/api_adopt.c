@@ -91,9 +91,14 @@ void api_repush(struct api *a, struct app *app)
 	queued(app, &waiting);
 	for (uint32_t slot = 1; slot < app->high_born; slot++) {
 		const struct slot_user *u = &app->slots[slot];
+		bool alive = u->kind == SLOT_TCB && u->obj && !u->closed;
 
-		if (u->kind == SLOT_TCB && u->obj && !u->closed && !in_set(&waiting, slot) && !slot_owner(app, slot))
+		if ((!alive && u->kind != SLOT_ZOMBIE) || in_set(&waiting, slot) || slot_owner(app, slot))
+			continue;
+		if (alive)
 			push_again(a, app, slot);
+		else
+			slot_free(app, slot);
 	}
 }
 
@@ -222,7 +227,6 @@ void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out)
 		struct app *app = a->apps[i];
 
 		api_repush(a, app);
-		api_free_unaccepted(app);
 		look_at_all(a, app);
 	}
 	stack_units_done(a->stack);

@@ -84,7 +84,7 @@ static void channel_turn(struct api *a, struct channel *c, uint32_t gen)
 	c->eventfd = -1;
 	if (!neat_channel_open(gen))
 		channel_end(a, c);
-	/* It may have taken a connection out of a queue and not made it its own. */
+	/* It may have taken a connection out of a queue and not made it its own; that may be dead by now. */
 	if (a->started && !c->app->gone)
 		api_repush(a, c->app);
 }

@@ -593,6 +593,19 @@ def test_a_connection_whose_taker_died_is_queued_again(replica: Replica) -> None
     assert replica.accept_one(listener, 9) == 0
 
 
+def test_a_dead_connection_whose_taker_died_is_freed(replica: Replica) -> None:
+    """Nobody else will ever close it. One whose taker lives is skipped by him (neat_own())."""
+    listener = replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    gen = replica.gen(slot)
+    assert replica.accept_one(listener, 0) == slot
+    replica.command(ABORT, slot)
+    assert replica.flags(slot) & DEAD
+    replica.set_open(1, 2)
+    replica.run()
+    assert replica.flags(slot) == 0 and replica.gen(slot) == gen + 1
+
+
 # ---- draining (contract L8) ----
 
 OPEN, CLOSING, ENDED, OVER = 1, 2, 3, 0xFC
