@@ -521,6 +521,9 @@ enum neat_frame_flags {
 	NEAT_FRAME_LOCAL = 8,		/* between components: from this replica's own lo */
 	NEAT_FRAME_IN = 16,		/* between components: on its way to a transport; otherwise, to the wire */
 	NEAT_FRAME_RETURNED = 32,	/* rx: a SYN of this replica, not sent: another one has a connection of that tuple */
+	/* rx, with RETURNED: another replica's SYN; has this one that tuple? tx, the answer: RETURNED with ASKED if it has,
+	 * RETURNED alone if not */
+	NEAT_FRAME_ASKED = 64,
 };
 struct neat_frame_desc {
 	uint32_t len;		/* bytes in the buffer */

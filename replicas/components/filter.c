@@ -73,7 +73,7 @@ static struct frameq *packet_out(struct component *c, struct frameq *from, struc
 		return ip;
 	if (!pkt_pull(&transport, ihl))
 		return NULL;
-	if (filter_active(s) && !filter_out(s, &transport, m))
+	if (filter_active(s) && !(p->flags & PKT_RETURNED) && !filter_out(s, &transport, m))
 		return NULL;
 	if (!pass(s, PEER_IP, p, false))
 		stack_drop(s, DROP_QUEUE_FULL);

@@ -79,6 +79,7 @@ bool frameq_take(struct frameq *q, struct pkt *p, bool *in)
 	p->flags = (uint16_t)((d.flags & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0) |
 			      (d.flags & NEAT_FRAME_CSUM_PARTIAL ? PKT_CSUM_PARTIAL : 0) |
 			      (d.flags & NEAT_FRAME_RETURNED ? PKT_RETURNED : 0) |
+			      (d.flags & NEAT_FRAME_ASKED ? PKT_ASKED : 0) |
 			      (d.flags & NEAT_FRAME_LOCAL && q->their_epoch ? PKT_LOCAL : 0));
 	*in = d.flags & NEAT_FRAME_IN;
 	return true;
@@ -108,6 +109,7 @@ bool frameq_put(struct frameq *q, const struct pkt *p, bool in)
 				    (p->flags & PKT_CSUM_PARTIAL ? NEAT_FRAME_CSUM_PARTIAL : 0) |
 				    (p->flags & PKT_LOCAL ? NEAT_FRAME_LOCAL : 0) |
 				    (p->flags & PKT_RETURNED ? NEAT_FRAME_RETURNED : 0) |
+				    (p->flags & PKT_ASKED ? NEAT_FRAME_ASKED : 0) |
 				    (p->gso_size ? NEAT_FRAME_GSO_TCP4 : 0) | (in ? NEAT_FRAME_IN : 0)),
 		.gso_size = p->gso_size,
 		.l4_offset = p->l4_offset,

@@ -73,6 +73,12 @@ void tcp_returned(struct stack *s, const struct pkt *p, const struct ip_meta *m)
 	stack_drop(s, DROP_IP_PROTO);
 }
 
+void tcp_asked(struct stack *s, const struct pkt *p, const struct ip_meta *m)
+{
+	(void)p, (void)m;
+	stack_drop(s, DROP_IP_PROTO);
+}
+
 void udp_input(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_t ihl)
 {
 	(void)p, (void)m, (void)ihl;

@@ -368,6 +368,14 @@ enum flow_state flows_state(const struct flows *f, const struct frame_tuple *t)
 	return i ? (enum flow_state)state_of(entry(f, i)) : FLOW_FREE;
 }
 
+void flows_disown(struct flows *f, const struct frame_tuple *t, uint8_t replica)
+{
+	uint32_t i = find(f, t);
+
+	if (i && owner_of(entry(f, i)) == replica)
+		forget(f, i);
+}
+
 void flows_purge(struct flows *f, uint8_t replica)
 {
 	for (uint32_t i = 1; i <= f->fresh; i++)

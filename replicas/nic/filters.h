@@ -48,6 +48,8 @@ bool flows_tx(struct flows *f, const struct frame *p, uint8_t replica, uint64_t 
 /* Owner of a tuple or FLOW_NONE; changes nothing. */
 uint8_t flows_owner(const struct flows *f, const struct frame_tuple *t);
 enum flow_state flows_state(const struct flows *f, const struct frame_tuple *t);
+/* The replica says that it has no such connection. */
+void flows_disown(struct flows *f, const struct frame_tuple *t, uint8_t replica);
 /* The replica is no more: forget its connections. */
 void flows_purge(struct flows *f, uint8_t replica);
 

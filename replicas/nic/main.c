@@ -193,6 +193,52 @@ static void give_back(struct nic *n, uint32_t r, const uint8_t *bytes, uint32_t 
 		n->count[NEAT_NIC_RX_FULL]++;
 }
 
+/* The tuple of its SYN is another replica's, as far as we know: that one is asked. */
+static void ask_owner(struct nic *n, uint32_t r, const uint8_t *bytes, const struct frame *f, const struct frame_meta *m)
+{
+	const struct frame_meta question = { .len = m->len, .flags = NEAT_FRAME_RETURNED | NEAT_FRAME_ASKED };
+	uint8_t owner = flows_owner(n->steer.flows, &f->t);
+	enum ask_state state = ASK_REFUSED;
+
+	if (owner < n->cfg.replicas && n->queues[owner].q)
+		state = asks_open(&n->asks, &f->t, (uint8_t)r, owner, bytes, m, n->now_us);
+	if (state == ASK_NEW && !queue_put(&n->queues[owner], bytes, &question, n->now_us))
+		n->count[NEAT_NIC_RX_FULL]++;	/* as if nobody answered */
+	if (state == ASK_REFUSED)
+		give_back(n, r, bytes, m->len);
+}
+
+/* A SYN that waited, again as if its replica sent it now. */
+static void send_asked(struct nic *n, const struct ask *q)
+{
+	struct frame f = frame_parse(q->bytes, q->m.len, true);
+
+	if (!n->queues[q->by].q || !n->queues[q->by].epoch)
+		return;		/* it ended meanwhile */
+	if (steer_tx(&n->steer, q->bytes, &f, q->by, n->now_us) != STEER_SEND) {
+		give_back(n, q->by, q->bytes, q->m.len);
+		return;
+	}
+	capture_frame(n, q->by, NEAT_CAPTURE_TX, q->bytes, &q->m);
+	uplink_write(n, q->by, q->bytes, q->m.len, q->bytes + q->m.len, &f, &q->m);
+}
+
+/* A replica disowns only what is its own, and decides only about SYNs that wait for it. */
+static void answered(struct nic *n, uint32_t r, const struct frame *f, bool used)
+{
+	const struct ask *q;
+
+	if (f->kind != FRAME_TCP)
+		return;
+	q = asks_close(&n->asks, &f->t, (uint8_t)r);
+	if (!used)
+		flows_disown(n->steer.flows, &f->t, (uint8_t)r);
+	if (q && !used)
+		send_asked(n, q);
+	else if (q && n->queues[q->by].q)
+		give_back(n, q->by, q->bytes, q->m.len);
+}
+
 static void transmit(struct nic *n, uint32_t r)
 {
 	struct queue *u = &n->queues[r];
@@ -212,10 +258,18 @@ static void transmit(struct nic *n, uint32_t r)
 	if (bytes)
 		memcpy(head, bytes, head_len);
 	f = frame_parse(head, bytes ? head_len : 0, true);
+	if (m.flags & NEAT_FRAME_RETURNED) {
+		answered(n, r, &f, m.flags & NEAT_FRAME_ASKED);
+		return;
+	}
 	if (f.kind != FRAME_BAD && offload_ok(n, &f, &m))
 		how = steer_tx(&n->steer, head, &f, r, n->now_us);
 	if (how == STEER_RETURN) {
-		give_back(n, r, bytes, m.len);
+		/* A SYN, and longer than what we look at only if it carries data. */
+		if (m.len <= FRAME_LOOK)
+			ask_owner(n, r, head, &f, &m);
+		else
+			give_back(n, r, bytes, m.len);
 		return;
 	}
 	if (how == STEER_DENIED) {

@@ -2,6 +2,7 @@
 #ifndef NEAT_NIC_H
 #define NEAT_NIC_H
 
+#include "asks.h"
 #include "gso.h"
 #include "queue.h"
 #include "reass.h"
@@ -39,6 +40,7 @@ struct nic {
 	struct uplink uplink;
 	struct wire wire;
 	struct reass reass;
+	struct asks asks;
 	uint64_t now_us;			/* CLOCK_MONOTONIC, once per loop */
 	int epoll;
 	uint64_t count[NEAT_NIC_STATS];

@@ -15,7 +15,9 @@ void ip_deliver(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32_
 {
 	switch (m->proto) {
 	case IP_PROTO_TCP:
-		if (p->flags & PKT_RETURNED)
+		if (p->flags & PKT_ASKED)
+			tcp_asked(s, p, m);
+		else if (p->flags & PKT_RETURNED)
 			tcp_returned(s, p, m);
 		else
 			tcp_input(s, p, m);

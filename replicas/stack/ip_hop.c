@@ -14,7 +14,7 @@ void ip_received(struct stack *s, struct pkt *p, const struct ip_meta *m, uint32
 
 bool ip_output(struct stack *s, struct pkt *p, const struct ip_meta *m)
 {
-	if (filter_active(s) && !filter_out(s, p, m))
+	if (filter_active(s) && !(p->flags & PKT_RETURNED) && !filter_out(s, p, m))
 		return true;
 	if (!ip_push_header(p, m)) {
 		stack_drop(s, DROP_SHORT);

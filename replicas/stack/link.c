@@ -225,8 +225,12 @@ static void learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
 
 bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop)
 {
-	struct neighbour *n = neighbour_get(s, next_hop, true);
+	struct neighbour *n;
 
+	/* It goes no further than the nic. */
+	if (p->flags & PKT_RETURNED)
+		return packet_out(s, p, s->cfg.mac);
+	n = neighbour_get(s, next_hop, true);
 	if (!n) {
 		stack_drop(s, DROP_NO_NEIGHBOUR);
 		return true;

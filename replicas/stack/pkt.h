@@ -18,6 +18,7 @@ enum pkt_flags {
 	PKT_CSUM_PARTIAL = 2,	/* to send: transport checksum field holds the pseudo-header sum */
 	PKT_LOCAL = 4,		/* from our own lo */
 	PKT_RETURNED = 16,	/* a SYN of ours that the nic did not send: its tuple is another replica's */
+	PKT_ASKED = 32,		/* with PKT_RETURNED: another replica's SYN, is its tuple in use here? To send: it is */
 	PKT_PASS = 8,		/* to send: the payload is ours only during this call, so lo delivers at once */
 };
 

@@ -197,6 +197,7 @@ void flow_expect(const struct stack *s, const struct flow_key *k);	/* a look-up 
 /* ---- tcp: RFC 9293; see tcp.h for the control block ---- */
 void tcp_input(struct stack *s, struct pkt *p, const struct ip_meta *m);	/* p->data at the TCP header */
 void tcp_returned(struct stack *s, const struct pkt *p, const struct ip_meta *m);	/* PKT_RETURNED */
+void tcp_asked(struct stack *s, const struct pkt *p, const struct ip_meta *m);	/* PKT_ASKED */
 /* ICMP error about a segment of ours: tcp checks the sequence number (RFC 5927). `mtu` for PTB. */
 void tcp_icmp(struct stack *s, const struct flow_key *k, uint32_t seq, uint8_t type, uint8_t code, uint32_t mtu);
 /* Work that was put off because ip_output had no room; call after a drain. */

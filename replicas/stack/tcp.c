@@ -462,6 +462,21 @@ void tcp_returned(struct stack *s, const struct pkt *p, const struct ip_meta *m)
 	unit_end(t);
 }
 
+/* The nic takes us for the owner of the tuple of another replica's SYN, but does not see how each connection ends. */
+void tcp_asked(struct stack *s, const struct pkt *p, const struct ip_meta *m)
+{
+	const struct wire_tcp *h = pkt_get(p, 0, sizeof(*h));
+	struct flow_key k = { .laddr = m->saddr, .raddr = m->daddr };
+
+	if (!h || ip_is_local(s, k.raddr)) {
+		stack_drop(s, DROP_TCP_SHORT);
+		return;
+	}
+	k.lport = be16_get(h->sport);
+	k.rport = be16_get(h->dport);
+	tcp_answer(s, &k, flow_find(s, &k) != NULL);
+}
+
 /* ---- listen ---- */
 
 int tcp_listen(struct stack *s, const struct tcp_listen *req, struct listener **out)

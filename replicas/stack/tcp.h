@@ -672,6 +672,8 @@ struct tcp_reply {	/* a segment without a control block; wire numbers */
 	uint32_t ts_val, ts_ecr;
 };
 bool tcp_send_reply(struct stack *s, const struct tcp_reply *r);
+/* To the nic, not to the peer: is the tuple that it asked about in use here? */
+void tcp_answer(struct stack *s, const struct flow_key *k, bool used);
 /* The window moved by enough to tell the peer. */
 bool tcp_window_opened(const struct tcb *t);
 bool tcp_needs_persist(const struct tcb *t);

@@ -255,6 +255,20 @@ bool tcp_send_reply(struct stack *s, const struct tcp_reply *r)
 	return seg_out(s, &p, &r->key, ip_is_local(s, r->key.raddr), (uint32_t)r->tos << 8);
 }
 
+void tcp_answer(struct stack *s, const struct flow_key *k, bool used)
+{
+	const struct ip_meta m = { .saddr = k->laddr, .daddr = k->raddr, .proto = IP_PROTO_TCP, .ttl = 64 };
+	struct seg_buf b;
+	struct pkt p;
+	struct wire_tcp *h = seg_start(&p, &b, sizeof(*h));
+
+	*h = (struct wire_tcp){ .sport = be16_put(k->lport), .dport = be16_put(k->rport),
+				.offset = sizeof(*h) / 4 << 4, .flags = TCP_RST };
+	p.flags = PKT_RETURNED | (used ? PKT_ASKED : 0);
+	if (!ip_output(s, &p, &m))
+		stack_drop(s, DROP_QUEUE_FULL);	/* the SYN is sent again, and then given back */
+}
+
 /* RFC 9293 3.10.7.1. Bounded per second like challenge ACKs, so that a scan is no amplifier. */
 void tcp_refuse(struct stack *s, const struct tcp_seg *g, const struct flow_key *k)
 {

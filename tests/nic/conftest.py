@@ -23,7 +23,7 @@ WARNINGS = [
 ]
 FLAGS = ["-std=gnu11", "-O1", "-g", "-Werror", *(f"-W{name}" for name in WARNINGS)]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
-PURE = ["arp", "filters", "frame", "gso", "pcapng", "queue", "reass", "steer", "wire"]
+PURE = ["arp", "asks", "filters", "frame", "gso", "pcapng", "queue", "reass", "steer", "wire"]
 ffi = cffi.FFI()
 
 

@@ -1,5 +1,6 @@
 /* pure_lib.c - flat exports of the pure rooms of replicas/nic for tests/nic. */
 #define _GNU_SOURCE
+#include "asks.h"
 #include "gso.h"
 #include "pcapng.h"
 #include "queue.h"
@@ -52,6 +53,10 @@ int pair_must_wake(void *u);
 uint32_t pair_pending(void *u);
 int pair_take(void *u, uint32_t *len, uint32_t *epoch, int *fenced);
 void pair_send(void *u, uint32_t len, uint32_t epoch);
+void *asks_new(void);
+void asks_free(void *a);
+int ask(void *a, uint16_t port, uint32_t by, uint32_t of, uint32_t len, uint64_t now_us);
+int answer(void *a, uint16_t port, uint32_t of);
 void *reass_new(void);
 void reass_free(void *r);
 int reass_put(void *r, const uint8_t *b, uint32_t len, uint64_t now_us, uint8_t *out, uint32_t *out_len);
@@ -355,4 +360,31 @@ int reass_put(void *r, const uint8_t *b, uint32_t len, uint64_t now_us, uint8_t 
 	if (got == REASS_WHOLE)
 		memcpy(out, whole, *out_len);
 	return (int)got;
+}
+
+/* ---- questions to owners ---- */
+
+void *asks_new(void) { return calloc(1, sizeof(struct asks)); }
+void asks_free(void *a) { free(a); }
+
+int ask(void *a, uint16_t port, uint32_t by, uint32_t of, uint32_t len, uint64_t now_us)
+{
+	const struct frame_tuple t = { 1, 2, 3, port };
+	const struct frame_meta m = { .len = len };
+	uint8_t *bytes = calloc(1, len + 1);
+	int state;
+
+	bytes[0] = (uint8_t)port;
+	state = asks_open(a, &t, (uint8_t)by, (uint8_t)of, bytes, &m, now_us);
+	free(bytes);
+	return state;
+}
+
+/* Whose SYN it is about, -1: none. */
+int answer(void *a, uint16_t port, uint32_t of)
+{
+	const struct frame_tuple t = { 1, 2, 3, port };
+	const struct ask *q = asks_close(a, &t, (uint8_t)of);
+
+	return q && q->bytes[0] == (uint8_t)port ? q->by : -1;
 }

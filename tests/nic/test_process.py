@@ -259,7 +259,56 @@ def test_a_bound_port_that_another_replica_uses_is_not_available(
     second = host.apps[1].connect(*to, lport=40000)
     wait_until(lambda: second.flags & HUP, "connect() fails", 20)
     assert second.errno == errno.EADDRNOTAVAIL
+    assert host.nic.stats()["tx_returned"] == 1
     peer, _ = listener.accept()
+    first.write(b"still there")
+    assert receive_all(peer, 11) == b"still there"
+    peer.close()
+    listener.close()
+
+
+@needs_namespace
+@pytest.mark.parametrize("host", [2], indirect=True)
+@pytest.mark.parametrize("nic", ["same", "successor"])
+def test_a_bound_port_is_free_when_its_replica_has_lost_the_connection(
+    host: Host, namespace: Namespace, nic: str
+) -> None:
+    """A stateless start: the nic saw no end of the connection, and asks before it refuses."""
+    listener = serve_kernel(namespace)
+    to = (ipv4("10.99.0.1"), listener.getsockname()[1])
+    connected(host.apps[0].connect(*to, lport=40000))
+    stale, _ = listener.accept()
+    host.replicas[0].kill()
+    host.replicas[0].start()
+    host.apps[0].attach(host.replicas[0])
+    host.replicas[0].go()
+    if nic == "successor":
+        host.nic.kill()
+        host.nic.start()
+    second = connected(host.apps[1].connect(*to, lport=40000))
+    peer, address = listener.accept()
+    assert address == (OUR, 40000)
+    second.write(b"anew")
+    assert receive_all(peer, 4) == b"anew"
+    with pytest.raises(ConnectionResetError):
+        stale.recv(1)
+    peer.close()
+    listener.close()
+
+
+@needs_namespace
+@pytest.mark.parametrize("host", [2], indirect=True)
+def test_an_owner_that_does_not_answer_keeps_its_port(host: Host, namespace: Namespace) -> None:
+    """It may still have the connection; the second SYN is given back."""
+    listener = serve_kernel(namespace)
+    to = (ipv4("10.99.0.1"), listener.getsockname()[1])
+    first = connected(host.apps[0].connect(*to, lport=40000))
+    peer, _ = listener.accept()
+    os.kill(host.replicas[0].process.pid, signal.SIGSTOP)
+    second = host.apps[1].connect(*to, lport=40000)
+    wait_until(lambda: second.flags & HUP, "connect() fails", 20)
+    assert second.errno == errno.EADDRNOTAVAIL
+    os.kill(host.replicas[0].process.pid, signal.SIGCONT)
     first.write(b"still there")
     assert receive_all(peer, 11) == b"still there"
     peer.close()

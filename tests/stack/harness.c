@@ -32,6 +32,8 @@ struct host {
 	uint32_t notified[NEAT_SLOTS];
 	struct out out[OUT_MAX];
 	uint32_t out_head, out_tail;
+	uint8_t answer[12];	/* to the nic: addresses and ports of it */
+	int answers, used;
 	bool tx_blocked;
 	uint32_t accept_fail;
 	uint32_t pushed_limit;
@@ -131,7 +133,10 @@ static bool tx(void *world, const struct pkt *p)
 			memcpy(flat + at, p->frag[i].p, p->frag[i].len);
 		at += p->frag[i].len;
 	}
-	if (at == len && len > FRAME_HEADERS + 20 && get16(flat + 12) == 0x0800) {
+	if (p->flags & PKT_RETURNED) {
+		h->answers++, h->used = p->flags & PKT_ASKED ? 1 : 0;
+		memcpy(h->answer, flat + FRAME_HEADERS + 12, sizeof(h->answer));
+	} else if (at == len && len > FRAME_HEADERS + 20 && get16(flat + 12) == 0x0800) {
 		if (p->gso_size && flat[FRAME_HEADERS + 9] == IP_PROTO_TCP) {
 			cut(h, flat + FRAME_HEADERS, len - FRAME_HEADERS, p->gso_size);
 		} else {
@@ -241,17 +246,27 @@ void host_in(struct host *h, const uint8_t *ip, uint32_t len)
 	host_drain(h);
 }
 
-/* The nic gives a frame back that this host sent. */
-void host_return(struct host *h, const uint8_t *ip, uint32_t len)
+static void from_nic(struct host *h, const uint8_t *ip, uint32_t len, uint16_t flags)
 {
 	uint8_t *room = malloc(PKT_HEADROOM + FRAME_HEADERS + len);
-	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = FRAME_HEADERS + len, .flags = PKT_RETURNED };
+	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = FRAME_HEADERS + len, .flags = flags };
 
 	memcpy(p.data, (const uint8_t[FRAME_HEADERS]){ 2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0 }, FRAME_HEADERS);
 	memcpy(p.data + FRAME_HEADERS, ip, len);
 	link_input(&h->stack, &p);
 	free(room);
 	host_drain(h);
+}
+
+/* The nic gives a frame back that this host sent. */
+void host_return(struct host *h, const uint8_t *ip, uint32_t len) { from_nic(h, ip, len, PKT_RETURNED); }
+
+/* It asks about one that another replica wants to send. -1: there is no answer, or one about another tuple. */
+int host_ask(struct host *h, const uint8_t *ip, uint32_t len)
+{
+	h->answers = 0;
+	from_nic(h, ip, len, PKT_RETURNED | PKT_ASKED);
+	return h->answers == 1 && !memcmp(h->answer, ip + 12, sizeof(h->answer)) ? h->used : -1;
 }
 
 int host_out(struct host *h, uint8_t *buf, uint32_t cap)

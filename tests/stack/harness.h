@@ -32,6 +32,7 @@ API void host_block_tx(struct host *h, int on);
 API void host_learn(struct host *h, uint32_t addr);
 API void host_in(struct host *h, const uint8_t *ip, uint32_t len);
 API void host_return(struct host *h, const uint8_t *ip, uint32_t len);
+API int host_ask(struct host *h, const uint8_t *ip, uint32_t len);
 API int host_out(struct host *h, uint8_t *buf, uint32_t cap);
 API int host_listen(struct host *h, uint32_t addr, uint16_t port, uint32_t backlog, const uint32_t *opts);
 API void host_unlisten(struct host *h, uint32_t slot);

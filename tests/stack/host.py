@@ -166,6 +166,12 @@ class Host:
         self.lib.host_return(self.h, packet, len(packet))
         self.collect()
 
+    def ask(self, packet: bytes) -> int:
+        """The nic asks whether the tuple is in use here: 1 or 0, or -1 = no answer."""
+        answer = int(self.lib.host_ask(self.h, packet, len(packet)))
+        self.collect()
+        return answer
+
     # ---- application ----
 
     def listen(self, port: int, backlog: int = 16, addr: int = 0,

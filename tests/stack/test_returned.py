@@ -169,3 +169,56 @@ def test_a_short_one_is_dropped(host: Host, length: int) -> None:
     assert host.state(slot) == SYN_SENT
     assert host.segments() == []
     assert decode(packet).sport == host.info(slot).lport
+
+
+# ---- the nic asks whether a tuple is still in use ----
+
+
+def another(port: int, rport: int) -> bytes:
+    """A SYN of another replica."""
+    return Segment(src=HERE, dst=THERE, sport=port, dport=rport, seq=77, flags=2).encode()
+
+
+def test_whether_a_tuple_is_in_use(host: Host) -> None:
+    """From connect() to the end of TIME_WAIT; the peer hears nothing of it."""
+    host.learn(THERE)
+    assert host.ask(another(5000, 80)) == 0
+    slot = host.connect(THERE, 80, lport=5000)
+    first = syn(host)
+    assert host.ask(another(5000, 80)) == 1
+    assert (host.ask(another(5001, 80)), host.ask(another(5000, 81))) == (0, 0)
+    peer = Peer(host, port=5000, rport=80, host_iss=first.seq)
+    peer.send("SA", 0, 1)
+    peer.recv()
+    assert host.ask(another(5000, 80)) == 1
+    host.close(slot)
+    peer.recv()
+    peer.send("FA", 1, 2)
+    peer.recv()
+    assert host.ask(another(5000, 80)) == 1, "TIME_WAIT"
+    host.advance(120 * S)
+    assert host.ask(another(5000, 80)) == 0
+    assert host.segments() == []
+
+
+def test_half_open_is_in_use(host: Host) -> None:
+    host.listen(80)
+    host.input(Segment(src=THERE, dst=HERE, sport=4000, dport=80, seq=1, flags=2).encode())
+    assert [seg.letters for seg in host.segments()] == ["SA"]
+    assert host.ask(another(80, 4000)) == 1
+
+
+def test_a_question_changes_nothing(host: Host) -> None:
+    """Not even if the SYN is, number and all, the one that this replica has sent."""
+    host.learn(THERE)
+    slot = host.connect(THERE, 80)
+    first = syn(host)
+    assert host.ask(first.encode()) == 1
+    assert (host.state(slot), host.info(slot).lport) == (SYN_SENT, first.sport)
+    rules(host, "drop in tcp", "drop out tcp")
+    assert host.ask(first.encode()) == 1, "a packet filter does not see it"
+
+
+@pytest.mark.parametrize("length", [0, 10, 20, 30, 39])
+def test_a_short_question_has_no_answer(host: Host, length: int) -> None:
+    assert host.ask(another(5000, 80)[:length]) == -1
