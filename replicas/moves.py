@@ -36,11 +36,16 @@ class Port:
     settled: bool  # GRACE_S has passed since the move
 
 
+def staying(active: int, leaving: set[int]) -> int:
+    """Mask of the active replicas that do not leave."""
+    return active & ~sum(1 << replica for replica in leaving)
+
+
 def decide(port: Port, leaving: set[int], active: int) -> str | None:
     """ "open": choose a new home, sockets get slots there; "move"; "close"; None: wait, or stay."""
     if port.home in leaving:
         if port.also is None or port.also in leaving:
-            return "open" if active & ~sum(1 << replica for replica in leaving) else None
+            return "open" if staying(active, leaving) else None
         return "move" if port.joined else None
     return "close" if port.also is not None and port.settled else None
 
@@ -103,9 +108,8 @@ class Moves:
         )
         step = decide(port, leaving, registry.active())
         if step == "open":
-            active = registry.active() & ~sum(1 << replica for replica in leaving)
             homes = (b.home for b in self.bindings.table.values() if b.datagram)
-            registry.set_also(key, choose_home(None, active, homes))
+            registry.set_also(key, choose_home(None, staying(registry.active(), leaving), homes))
         elif step == "move":
             assert also is not None
             self.bindings.rehome(group, also)
