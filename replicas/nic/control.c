@@ -127,8 +127,10 @@ static int uplink_add(struct nic *n, int fd, char *text, size_t room)
 	struct uplink *u = &n->uplink;
 	int status = u->kind == NEAT_NIC_TAP ? tap_setup(fd, text, room) : wire_setup(fd, text, room);
 
-	if (status)
+	if (status) {
+		close(fd);
 		return status;
+	}
 	u->fd[u->nfds] = fd;
 	nic_watch(n, fd, WATCH_UPLINK | u->nfds, EPOLLIN);
 	u->nfds++;
@@ -196,7 +198,10 @@ static void on_config(struct nic *n, struct message *msg)
 	steer_active(&n->steer, active_mask(n, m->active));
 	wire_set(&n->wire, &m->wire);
 	status = make_uplink(n, msg, text, sizeof(text));
-	if (status) {
+	if (status == -NIC_TAP_DELETED) {
+		/* As if it had happened later. To end would be to be started again, for ever. */
+		nic_uplink_gone(n, NIC_TAP_DELETED);
+	} else if (status) {
 		control_error(status, text, m->h.seq);
 		exit(1);
 	}

@@ -119,14 +119,21 @@ void nic_receive(struct nic *n, const uint8_t *bytes, const struct frame_meta *m
 	deliver(n, bytes, &f, &m);
 }
 
+void nic_uplink_gone(const struct nic *n, int err)
+{
+	const char *what = n->uplink.kind == NEAT_NIC_TAP ? "TAP device" : "other end of the wire";
+	const char *why = err == NIC_TAP_DELETED ? "it was deleted (ip link del), or its network namespace ended" :
+						   strerror(err);
+	char text[240];
+
+	snprintf(text, sizeof(text), "the %s is gone: %s; local connections go on; for all others run `neatsock down` "
+		 "and `neatsock up`", what, why);
+	control_error(-err, text, 0);
+}
+
 static void uplink_lost(struct nic *n, uint32_t i, int err)
 {
-	char text[200];
-
-	snprintf(text, sizeof(text), "the %s is gone (%s); local connections go on, others need a restart of "
-		 "the instance", n->uplink.kind == NEAT_NIC_TAP ? "TAP device" : "other end of the wire",
-		 strerror(err));
-	control_error(-err, text, 0);
+	nic_uplink_gone(n, err);
 	nic_unwatch(n, n->uplink.fd[i]);
 	n->uplink.fd[i] = -1;
 }

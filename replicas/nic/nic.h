@@ -8,6 +8,7 @@
 #include "reass.h"
 #include "steer.h"
 #include "wire.h"
+#include <errno.h>
 #include <sys/types.h>
 
 enum {
@@ -16,6 +17,7 @@ enum {
 	NIC_FRAME = NEAT_QP_BUF,		/* largest frame, headers included */
 	NIC_BUDGET = 64,			/* frames of one source before the next one's turn */
 	FLOWS_DEFAULT = 131072,
+	NIC_TAP_DELETED = EBADFD,		/* drivers/net/tun.c: of a descriptor whose device is no more */
 };
 
 struct capture {
@@ -56,6 +58,8 @@ enum { WATCH_CONTROL = 0, WATCH_UPLINK = 0x100, WATCH_QUEUE = 0x200 };
 _Noreturn void nic_die(const char *what);
 void nic_watch(struct nic *n, int fd, uint32_t what, uint32_t events);
 void nic_unwatch(struct nic *n, int fd);	/* and closes it */
+/* Tells what became of it, and what to do. */
+void nic_uplink_gone(const struct nic *n, int err);
 /* A frame came from the uplink. */
 void nic_receive(struct nic *n, const uint8_t *bytes, const struct frame_meta *m);
 

@@ -588,6 +588,27 @@ def test_a_deleted_tap_is_no_busy_loop(host: Host, namespace: Namespace) -> None
 
 
 @needs_namespace
+def test_a_nic_that_is_started_on_a_deleted_tap_serves_without_it(
+    host: Host, namespace: Namespace
+) -> None:
+    """It says what its predecessor said; to end would be to be started again, for ever."""
+    namespace.inside("ip", "link", "del", namespace.device)
+    first = host.nic.receive("struct neat_msg_error", ABI.NEAT_MSG_ERROR)
+    host.nic.kill()
+    host.nic.start()
+    again = host.nic.receive("struct neat_msg_error", ABI.NEAT_MSG_ERROR)
+    assert ffi.string(again.text) == ffi.string(first.text)
+    for part in (b"TAP device is gone", b"ip link del", b"local connections go on", b"neatsock up"):
+        assert part in ffi.string(again.text)
+    host.nic.configured()
+    host.nic.queue_ready(0)
+    connection = host.apps[0].connect(ipv4("10.99.0.1"), PORT)
+    before = host.nic.stats()["tx_failed"]
+    wait_until(lambda: host.nic.stats()["tx_failed"] > before, "what a replica sends is lost")
+    assert not connection.flags & HUP
+
+
+@needs_namespace
 def test_wrong_tap_flags_are_explained(namespace: Namespace, nic_binary: Path) -> None:
     fd = namespace.tap(0x0002 | 0x1000)
     nic = Nic(nic_binary, Plan(TAP), [fd])
