@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ..system.test_uplink import OURS, PEER, uplinked
 from ..worlds import neatsock_env
 from .rig import Bystander, Rig, wait_until
 
@@ -186,13 +189,18 @@ def killed(rig: Rig) -> None:
     os.kill(rig.pids()["keeper"], signal.SIGKILL)
 
 
-def all_killed(rig: Rig) -> None:
-    """Nobody is left who could say a word, or start somebody."""
-    found = rig.status()
-    pids = [*rig.pids().values(), found["standby"]["pid"], found["nic"]["pid"]]
+def kill_all(found: dict[str, Any]) -> None:
+    """Everybody that a status names."""
+    one_each = [found[role]["pid"] for role in ("keeper", "neatd", "standby", "nic")]
+    pids = [*one_each, *(replica["pid"] for replica in found["replicas"])]
     for sig in (signal.SIGSTOP, signal.SIGKILL):
         for pid in filter(None, pids):
             os.kill(pid, sig)
+
+
+def all_killed(rig: Rig) -> None:
+    """Nobody is left who could say a word, or start somebody."""
+    kill_all(rig.status())
 
 
 def all_but_neatd_killed(rig: Rig) -> None:
@@ -238,6 +246,83 @@ def test_blocked_programs(scratch: Path, replicas: int, end: Callable[[Rig], Non
         for program in programs:
             program.process.kill()
         rig.down()
+
+
+# Connected to kernel programs of another network, out and in, and blocked there.
+UPLINKED = r"""
+import errno, os, select, socket, sys, threading
+listener = socket.create_server(("0.0.0.0", 0))
+print(listener.getsockname()[1], flush=True)
+out = socket.create_connection((sys.argv[1], int(sys.stdin.readline())))
+inward, _ = listener.accept()
+full = socket.create_connection(out.getpeername())
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.sendto(b"to its link", (sys.argv[1], 9))
+def epoll():
+    e = select.epoll(); e.register(inward, select.EPOLLIN)
+    return e.poll()[0][1] == select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+calls = {"recv": lambda: out.recv(1), "send": lambda: full.sendall(bytes(64 << 20)),
+         "epoll": epoll, "accept": listener.accept}
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+def call(name):
+    try:
+        say(name, calls[name]())
+    except OSError as err:
+        say(name, errno.errorcode[err.errno])
+threads = [threading.Thread(target=call, args=[name]) for name in calls]
+for t in threads: t.start()
+say("ready")
+for t in threads: t.join()
+a = socket.create_server(("127.0.0.1", 0))
+c = socket.create_connection(a.getsockname(), 10); s, _ = a.accept()
+c.sendall(b"through")
+say("new", s.recv(10).decode())
+"""
+KERNEL_PEER = """
+import socket, sys
+listener = socket.create_server(("0.0.0.0", 0))
+print(listener.getsockname()[1], flush=True)
+first, _ = listener.accept()
+inward = socket.create_connection((sys.argv[1], int(sys.stdin.readline())))
+second, _ = listener.accept()
+sys.stdin.read()
+"""
+
+
+def test_all_killed_with_a_nic(tmp_path: Path) -> None:
+    """Connections to kernel peers end like local ones, and the device goes with the instance."""
+    with uplinked(tmp_path / "run", 2) as net:
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        ours = net.neat.start(sys.executable, "-c", UPLINKED, PEER, **pipes)
+        theirs = net.peer.start(sys.executable, "-c", KERNEL_PEER, OURS, **pipes)
+        try:
+            ports = []
+            for program in (ours, theirs):
+                assert program.stdout and program.stdin
+                ports.append(program.stdout.readline())
+            for program, port in ((ours, ports[1]), (theirs, ports[0])):
+                assert program.stdin
+                program.stdin.write(port)
+                program.stdin.flush()
+            assert ours.stdout and ours.stdout.readline() == "ready\n"
+            tasks = Path(f"/proc/{ours.pid}/task")
+            wait_until(lambda: len(os.listdir(tasks)) == 5 and asleep(ours.pid), "it blocks")
+            kill_all(json.loads(net.instance.cli("status", "--json").stdout))
+            out, err = ours.communicate(timeout=20)
+            assert dict(line.split() for line in out.splitlines()) == {
+                "recv": "ECONNRESET",
+                "send": "ECONNRESET",
+                "epoll": "True",
+                "accept": "ENETDOWN",
+                "new": "through",
+            }
+            assert len(err.splitlines()) == 1 and "has ended" in err, err
+            wait_until(lambda: net.namespace not in net.peer.run("ip", "link").stdout, "no device")
+        finally:
+            for program in (ours, theirs):
+                program.kill()
+                program.communicate()
 
 
 # Asks again and again, in the way that argv names, and never sleeps.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -355,6 +356,31 @@ def test_the_status_says_that_the_device_is_gone(tmp_path: Path) -> None:
         assert "nic: the TAP device is gone" in net.instance.cli("status").stdout
 
 
+LOCAL = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as a, socket.create_connection(a.getsockname()) as c:
+    s, _ = a.accept()
+    c.sendall(b"local"); print(s.recv(9).decode())
+"""
+
+
+def test_a_nic_whose_device_is_gone_is_not_started_again_and_again(tmp_path: Path) -> None:
+    with uplinked(tmp_path / "run", 1) as net:
+        first: Any = status(net)
+        ip("-n", net.namespace, "link", "del", net.namespace)
+        os.kill(first["nic"]["pid"], signal.SIGKILL)
+
+        def says() -> Any:
+            nic: Any = status(net)["nic"]
+            return nic if nic["pid"] not in (None, first["nic"]["pid"]) and "error" in nic else None
+
+        nic = wait_until(says, "an error in the status, of the new one")
+        for _ in range(3):
+            assert net.neat.run(sys.executable, "-c", LOCAL).stdout == "local\n"
+        assert status(net)["nic"] == nic
+        assert net.instance.log().count("nic started") == 2
+
+
 def test_a_tap_serves_one_instance(net: Net, tmp_path: Path) -> None:
     name = f"nt{secrets.token_hex(4)}"
     first = Instance(tmp_path / "1", 1, "--tap", name, "--address", "10.99.8.2/24")
@@ -535,3 +561,91 @@ def test_a_datagram_larger_than_the_wire(net: Net) -> None:
     ours = net.neat.run(sys.executable, "-c", code, PEER).stdout.split()
     assert ours == net.peer.run(sys.executable, "-c", code, OURS).stdout.split()
     assert ours == [str(n) for n in (1473, 1473, *[-errno.EMSGSIZE] * 3, 1473)]
+
+
+# Echoes on six sockets of its own, and asks six of the other world with one datagram at a time;
+# every answer is checked. Says how far each of its sockets is for each line on stdin.
+UDP_BOTH = """
+import os, select, socket, sys, threading
+N = 6
+def bound():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 0)); return s
+servers, counts = [bound() for _ in range(N)], [0] * N
+def echo():
+    while True:
+        for s in select.select(servers, [], [])[0]:
+            data, peer = s.recvfrom(2000)
+            s.sendto(data, peer)
+threading.Thread(target=echo, daemon=True).start()
+print(*(s.getsockname()[1] for s in servers), flush=True)
+def asks(me, address):
+    s = bound(); s.settimeout(20)
+    if me % 2: s.connect(address)
+    try:
+        while True:
+            data = b"%d %d" % (me, counts[me])
+            s.send(data) if me % 2 else s.sendto(data, address)
+            got, peer = s.recvfrom(2000)
+            if (got, peer) != (data, address): raise ValueError((data, got, peer))
+            counts[me] += 1
+    except Exception as err:
+        os.write(1, b"FAILED %r\\n" % ((me, counts[me], err),)); os._exit(1)
+for me, port in enumerate(map(int, sys.stdin.readline().split())):
+    threading.Thread(target=asks, args=[me, (sys.argv[2], port)], daemon=True).start()
+while sys.stdin.readline(): print(*counts, flush=True)
+"""
+
+
+def say(program: subprocess.Popen[str], line: str = "") -> None:
+    assert program.stdin
+    program.stdin.write(line + "\n")
+    program.stdin.flush()
+
+
+def heard(program: subprocess.Popen[str]) -> list[int]:
+    assert program.stdout
+    line = program.stdout.readline()
+    assert line and not line.startswith("FAILED"), line
+    return [int(word) for word in line.split()]
+
+
+def test_datagrams_of_a_kernel_peer_while_homes_move(tmp_path: Path) -> None:
+    """Before, while and after a replica drains, both ways: each arrives, and the replica ends."""
+    with uplinked(tmp_path / "run", 2, "--replicas-max", "2") as net:
+        options: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        both = [
+            net.neat.start(sys.executable, "-c", UDP_BOTH, OURS, PEER, **options),
+            net.peer.start(sys.executable, "-c", UDP_BOTH, PEER, OURS, **options),
+        ]
+
+        def counts() -> list[int]:
+            for program in both:
+                say(program)
+            return [count for program in both for count in heard(program)]
+
+        def replicas() -> int:
+            return len(cast(list[Any], status(net)["replicas"]))
+
+        def move_on() -> None:
+            """Every socket of both."""
+            before = counts()
+            wait_until(
+                lambda: all(n > b + 20 for n, b in zip(counts(), before, strict=True)), "answers"
+            )
+
+        try:
+            ports = [" ".join(map(str, heard(program))) for program in both]
+            say(both[0], ports[1])
+            say(both[1], ports[0])
+            move_on()
+            for _ in range(3):
+                net.instance.cli("scale", "1")
+                while replicas() > 1:
+                    move_on()
+                move_on()
+                net.instance.cli("scale", "2")
+                move_on()
+        finally:
+            for program in both:
+                program.kill()
+                program.wait()
