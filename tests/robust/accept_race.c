@@ -18,14 +18,15 @@
 #include <unistd.h>
 
 enum {
-	HELD = 64,		/* connections that fill the first pages of slots: those hold the listener's, too */
-	NEXT = 8,
+	REPLICAS = 4,
+	HELD = 64 * REPLICAS,	/* connections that fill the first page of slots in each: it holds the listener's, too */
+	NEXT = 8 * REPLICAS,
 	BORN = 4 << 20,		/* bytes of slots below those that connect() takes */
 };
 
 static struct sockaddr_in where = { .sin_family = AF_INET };
 static int stopped[2], go[2];
-static char *words;		/* of connections that accept() takes, less the first page; NULL: of the kernel */
+static char *words[REPLICAS];	/* of connections that accept() takes, less the first page; none: the kernel's */
 
 static void fail(const char *what)
 {
@@ -34,19 +35,26 @@ static void fail(const char *what)
 	exit(1);
 }
 
-/* Of our (application, replica) pair, the half that programs write: the mapping of 256 GiB. */
-static char *find_words(void)
+/* Of each (application, replica) pair the half that programs write: a mapping of 256 GiB. */
+static void find_words(void)
 {
 	FILE *maps = fopen("/proc/self/maps", "r");
 	unsigned long begin, end;
-	char line[512], *found = NULL;
+	char line[512];
+	int n = 0;
 
-	while (maps && fgets(line, sizeof(line), maps))
+	while (maps && n < REPLICAS && fgets(line, sizeof(line), maps))
 		if (strstr(line, "memfd:neat") && sscanf(line, "%lx-%lx", &begin, &end) == 2 && end - begin > 256ul << 30)
-			found = (char *)begin + 4096;
+			words[n++] = (char *)begin + 4096;
 	if (maps)
 		fclose(maps);
-	return found;
+}
+
+static void protect(int how)
+{
+	for (int i = 0; i < REPLICAS && words[i]; i++)
+		if (mprotect(words[i], BORN, how))
+			_exit(1);
 }
 
 static void in_between(int sig)
@@ -54,9 +62,9 @@ static void in_between(int sig)
 	char c;
 	(void)sig;
 
-	if (syscall(SYS_write, stopped[1], "", 1) != 1 || syscall(SYS_read, go[0], &c, 1) != 1 ||
-	    mprotect(words, BORN, PROT_READ | PROT_WRITE))
+	if (syscall(SYS_write, stopped[1], "", 1) != 1 || syscall(SYS_read, go[0], &c, 1) != 1)
 		_exit(1);
+	protect(PROT_READ | PROT_WRITE);
 }
 
 static void worker(int listener, int first)
@@ -66,8 +74,7 @@ static void worker(int listener, int first)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	close(first);
 	sigaction(SIGSEGV, &trap, NULL);
-	if (words && mprotect(words, BORN, PROT_NONE))
-		_exit(1);
+	protect(PROT_NONE);
 	for (;;)
 		close(accept(listener, NULL, NULL));
 }
@@ -119,12 +126,12 @@ int main(void)
 	for (int i = 0; i < HELD; i++)
 		if (connected() < 0 || accept(l, NULL, NULL) < 0)
 			fail("accept");
-	words = find_words();
+	find_words();
 	first = connected();
 	child = fork();
 	if (child == 0)
 		worker(l, first);
-	if (words) {
+	if (words[0]) {
 		if (read(stopped[0], &c, 1) != 1)
 			fail("the worker did not come by");
 		overtake(l, first);
