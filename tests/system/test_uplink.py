@@ -563,6 +563,61 @@ def test_a_datagram_larger_than_the_wire(net: Net) -> None:
     assert ours == [str(n) for n in (1473, 1473, *[-errno.EMSGSIZE] * 3, 1473)]
 
 
+# Connects from eight ports; again from the same ones once those connections were reset.
+AGAIN = """
+import socket, sys
+def connections():
+    made = []
+    for port in range(45000, 45008):
+        s = socket.socket(); s.settimeout(20)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("0.0.0.0", port))
+        s.connect((sys.argv[1], int(sys.argv[2])))
+        made.append(s)
+    return made
+first = connections()
+print("first", flush=True)
+sys.stdin.readline()
+for s in first:
+    try: s.recv(1)
+    except ConnectionResetError: s.close()
+again = connections()
+print("again")
+"""
+ACCEPTS = """
+import socket
+listener, kept = socket.create_server(("0.0.0.0", 0)), []
+print(listener.getsockname()[1], flush=True)
+while True: kept.append(listener.accept())
+"""
+
+
+def test_bound_ports_are_free_after_a_stateless_start(tmp_path: Path) -> None:
+    """Their replica has lost the connections, and half of the tuples are another one's by then."""
+    options = ("--mode", "stateless", "--replicas-max", "2")
+    with uplinked(tmp_path / "run", 1, *options) as net:
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        server = net.peer.start(sys.executable, "-c", ACCEPTS, stdout=subprocess.PIPE)
+        port = str(heard(server)[0])
+        client = net.neat.start(sys.executable, "-c", AGAIN, PEER, port, **pipes)
+
+        def replicas() -> list[Any]:
+            return cast(list[Any], status(net)["replicas"])
+
+        try:
+            assert client.stdout and client.stdout.readline() == "first\n"
+            os.kill(replicas()[0]["pid"], signal.SIGKILL)
+            net.instance.cli("scale", "2")
+            wait_until(lambda: [r["state"] for r in replicas()] == ["ready"] * 2, "two replicas")
+            assert replicas()[0]["epoch"] == 2
+            say(client)
+            assert client.stdout.readline() == "again\n"
+        finally:
+            for program in (client, server):
+                program.kill()
+                program.wait()
+
+
 # Echoes on six sockets of its own, and asks six of the other world with one datagram at a time;
 # every answer is checked. Says how far each of its sockets is for each line on stdin.
 UDP_BOTH = """
