@@ -16,7 +16,7 @@ from bench.worlds import ROOT
 LOADS = Path(__file__).parent / "loads"
 KEEP = ("keep", "keep-large", "fresh", "fresh-large", "crowd")
 SEND = ("post", "post-large", "expect")
-HTTP = (*KEEP, "storm")
+HTTP = (*KEEP, "polled", "storm")
 APP = (*HTTP, *SEND)
 LARGE = 100_000
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
 import struct
 import sys
@@ -72,6 +73,30 @@ def fresh(path: str, want: int) -> Ask:
                 c.sendall(request(path, "Connection: close\r\n"))
                 read_answer(c, want)
                 check(c.recv(1) == b"", "more")
+            yield 0.0
+
+    return ask
+
+
+def polled(path: str, want: int) -> Ask:
+    """As httperf does: never sleeps, looks with a time-out of zero."""
+
+    def ask(to: tuple[str, int]) -> Iterator[float]:
+        yield 0.0
+        while True:
+            with socket.socket() as c:
+                c.setblocking(False)
+                c.connect_ex(to)
+                while not select.select([], [c], [], 0)[1]:
+                    pass
+                c.send(request(path, "Connection: close\r\n"))
+                got = b""
+                while not got.endswith(b"x" * want):
+                    while not select.select([c], [], [], 0)[0]:
+                        pass
+                    part = c.recv(65536)
+                    check(bool(part), got)
+                    got += part
             yield 0.0
 
     return ask
@@ -240,6 +265,7 @@ ASKS: dict[str, Ask] = {
     "keep-large": keep_alive("/large", LARGE),
     "fresh": fresh("/small", 20),
     "fresh-large": fresh("/large", LARGE),
+    "polled": polled("/large", LARGE),
     "crowd": crowd("/large", LARGE, False),
     "storm": crowd("/small", 20, True),
     "post": post(3000, False),
