@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml
 
 # What only tests and lint use: the demo and the benchmarks do not wait for it.
 $(VENV)/.tools: $(VENV)/.ready
-	$(BIN)/pip install -q --disable-pip-version-check pytest hypothesis pytest-timeout gunicorn uvicorn mypy ruff build
+	$(BIN)/pip install -q --disable-pip-version-check pytest hypothesis pytest-timeout pytest-xdist gunicorn uvicorn mypy ruff build
 	@touch $@
 
 venv: $(VENV)/.ready
@@ -31,7 +31,7 @@ native: venv
 	$(PY) setup.py -q build_native --werror
 
 test: programs native tools
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests -n 2 --dist loadfile
 
 demo: native
 	@sh .ci/programs gcc libc6-dev lighttpd wrk

@@ -51,7 +51,8 @@ def test_others_are(app: Any) -> None:
     assert apps.stranger(app, other.pid)
     other.communicate(b"\n")
     assert apps.stranger(app, other.pid)  # nobody's any more
-    assert apps.stranger(app, 1)
+    # Init's maps may be hidden from us; it is older than an instance unless it is our parent.
+    assert os.getppid() == 1 or apps.stranger(app, 1)
 
 
 def test_a_dying_process_is_none_yet(app: Any) -> None:
