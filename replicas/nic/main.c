@@ -235,8 +235,10 @@ static void answered(struct nic *n, uint32_t r, const struct frame *f, bool used
 {
 	const struct ask *q;
 
-	if (f->kind != FRAME_TCP)
+	if (f->kind != FRAME_TCP) {
+		n->count[NEAT_NIC_TX_MALFORMED]++;
 		return;
+	}
 	q = asks_close(&n->asks, &f->t, (uint8_t)r);
 	if (!used)
 		flows_disown(n->steer.flows, &f->t, (uint8_t)r);
