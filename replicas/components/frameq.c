@@ -49,11 +49,14 @@ static bool fenced(const struct frameq *q, const struct neat_frame_desc *d)
 
 static void retire(struct frameq *q)
 {
-	/* The other end may wait for what frameq_room() calls room: it looks again when we wake it. */
-	if (a64_relaxed(&q->in->tail) - q->head + FRAMEQ_ROOM > q->entries)
-		q->owes_wake = true;
-	q->head++;
+	uint64_t head = q->head++;
+
 	a64_release(&q->in->head, q->head);
+	/* Head before the look at tail: an end whose last frame we do not see yet has not looked for room yet, and finds
+	 * this. One that may wait for what frameq_room() calls room looks again when we wake it. */
+	neat_fence();
+	if (a64_relaxed(&q->in->tail) - head + FRAMEQ_ROOM > q->entries)
+		q->owes_wake = true;
 }
 
 void frameq_retire(struct frameq *q)
