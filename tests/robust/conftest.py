@@ -46,7 +46,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
 @pytest.fixture
 def bystander(rig: Rig) -> Iterator[Bystander]:
     """It goes on without one broken connection, and neither neatd nor a replica restarts."""
-    made = Bystander(rig.world)
+    made = Bystander(rig.world, rig.evidence)
     before = rig.pids()
     yield made
     made.lively()

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..waiting import wait_until
 from ..worlds import World, neatsock_env
 
 BYSTANDER = """
-import hashlib, os, socket, sys, threading
+import hashlib, os, socket, sys, threading, traceback
 listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind(("127.0.0.1", 0))
@@ -59,7 +59,8 @@ while True:
             print("WRONG bytes", flush=True)
             os._exit(1)
     except TimeoutError:
-        print("TIMEOUT", flush=True)
+        names = listener.getsockname(), client and client.getsockname()
+        print("TIMEOUT", *names, repr(traceback.format_exc()), flush=True)
         os._exit(1)
     except ConnectionError as err:
         failed += 1
@@ -71,9 +72,13 @@ while True:
 
 
 class Bystander:
-    """A second application. `lively()` blocks until it has made some more round trips."""
+    """A second application. `lively()` blocks until it has made some more round trips.
 
-    def __init__(self, world: World) -> None:
+    `evidence` says more when it could not.
+    """
+
+    def __init__(self, world: World, evidence: Callable[[], str] = str) -> None:
+        self.evidence = evidence
         self.process = world.start(
             sys.executable, "-c", BYSTANDER, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -95,7 +100,8 @@ class Bystander:
                 self.other.append(line)
 
     def check(self) -> None:
-        assert self.process.poll() is None and not self.other, "".join(self.other[-20:])
+        if self.process.poll() is not None or self.other:
+            raise AssertionError("".join(self.other[-20:]) + self.evidence())
 
     def lively(self, more: int = 20) -> None:
         before = self.rounds
@@ -168,6 +174,10 @@ class Rig:
 
     def log(self) -> str:
         return "".join(p.read_text() for p in self.directory.glob("*.log"))
+
+    def evidence(self) -> str:
+        """Status and log, for messages of tests."""
+        return f"{self.status()}\n{self.log()[-5000:]}"
 
     def down(self) -> None:
         self.cli("down")

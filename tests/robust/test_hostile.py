@@ -42,7 +42,7 @@ def test_other_applications_see_no_error(rig: Rig, bystander: Bystander) -> None
     try:
         wait_until(lambda: len(rig.status()["apps"]) == 1, "only the bystander is left")
     except AssertionError as err:
-        raise AssertionError(f"{rig.status()['apps']}\n{rig.log()[-5000:]}") from err
+        raise AssertionError(rig.evidence()) from err
     replicas = [replica["pid"] for replica in rig.status()["replicas"]]
     wait_until(lambda: {memory(pid) for pid in replicas} == {1}, "replicas unmap what others had")
 
