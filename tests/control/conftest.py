@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -50,11 +51,12 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def descriptors() -> Iterator[None]:
     """Closes the clients that a test made; with them it leaves no descriptor behind."""
+    gc.collect()  # what earlier tests left to the collector is no business of this one
     before = open_files(os.getpid())
     yield
     for client in list(Client.made):
         client.close()
-    assert open_files(os.getpid()) == before
+    assert open_files(os.getpid()) <= before
 
 
 @pytest.fixture
