@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from bench.worlds import Neat, neat_up
 from ..long import TIMES
 from ..system.programs import Site, free_port, lighttpd, need, nginx, redis, serving
 from ..worlds import World
+from .killing import killing
 
 SECONDS = 3 * TIMES
 RATE = 20.0
@@ -46,22 +45,8 @@ class Stage:
     @contextmanager
     def killing(self) -> Iterator[Killer]:
         """Everybody is killed at random as long as this lasts; at least once in all."""
-        seed = random.SystemRandom().randrange(1 << 16)
-        print(f"kills with seed {seed}")
-        killer = Killer(self.neat.control, VICTIMS, 0.1, random.Random(seed))
-        over = threading.Event()
-
-        def kill() -> None:
-            while not over.is_set():
-                killer.run(1, RATE)
-
-        thread = threading.Thread(target=kill)
-        thread.start()
-        try:
+        with killing(self.neat.control, VICTIMS, RATE) as killer:
             yield killer
-        finally:
-            over.set()
-            thread.join()
         assert len(killer.done) > 1, killer.done
 
 

@@ -7,16 +7,12 @@ import random
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from bench.killer import Killer
 
 from ..long import TIMES
 from ..waiting import wait_until
 from ..worlds import KERNEL, World
+from .killing import killing
 from .rig import Bystander, Rig
 from .test_closing import last_word
 
@@ -52,27 +48,6 @@ def served_by_ours(rig: Rig) -> None:
     assert server.communicate(timeout=20)[1] == ""
 
 
-@contextmanager
-def killing(rig: Rig) -> Iterator[Killer]:
-    """Replicas and standbys are killed at random as long as this lasts."""
-    seed = random.SystemRandom().randrange(1 << 16)
-    print(f"kills with seed {seed}")
-    killer = Killer(rig.path, ("replica", "standby"), 0.1, random.Random(seed))
-    over = threading.Event()
-
-    def kill() -> None:
-        while not over.is_set():
-            killer.run(1, RATE)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killer
-    finally:
-        over.set()
-        thread.join()
-
-
 def test_workers_that_fork_and_exec_and_are_killed(rig: Rig, bystander: Bystander) -> None:
     served(KERNEL, 1, 1)
     served_by_ours(rig)
@@ -83,7 +58,7 @@ def test_workers_and_replicas_are_killed(tmp_path: Path) -> None:
     rig = Rig(tmp_path, 2)
     try:
         bystander = Bystander(rig.world)
-        with killing(rig) as killer:
+        with killing(rig.path, ("replica", "standby"), RATE) as killer:
             served_by_ours(rig)
         assert len(killer.done) > 1
         bystander.lively()
