@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from itertools import pairwise
 
-from .tools import bits, listener, pair, revents, say, scenario, settled, until
+from .tools import asleep, bits, listener, pair, revents, say, scenario, settled, until
 
 IN, OUT, ET, ONESHOT = select.EPOLLIN, select.EPOLLOUT, select.EPOLLET, select.EPOLLONESHOT
 
@@ -388,19 +388,6 @@ def nested_first_socket_outer() -> None:
 @scenario
 def nested_first_socket_poll() -> None:
     first_socket(lambda low, high: low.poll(5) if polled(low, 5000) != "0" else [], False)
-
-
-def asleep(thread: threading.Thread) -> None:
-    """Until the thread sleeps in a system call that waits for descriptors."""
-
-    def waits() -> bool:
-        with open(f"/proc/self/task/{thread.native_id}/syscall") as f:
-            return f.read().split()[0] in WAITS
-
-    assert until(waits)
-
-
-WAITS = {str(nr) for nr in (7, 23, 232, 270, 271, 281, 441, 202, 449, 22, 72, 73, 98)}
 
 
 @scenario

@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 
-from .tools import bits, die_in, listener, pair, revents, say, scenario, settled, until
+from .tools import asleep, bits, die_in, listener, pair, revents, say, scenario, settled, until
 
 
 @scenario
@@ -204,7 +204,8 @@ def epoll_two_threads() -> None:
     jobs = [threading.Thread(target=wait, args=[d]) for _, d in pairs]
     for j in jobs:
         j.start()
-    time.sleep(0.02)
+    for j in jobs:
+        asleep(j)
     for c, _ in reversed(pairs):
         c.send(b"t")
     for j in jobs:

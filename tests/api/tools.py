@@ -10,6 +10,7 @@ import hashlib
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,19 @@ def until(condition: Callable[[], Any], seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.001)
     return True
+
+
+WAITS = {str(nr) for nr in (7, 23, 232, 270, 271, 281, 441, 202, 449, 22, 72, 73, 98)}
+
+
+def asleep(thread: threading.Thread) -> None:
+    """Until the thread sleeps in a system call that waits for descriptors."""
+
+    def waits() -> bool:
+        with open(f"/proc/self/task/{thread.native_id}/syscall") as f:
+            return f.read().split()[0] in WAITS
+
+    assert until(waits)
 
 
 def settled(s: socket.socket, want: str) -> str:

@@ -178,12 +178,30 @@ def test_automatic_instance_ends_after_its_last_program(fresh: Instance) -> None
     assert sorted(p.name for p in fresh.directory.iterdir()) == ["t.log"]
 
 
+ATTACH = (
+    "import os; from pathlib import Path; from tests.control.client import *\n"
+    "Client(Path(os.environ['NEATSOCK_SOCKET']))\n"
+)
+
+
+def outlives_another(fresh: Instance) -> None:
+    """A program attaches to this instance and leaves; one that began later waits its time and ends.
+
+    If nothing else kept this one, it would have ended first.
+    """
+    for name in (fresh.name, "later"):
+        command = [sys.executable, "-m", "neatsock", "run", "--name", name, sys.executable]
+        subprocess.run([*command, "-c", ATTACH], env=fresh.env, cwd=ROOT, check=True, timeout=60)
+    later = Instance(fresh.directory, "later")
+    wait_until(lambda: later.quick_status() == {}, "the other instance has ended")
+
+
 def test_automatic_instance_waits_for_a_program_that_did_not_attach_yet(fresh: Instance) -> None:
     command = [sys.executable, "-m", "neatsock", "run", "--name", "t", "cat"]
     process = subprocess.Popen(command, env=fresh.env, stdin=subprocess.PIPE)
     wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "run became cat")
     keeper = fresh.quick_status()["keeper"]["pid"]
-    time.sleep(1.5)  # longer than the linger time: the point is that nothing happens
+    outlives_another(fresh)
     assert alive(keeper)
     process.communicate(timeout=60)
     wait_until(lambda: not alive(keeper), "the instance has ended")
@@ -199,13 +217,7 @@ def test_a_new_neatd_waits_for_that_program_too(fresh: Instance) -> None:
         lambda: (s := fresh.quick_status()) and s["neatd"]["pid"] != status["neatd"]["pid"],
         "another neatd",
     )
-    code = (
-        "import os; from pathlib import Path; from tests.control.client import *\n"
-        "Client(Path(os.environ['NEATSOCK_SOCKET']))\n"
-    )
-    command = [sys.executable, "-m", "neatsock", "run", "--name", "t", sys.executable, "-c", code]
-    subprocess.run(command, env=fresh.env, cwd=ROOT, check=True, timeout=60)
-    time.sleep(1.5)  # longer than the linger time: the point is that nothing happens
+    outlives_another(fresh)
     assert alive(status["keeper"]["pid"])
     process.communicate(timeout=60)
     wait_until(lambda: not alive(status["keeper"]["pid"]), "the instance has ended")
