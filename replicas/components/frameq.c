@@ -79,11 +79,9 @@ bool frameq_take(struct frameq *q, struct pkt *p, bool *in)
 	*p = (struct pkt){ .buf = q->in_frames + (q->head & (q->entries - 1)) * NEAT_QP_BUF, .gso_size = d.gso_size };
 	p->data = p->buf + q->headroom;
 	p->len = d.len <= NEAT_QP_BUF - q->headroom ? d.len : 0;
-	p->flags = (uint16_t)((d.flags & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0) |
-			      (d.flags & NEAT_FRAME_CSUM_PARTIAL ? PKT_CSUM_PARTIAL : 0) |
-			      (d.flags & NEAT_FRAME_RETURNED ? PKT_RETURNED : 0) |
-			      (d.flags & NEAT_FRAME_ASKED ? PKT_ASKED : 0) |
-			      (d.flags & NEAT_FRAME_LOCAL && q->their_epoch ? PKT_LOCAL : 0));
+	p->flags = pkt_flags_of(d.flags);
+	if (!q->their_epoch)
+		p->flags &= PKT_FROM_NIC;
 	*in = d.flags & NEAT_FRAME_IN;
 	return true;
 }
@@ -108,12 +106,7 @@ bool frameq_put(struct frameq *q, const struct pkt *p, bool in)
 		memcpy(to + at, p->frag[i].p, p->frag[i].len);
 	q->out->desc[tail & (q->entries - 1)] = (struct neat_frame_desc){
 		.len = pkt_total(p),
-		.flags = (uint16_t)((p->flags & PKT_CSUM_OK ? NEAT_FRAME_CSUM_OK : 0) |
-				    (p->flags & PKT_CSUM_PARTIAL ? NEAT_FRAME_CSUM_PARTIAL : 0) |
-				    (p->flags & PKT_LOCAL ? NEAT_FRAME_LOCAL : 0) |
-				    (p->flags & PKT_RETURNED ? NEAT_FRAME_RETURNED : 0) |
-				    (p->flags & PKT_ASKED ? NEAT_FRAME_ASKED : 0) |
-				    (p->gso_size ? NEAT_FRAME_GSO_TCP4 : 0) | (in ? NEAT_FRAME_IN : 0)),
+		.flags = (uint16_t)(pkt_frame_flags(p) | (in ? NEAT_FRAME_IN : 0)),
 		.gso_size = p->gso_size,
 		.l4_offset = p->l4_offset,
 		.epoch = q->epoch,

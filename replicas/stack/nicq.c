@@ -42,9 +42,7 @@ unsigned nicq_receive(struct replica *r, unsigned budget)
 
 		p.buf = p.data;
 		p.len = d.len <= NEAT_QP_BUF ? d.len : 0;
-		p.flags = (uint16_t)((d.flags & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0) |
-				     (d.flags & NEAT_FRAME_RETURNED ? PKT_RETURNED : 0) |
-				     (d.flags & NEAT_FRAME_ASKED ? PKT_ASKED : 0));
+		p.flags = pkt_flags_of(d.flags) & PKT_FROM_NIC;
 		r->stack.count.frames_in++;
 		link_input(&r->stack, &p);
 		/* The descriptor is retired only after the packet's effects are in the control block (W3). */
@@ -83,10 +81,7 @@ bool nicq_transmit(void *world, const struct pkt *p)
 		memcpy(to + at, p->frag[i].p, p->frag[i].len);
 	*d = (struct neat_frame_desc){
 		.len = pkt_total(p),
-		.flags = (uint16_t)((p->flags & PKT_CSUM_PARTIAL ? NEAT_FRAME_CSUM_PARTIAL : 0) |
-				    (p->flags & PKT_RETURNED ? NEAT_FRAME_RETURNED : 0) |
-				    (p->flags & PKT_ASKED ? NEAT_FRAME_ASKED : 0) |
-				    (p->gso_size ? NEAT_FRAME_GSO_TCP4 : 0)),
+		.flags = pkt_frame_flags(p),
 		.gso_size = p->gso_size,
 		.l4_offset = p->l4_offset,
 		.epoch = r->cfg.epoch,

@@ -34,6 +34,30 @@ struct pkt {
 	uint16_t pad;
 };
 
+/* What a nic may say of a frame. */
+enum { PKT_FROM_NIC = PKT_CSUM_OK | PKT_RETURNED | PKT_ASKED };
+
+/* enum pkt_flags of a frame in a queue. */
+static inline uint16_t pkt_flags_of(uint16_t frame)
+{
+	return (uint16_t)((frame & NEAT_FRAME_CSUM_OK ? PKT_CSUM_OK : 0) |
+			  (frame & NEAT_FRAME_CSUM_PARTIAL ? PKT_CSUM_PARTIAL : 0) |
+			  (frame & NEAT_FRAME_LOCAL ? PKT_LOCAL : 0) |
+			  (frame & NEAT_FRAME_RETURNED ? PKT_RETURNED : 0) |
+			  (frame & NEAT_FRAME_ASKED ? PKT_ASKED : 0));
+}
+
+/* enum neat_frame_flags of a packet, less where it goes (NEAT_FRAME_IN). */
+static inline uint16_t pkt_frame_flags(const struct pkt *p)
+{
+	return (uint16_t)((p->flags & PKT_CSUM_OK ? NEAT_FRAME_CSUM_OK : 0) |
+			  (p->flags & PKT_CSUM_PARTIAL ? NEAT_FRAME_CSUM_PARTIAL : 0) |
+			  (p->flags & PKT_LOCAL ? NEAT_FRAME_LOCAL : 0) |
+			  (p->flags & PKT_RETURNED ? NEAT_FRAME_RETURNED : 0) |
+			  (p->flags & PKT_ASKED ? NEAT_FRAME_ASKED : 0) |
+			  (p->gso_size ? NEAT_FRAME_GSO_TCP4 : 0));
+}
+
 static inline uint32_t pkt_total(const struct pkt *p) { return p->len + p->frag_len; }
 
 /* Linear bytes [off, off + len), NULL if they are not all there. */

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LOWER, UPPER = 0, 1
 ENTRIES, ROOM = 128, 2  # FRAMEQ_ENTRIES, FRAMEQ_ROOM
-FLAGS = [1, 2, 4, 16]  # enum pkt_flags: what goes from one component to the next
+FLAGS = [1, 2, 4, 16, 32]  # enum pkt_flags: what goes from one component to the next
 LONGEST = 69632 - 128  # NEAT_QP_BUF less the headroom
 
 ffi = cffi.FFI()
