@@ -18,7 +18,13 @@ SHIM int close(int fd)
 
 static int kernel_close_range(unsigned first, unsigned last, int flags)
 {
-	return first > last ? 0 : (int)syscall(SYS_close_range, first, last, flags);
+	const long a[6] = { (long)first, (long)last, flags };
+	long rc = first > last ? 0 : shim_kernel(SYS_close_range, a);
+
+	if (!rc)
+		return 0;
+	errno = (int)-rc;
+	return -1;
 }
 
 /* In pieces, around the descriptors of the library. */

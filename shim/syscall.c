@@ -6,11 +6,17 @@
  */
 #define _GNU_SOURCE
 #include "shim.h"
+#include <fcntl.h>
 #include <stdarg.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-static long kernel(long nr, const long a[6])
+long shim_kernel(long nr, const long a[6])
 {
 #if defined(__x86_64__)
 	register long r10 __asm__("r10") = a[3];
@@ -42,19 +48,21 @@ static long kernel(long nr, const long a[6])
 #endif
 }
 
-/* Calls about a descriptor that is ours; *done tells whether there was one. */
-static long ours(long nr, const long a[6], bool *done)
+/* Bytes of a socket of ours; *done tells whether it is a call about them. */
+static long bytes(long nr, const long a[6], bool *done)
 {
 	int fd = (int)a[0];
 
 	*done = true;
 	switch (nr) {
-	case SYS_close:
-		return close(fd);
 	case SYS_read:
 		return read(fd, (void *)a[1], (size_t)a[2]);
+	case SYS_readv:
+		return readv(fd, (const void *)a[1], (int)a[2]);
 	case SYS_write:
 		return write(fd, (const void *)a[1], (size_t)a[2]);
+	case SYS_writev:
+		return writev(fd, (const void *)a[1], (int)a[2]);
 	case SYS_recvfrom:
 		return recvfrom(fd, (void *)a[1], (size_t)a[2], (int)a[3], (void *)a[4], (void *)a[5]);
 	case SYS_sendto:
@@ -63,12 +71,80 @@ static long ours(long nr, const long a[6], bool *done)
 		return recvmsg(fd, (void *)a[1], (int)a[2]);
 	case SYS_sendmsg:
 		return sendmsg(fd, (const void *)a[1], (int)a[2]);
+	case SYS_recvmmsg:
+		return recvmmsg(fd, (void *)a[1], (unsigned)a[2], (int)a[3], (void *)a[4]);
+	case SYS_sendmmsg:
+		return sendmmsg(fd, (void *)a[1], (unsigned)a[2], (int)a[3]);
+	case SYS_sendfile:
+		return sendfile(fd, (int)a[1], (off_t *)a[2], (size_t)a[3]);
+	}
+	*done = false;
+	return 0;
+}
+
+/* What else is done to a socket of ours; *done tells whether it is such a call. */
+static long control(long nr, const long a[6], bool *done)
+{
+	int fd = (int)a[0];
+
+	*done = true;
+	switch (nr) {
+	case SYS_bind:
+		return bind(fd, (const void *)a[1], (socklen_t)a[2]);
+	case SYS_listen:
+		return listen(fd, (int)a[1]);
+#ifdef SYS_accept
+	case SYS_accept:
+		return accept(fd, (void *)a[1], (void *)a[2]);
+#endif
 	case SYS_accept4:
 		return accept4(fd, (void *)a[1], (void *)a[2], (int)a[3]);
 	case SYS_connect:
 		return connect(fd, (const void *)a[1], (socklen_t)a[2]);
 	case SYS_shutdown:
 		return shutdown(fd, (int)a[1]);
+	case SYS_getsockname:
+		return getsockname(fd, (void *)a[1], (void *)a[2]);
+	case SYS_getpeername:
+		return getpeername(fd, (void *)a[1], (void *)a[2]);
+	case SYS_getsockopt:
+		return getsockopt(fd, (int)a[1], (int)a[2], (void *)a[3], (void *)a[4]);
+	case SYS_setsockopt:
+		return setsockopt(fd, (int)a[1], (int)a[2], (const void *)a[3], (socklen_t)a[4]);
+	case SYS_fcntl:
+		return fcntl(fd, (int)a[1], a[2]);
+	case SYS_ioctl:
+		return ioctl(fd, (unsigned long)a[1], (void *)a[2]);
+	}
+	*done = false;
+	return 0;
+}
+
+/* Calls that may concern a descriptor of ours, or of the library's, whatever the first argument is. */
+static long numbers(long nr, const long a[6], bool *done)
+{
+	*done = true;
+	switch (nr) {
+	case SYS_close:
+		return close((int)a[0]);
+	case SYS_close_range:
+		return close_range((unsigned)a[0], (unsigned)a[1], (int)a[2]);
+	case SYS_dup:
+		return dup((int)a[0]);
+#ifdef SYS_dup2
+	case SYS_dup2:
+		return dup2((int)a[0], (int)a[1]);
+#endif
+	case SYS_dup3:
+		return dup3((int)a[0], (int)a[1], (int)a[2]);
+	case SYS_splice:
+		return splice((int)a[0], (void *)a[1], (int)a[2], (void *)a[3], (size_t)a[4], (unsigned)a[5]);
+	case SYS_epoll_ctl:
+		return epoll_ctl((int)a[0], (int)a[1], (int)a[2], (void *)a[3]);
+#ifdef SYS_epoll_wait
+	case SYS_epoll_wait:
+		return epoll_wait((int)a[0], (void *)a[1], (int)a[2], (int)a[3]);
+#endif
 	}
 	*done = false;
 	return 0;
@@ -84,13 +160,18 @@ SHIM long syscall(long nr, ...)
 	for (int i = 0; i < 6; i++)
 		a[i] = va_arg(ap, long);
 	va_end(ap);
-	if (nt_attached() && (unsigned long)a[0] < NEAT_FDS_MAX && nt_lookup((int)a[0])) {
-		rc = ours(nr, a, &done);
+	if (nt_attached()) {
+		rc = numbers(nr, a, &done);
+		if (!done && (unsigned long)a[0] < NEAT_FDS_MAX && nt_lookup((int)a[0])) {
+			rc = bytes(nr, a, &done);
+			if (!done)
+				rc = control(nr, a, &done);
+		}
 		if (done)
 			return rc;
 	}
 	/* Event loops make their ring before the first socket, so before we are attached. */
-	rc = nr == SYS_io_uring_setup && nt_has_instance() ? -ENOSYS : kernel(nr, a);
+	rc = nr == SYS_io_uring_setup && nt_has_instance() ? -ENOSYS : shim_kernel(nr, a);
 	if ((unsigned long)rc > -4096ul) {
 		errno = (int)-rc;
 		return -1;

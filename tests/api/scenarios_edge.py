@@ -123,6 +123,104 @@ def epoll_inherited() -> None:
         print(os.waitpid(pid, 0)[1])
 
 
+# ---- syscall(2), by the numbers that libuv and others call past libc ----
+
+# dup, dup2, fcntl, sendmmsg, close, close_range, writev, readv, getsockname, setsockopt, getsockopt
+NUMBERS = {
+    "x86_64": (32, 33, 72, 307, 3, 436, 20, 19, 51, 54, 55),
+    "aarch64": (23, None, 25, 269, 57, 436, 66, 65, 204, 208, 209),
+}
+
+
+class IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("size", ctypes.c_size_t))
+
+
+class MsgHdr(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_size", ctypes.c_uint),
+        ("iov", ctypes.POINTER(IoVec)),
+        ("iov_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_size", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("length", ctypes.c_uint),  # struct mmsghdr
+        ("padding", ctypes.c_uint),
+    )
+
+
+def by_number(number: int, *args: Any) -> int:
+    """syscall(2) as a C program calls it: -errno on failure."""
+    wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    rc = LIBC.syscall(ctypes.c_long(number), *wide)
+    return -ctypes.get_errno() if rc < 0 else int(rc)
+
+
+@scenario
+def syscall_by_number() -> None:
+    dup, dup2, fcntl, sendmmsg, close, _, writev, readv, name, setopt, getopt = NUMBERS[
+        os.uname().machine
+    ]
+    receiver, sender = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    receiver.bind(("127.0.0.1", 0))
+    receiver.settimeout(5)
+    sender.connect(receiver.getsockname())
+    both = (IoVec * 2)(IoVec(b"one", 3), IoVec(b"three", 5))
+    batch = (MsgHdr * 2)(
+        *(MsgHdr(iov=ctypes.pointer(part), iov_count=1, name=None) for part in both)
+    )
+    print(by_number(sendmmsg, sender.fileno(), batch, 2, 0), [m.length for m in batch])
+    print(receiver.recv(10), receiver.recv(10))
+    c, d = pair()
+    print(by_number(writev, c.fileno(), both, 2), d.recv(8, socket.MSG_WAITALL))
+    d.sendall(b"to you")
+    space = ctypes.create_string_buffer(6)
+    into = IoVec(ctypes.cast(space, ctypes.c_char_p), 6)
+    c.setblocking(True)
+    print(by_number(readv, c.fileno(), ctypes.byref(into), 1), space.raw)
+    address, size = ctypes.create_string_buffer(16), ctypes.c_uint(16)
+    print(by_number(name, c.fileno(), address, ctypes.byref(size)), size.value)
+    print(int.from_bytes(address.raw[2:4], "big") == c.getsockname()[1])
+    one = ctypes.c_int(1)
+    print(by_number(setopt, c.fileno(), 6, 1, ctypes.byref(one), 4), c.getsockopt(6, 1))
+    one.value, size.value = 0, 4
+    print(by_number(getopt, c.fileno(), 6, 1, ctypes.byref(one), ctypes.byref(size)), one.value)
+    print(bool(by_number(fcntl, c.fileno(), 3, 0) & os.O_NONBLOCK))
+    again = by_number(dup, c.fileno())
+    print(again > 2, by_number(close, c.detach()), os.write(again, b"by the duplicate"))
+    print(d.recv(16, socket.MSG_WAITALL))
+    if dup2 is not None:
+        pipe = os.pipe()
+        by_number(dup2, pipe[0], again)
+    else:
+        by_number(close, again)
+    print(d.recv(1))
+
+
+@scenario
+def close_range_by_number() -> None:
+    """All descriptors from 3 on, as daemons do whose libc has no close_range()."""
+    close_range = NUMBERS[os.uname().machine][5]
+    c, d = pair()
+    d.settimeout(5)
+    where = d.getsockname()
+    pid = os.fork()
+    if not pid:
+        d.close()
+        result = by_number(close_range, 3, 0xFFFFFFFF, 0)
+        gone = by_number(close_range, 5, 4, 0)
+        again = socket.socket()
+        print(result, gone, again.fileno(), where[0], flush=True)
+        c.detach()
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])
+    c.sendall(b"alive")
+    print(d.recv(5, socket.MSG_WAITALL))
+    c.close()
+    print(d.recv(1))
+
+
 # ---- sockets that other programs inherit ----
 
 LIBC: Any = ctypes.CDLL(None, use_errno=True)
