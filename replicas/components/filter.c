@@ -48,9 +48,9 @@ static struct frameq *packet_in(struct component *c, struct pkt *p, const struct
 	int to = receiver(p, m, ihl);
 	struct pkt transport = *p;
 
-	/* Only tcp is waited for: it always takes what comes. */
-	if (to == PEER_TCP && !frameq_room(peer(s, PEER_TCP)))
-		return peer(s, PEER_TCP);
+	/* tcp always takes what comes, so udp takes what it can pass on to tcp; ip may wait for us. */
+	if (to != PEER_IP && !frameq_room(peer(s, to)))
+		return peer(s, to);
 	if (!pkt_pull(&transport, ihl))
 		return NULL;
 	if (filter_active(s) && !(p->flags & PKT_RETURNED) && !filter_in(s, &transport, m, ihl))

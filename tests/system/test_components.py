@@ -274,3 +274,22 @@ def test_datagrams(multi: Rig) -> None:
     assert out == "ECONNREFUSED\n"
     after = {c["name"]: c["packets"] for c in multi.status()["replicas"][0]["components"]}
     assert all(after[name] >= before[name] + 200 for name in NAMES)
+
+
+BURST = """
+import socket
+socks = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(8)]
+for s in socks: s.bind(("127.0.0.1", 0)); s.settimeout(10)
+sender = socket.socket(type=socket.SOCK_DGRAM)
+for round in range(20):
+    for i in range(100):
+        for s in socks: sender.sendto(b"%d" % i, s.getsockname())
+    for s in socks:
+        assert [int(s.recv(100)) for _ in range(100)] == list(range(100))
+print("all")
+"""
+
+
+def test_a_burst_of_datagrams_arrives(multi: Rig) -> None:
+    """More than the queues between components hold, less than the receivers' buffers."""
+    assert multi.world.run(sys.executable, "-c", BURST).stdout == "all\n"
