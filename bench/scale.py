@@ -105,7 +105,7 @@ def cycle(world: Neat, out: Outcome, hold_s: float) -> None:
 
 
 def run(args: argparse.Namespace, out: Outcome) -> None:
-    world = neat_up(1, "--replicas-max", str(args.replicas))
+    world = neat_up(1, "--replicas-max", str(args.replicas), "--components", args.components)
     try:
         churn = Churn(world, args.server)
         start = time.monotonic()
@@ -136,6 +136,7 @@ def main(argv: list[str]) -> int:
     p.add_argument("--replicas", type=int, default=4, metavar="N", help="default 4")
     p.add_argument("--hold", type=float, default=1.0, metavar="S", help="at N, default 1")
     p.add_argument("--server", choices=("events", "threads", "forked"), default="events")
+    p.add_argument("--components", choices=("single", "multi"), default="single")
     p.add_argument("--json", type=Path, metavar="FILE")
     args = p.parse_args(argv)
     out = Outcome(args.replicas)

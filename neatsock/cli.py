@@ -444,8 +444,6 @@ def start_options(args: argparse.Namespace, auto: bool) -> StartOptions:
     most = options.replicas_max
     if most is not None and most < (options.replicas or instance.default_replicas()):
         raise Refusal(f"--replicas-max {most} is fewer than --replicas", 2)
-    if options.components == "multi" and (most is not None or options.scale == "auto"):
-        raise Refusal("--components multi: such replicas do not come and go (--scale)", 2)
     _check_uplink(options)
     if options.rerandomize and options.mode == "stateless":
         raise Refusal("--rerandomize would reset connections in --mode stateless", 2)

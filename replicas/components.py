@@ -7,7 +7,6 @@ knows its replica, its queue pairs and the page on which ip says what others mus
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -63,20 +62,10 @@ class Parts:
     """What a replica has beside the process with its sockets; empty when it is one process."""
 
     components: dict[int, Component] = field(default_factory=dict)
-    snapshot: int = -1  # read-only descriptor, for R_CONFIG of the sockets' process
 
     @property
     def ready(self) -> bool:
         return all(component.ready for component in self.components.values())
-
-    def published(self) -> bool:
-        """ip has filled in its page."""
-        size = abi.ffi.sizeof("struct neat_snapshot")
-        with mmap.mmap(self.snapshot, size, mmap.MAP_SHARED, mmap.PROT_READ) as page:
-            view = abi.ffi.from_buffer(page)
-            version = int(abi.ffi.cast("struct neat_snapshot *", view).version.v)
-            abi.ffi.release(view)
-        return version != 0 and version % 2 == 0
 
     def on_news(self, item: News) -> None:
         component = self.components[item.role]
@@ -131,7 +120,7 @@ def create(link: KeeperLink, index: int, instance: int, config: bytes, fds: list
     messages come last: a replica whose R_PEERs are stored is whole.
     """
     shared = abi.Object.create("struct neat_snapshot", LIB.NEAT_OBJ_SNAPSHOT, index, instance)
-    parts = Parts(snapshot=abi.read_only(shared.fd))
+    parts, page = Parts(), abi.read_only(shared.fd)
     with _pairs(index, instance) as pairs:
         for role in NAMES:
             status = abi.Object.create(
@@ -141,8 +130,9 @@ def create(link: KeeperLink, index: int, instance: int, config: bytes, fds: list
             link.store(role, index, key(LIB.NEAT_MSG_R_CONFIG), config, mine)
             store_peers(link, index, role, pairs)
             parts.components[role] = Component(role, status)
-        link.store(REPLICA, index, key(LIB.NEAT_MSG_R_CONFIG), config, [*fds, parts.snapshot])
+        link.store(REPLICA, index, key(LIB.NEAT_MSG_R_CONFIG), config, [*fds, page])
         store_peers(link, index, REPLICA, pairs)
+    os.close(page)
     shared.close()
     return parts
 
@@ -158,21 +148,13 @@ def recover(store: list[News]) -> dict[int, Parts]:
             fd = item.fds[1]
             status = abi.Object("struct neat_replica_status", fd, os.fstat(fd).st_size)
             parts.components[item.role] = Component(item.role, status)
-            if item.role == IP:
-                parts.snapshot = abi.read_only(item.fds[3])
             item.fds = [other for other in item.fds if other != fd]
         item.close()
     return found
 
 
-def start(link: KeeperLink, all_parts: list[Parts]) -> list[News]:
-    """Run the components; returns when each ip has filled in its page, with the news that came."""
-    news: list[News] = []
-    for index, parts in enumerate(all_parts):
-        for role in parts.components:
-            link.spawn(role, index)
-    while not all(parts.published() for parts in all_parts if parts.components):
-        item = link.receive(wait=True)
-        assert item is not None
-        news.append(item)
-    return news
+def spawn(link: KeeperLink, index: int, parts: Parts) -> None:
+    """Run a replica. The keeper starts the process with the sockets once ip has filled in its page."""
+    for role in parts.components:
+        link.spawn(role, index)
+    link.spawn(REPLICA, index)

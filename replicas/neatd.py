@@ -35,7 +35,7 @@ from .clients import Connection, Refused, Request, Server
 from .components import IP
 from .components import NAMES as COMPONENTS
 from .components import recover as recover_components
-from .components import start as start_components
+from .components import spawn
 from .filter import Filter
 from .limits import HOLDS_MOST, Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News
@@ -105,8 +105,6 @@ def parse(argv: list[str]) -> Options:
     _keeper_options(parser)
     args = parser.parse_args(argv)
     most = args.replicas_max or max(args.replicas, REPLICAS_ROOM)
-    if args.components == "multi":
-        most = args.replicas  # replicas of several processes do not come and go
     if not args.replicas <= most <= LIB.NEAT_REPLICAS_MAX:
         parser.error(f"--replicas-max must be {args.replicas} to {LIB.NEAT_REPLICAS_MAX}")
     return Options(
@@ -404,11 +402,10 @@ class Neatd:
                 store_queue(self.link, self.options, i, queues[i])
             recall(replica, scale, self.options.replicas)
             found.append(replica)
-        news += start_components(self.link, [replica.parts for replica in found])
         for replica in found:
             # Who drains is the keeper's; who ended and is wanted back is started when we hear it.
             if replica.serving and replica.index not in over:
-                self.link.spawn(REPLICA, replica.index)
+                spawn(self.link, replica.index, replica.parts)
         for queue in queues:
             queue.close()
         return found, news
@@ -536,6 +533,8 @@ class Neatd:
             head = abi.header(item.inner)
             if head.type == LIB.NEAT_MSG_R_FILTERED:
                 self.filter.in_force(replica.index, int(head.seq))
+        if replica.ready and not replica.announced:
+            self.scaler.ready(replica)
 
     def _from_replica(self, replica: Replica, item: News) -> None:
         kind = int(abi.header(item.inner).type)
@@ -612,9 +611,6 @@ class Neatd:
         if name == "status":
             answer |= self.status()
         elif name == "scale":
-            if self.options.components == "multi":
-                why = "replicas of several processes (--components multi) do not come and go"
-                raise Refused(errno.EOPNOTSUPP, why)
             self._scale(command.get("replicas"))
             answer |= self.status()
         elif name == "hold":

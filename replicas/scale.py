@@ -19,6 +19,7 @@ from typing import Any
 from neatsock import abi
 
 from .bindings import Bindings
+from .components import spawn
 from .link import NIC, REPLICA, key
 from .policy import Memory, decide, spread
 from .report import log
@@ -70,7 +71,7 @@ class Scaler:
         self._remember()
         self.bindings.install(replica.index)
         self.state.registry.set_replicas(mask(self.state.running()))
-        self.state.link.spawn(REPLICA, replica.index)
+        spawn(self.state.link, replica.index, replica.parts)
 
     def _drain(self, replica: Replica) -> None:
         replica.draining = True
@@ -110,8 +111,9 @@ class Scaler:
                 os.sched_setaffinity(replica.pid, {spread(cpus, replica.index)})
 
     def ready(self, replica: Replica) -> None:
+        """The process with its sockets is ready, or its components have become so after that one."""
         replica.ready = True
-        if replica.serving and not replica.announced:
+        if replica.serving and not replica.announced and replica.parts.ready:
             replica.announced = True
             self._remember()
             self.nudge()
@@ -142,11 +144,6 @@ class Scaler:
         self.state.link.drop(REPLICA, replica.index, key(LIB.NEAT_MSG_R_DRAIN))
         self.bindings.forget(replica.index)
         self.gone(replica.index)
-        if self.state.options.uplink is not None:
-            fence = abi.pack(
-                "struct neat_msg_n_queue", LIB.NEAT_MSG_N_FENCE, replica=replica.index, epoch=0
-            )
-            self.state.link.send(NIC, 0, fence)
         self.state.registry.set_replicas(mask(self.state.running()))
         self.nudge()  # who asked it for something goes elsewhere
         self.update()
@@ -159,7 +156,7 @@ class Scaler:
     def update(self) -> None:
         """Who takes new connections: for programs, and for the NIC."""
         serving, registry = self.serving(), self.state.registry
-        active = mask(replica for replica in serving if replica.ready)
+        active = mask(replica for replica in serving if replica.ready and replica.announced)
         # Nobody is ready: a connect() then waits for a successor.
         active = active or registry.active() & mask(serving) or mask(serving)
         if active != registry.active():
@@ -193,13 +190,17 @@ class Automatic:
         self.loop = loop
         self.policy = scaler.state.options.policy
         self.memory = Memory()
-        self.worked: dict[int, tuple[int, float]] = {}  # replica -> (epoch, seconds at work)
+        # Replica -> (epoch, seconds at work of each of its processes).
+        self.worked: dict[int, tuple[int, tuple[float, ...]]] = {}
         self.looked = loop.time()
         if self.policy is not None:
             loop.call_later(self.policy.period_s, self._look)
 
     def _loads(self) -> list[float]:
-        """Share of the last period in which each replica had work; a new one is not counted yet."""
+        """Share of the last period in which each replica had work; a new one is not counted yet.
+
+        Of several processes the one with most work counts: the others cannot do it.
+        """
         loads, before = [], self.worked
         elapsed = max(self.loop.time() - self.looked, 1e-3)
         self.looked += elapsed
@@ -208,7 +209,8 @@ class Automatic:
             was = before.get(index)
             if was is None or was[0] != epoch:
                 return []
-            loads.append(max(0.0, seconds - was[1]) / elapsed)
+            most = max(now - then for now, then in zip(seconds, was[1], strict=True))
+            loads.append(max(0.0, most) / elapsed)
         return loads
 
     def _look(self) -> None:

@@ -146,9 +146,10 @@ class Replica:
         return int(self.status.at.connections.v)
 
     @property
-    def work_s(self) -> float:
-        """Seconds in which it had something to do."""
-        return int(self.status.at.work_ns.v) / 1e9
+    def work_s(self) -> tuple[float, ...]:
+        """Seconds in which each of its processes had something to do."""
+        pages = self.status, *(component.status for component in self.parts.components.values())
+        return tuple(int(page.at.work_ns.v) / 1e9 for page in pages)
 
     def cpu_s(self) -> float:
         """CPU seconds of its processes so far; 0 when none is running."""
@@ -201,9 +202,9 @@ def new_arena() -> int:
     return abi.sealed_memory("arena", 1 << 30)
 
 
-def replica_spin_us(options: Options) -> int:
+def replica_spin_us(options: Options, index: int) -> int:
     """Components that spin would take each other the core, unless there is one for each."""
-    processes = options.replicas * (1 + len(NAMES))
+    processes = max(options.replicas, index + 1) * (1 + len(NAMES))
     few = options.components == "multi" and len(os.sched_getaffinity(0)) <= processes
     return 0 if few else options.spin_us
 
@@ -217,7 +218,7 @@ def start_replica(
         "struct neat_msg_r_config",
         LIB.NEAT_MSG_R_CONFIG,
         index=index,
-        spin_us=replica_spin_us(options),
+        spin_us=replica_spin_us(options, index),
         batch=options.batch,
         time_wait_ms=options.time_wait_ms,
         app_sockets=options.limits.app_sockets,

@@ -48,7 +48,8 @@ enum neat_msg {
 	NEAT_MSG_R_RELEASE = 73,	/* neat_msg_r_listen.slot/gen: nobody holds this connection any more, if it
 					 * is `sock` (neat_sock_handle) that accepted it; answered by R_RELEASED */
 	NEAT_MSG_R_DRAIN = 74,	/* neat_msg_result, value 1: end when nothing is left (kept and replayed);
-				 * 0: go on, answered by R_READY */
+				 * 0: go on, answered by R_READY. To a component: end when nothing is on its
+				 * way to the wire */
 	NEAT_MSG_R_NUDGE = 75,	/* header: raise `overflow` and wake everybody, registry.scaled has changed */
 	NEAT_MSG_R_FILTER = 76,	/* neat_msg_r_filter, kept: all rules; answered by R_FILTERED */
 	NEAT_MSG_R_PEER = 77,	/* neat_msg_r_peer + fd: queue pair of two components; kept */

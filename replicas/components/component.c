@@ -108,6 +108,8 @@ static size_t message_size(uint16_t type)
 		return sizeof(struct neat_msg_r_peer);
 	case NEAT_MSG_R_FILTER:
 		return sizeof(struct neat_msg_r_filter);
+	case NEAT_MSG_R_DRAIN:
+		return sizeof(struct neat_msg_result);
 	case NEAT_MSG_R_QUEUE:
 	case NEAT_MSG_R_START:
 		return sizeof(struct neat_msg_header);
@@ -133,6 +135,8 @@ static bool control_receive(struct component *c)
 		on_peer(c, (void *)m.u.bytes, &m);
 	else if (m.u.h.type == NEAT_MSG_R_FILTER)
 		on_filter(c, (void *)m.u.bytes);
+	else if (m.u.h.type == NEAT_MSG_R_DRAIN)
+		c->ending = true;
 	else
 		on_start(c, &m.u.h);
 	message_done(&m);
@@ -249,10 +253,36 @@ static void publish(struct component *c)
 	role_publish(c);
 }
 
+/* The replica has drained, and who is further from the wire is gone: nothing comes after what is there now. */
+static void end_if_drained(struct component *c)
+{
+	if (!c->ending)
+		return;
+	for (int i = 0; i < PEERS && c->live; i++)
+		if (frameq_waits_outward(&c->queue[i]))
+			return;
+	if (frameq_is_open(&c->queue[PEER_NIC]))
+		a32_release(&c->queue[PEER_NIC].pair->announced, 0);
+	exit(0);
+}
+
+/* Time since the last look at the clock goes to work or polling; none was slept through. */
+static void account(struct component *c, bool worked)
+{
+	neat_a64 *to = c->status ? worked ? &c->status->work_ns : &c->status->poll_ns : NULL;
+
+	if (to && c->counted_us)
+		a64_store(to, a64_relaxed(to) + (c->stack.now_us - c->counted_us) * 1000);
+	c->counted_us = c->stack.now_us;
+}
+
 static _Noreturn void loop(struct component *c)
 {
+	bool worked = false;
+
 	for (unsigned loops = 0;; loops++) {
 		c->stack.now_us = replica_clock_us();
+		account(c, worked);
 		if (c->status)
 			a32_store(&c->status->heartbeat, a32_relaxed(&c->status->heartbeat) + 1);
 		/* Cleared first: a message that comes while we read sets it again. */
@@ -261,11 +291,14 @@ static _Noreturn void loop(struct component *c)
 				;
 		if (c->live && loops % STATUS_LOOPS == 0)
 			publish(c);
-		if (c->live && (work(c) || spin(c)))
+		worked = c->live && work(c);
+		if (worked || (c->live && spin(c)))
 			continue;
 		if (c->live)
 			publish(c);
+		end_if_drained(c);
 		component_sleep(c);
+		c->counted_us = 0;
 	}
 }
 

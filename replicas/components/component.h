@@ -33,6 +33,8 @@ struct component {
 	neat_a32 *control_word;
 	uint32_t index, epoch, spin_us, batch, death;
 	bool live;
+	bool ending;			/* ends when nothing is on its way to the wire (R_DRAIN) */
+	uint64_t counted_us;		/* up to here time was attributed; 0 = slept since */
 	uint64_t random[4];
 };
 

@@ -123,6 +123,11 @@ bool frameq_pending(const struct frameq *q)
 	       (!q->waits_for || frameq_room(q->waits_for));
 }
 
+bool frameq_waits_outward(const struct frameq *q)
+{
+	return frameq_is_open(q) && q->in == &q->pair->tx && neat_ring_ready(q->entries, &q->in->tail, q->head);
+}
+
 bool packet_header(struct stack *s, struct pkt *p, struct ip_meta *m, uint32_t *ihl)
 {
 	const struct wire_ip *h = pkt_get(p, 0, sizeof(*h));

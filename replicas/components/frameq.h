@@ -40,6 +40,8 @@ bool frameq_room(const struct frameq *q);
 NEAT_CHECKED bool frameq_put(struct frameq *q, const struct pkt *p, bool in);
 /* There is a frame, and nothing that it waits for. */
 bool frameq_pending(const struct frameq *q);
+/* There is a frame that somebody further from the wire sent. */
+bool frameq_waits_outward(const struct frameq *q);
 /* The header of a packet that another component sent, the packet cut to the length it says. False = drop it. */
 NEAT_CHECKED bool packet_header(struct stack *s, struct pkt *p, struct ip_meta *m, uint32_t *ihl);
 

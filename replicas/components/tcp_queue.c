@@ -66,6 +66,8 @@ void nicq_announce(struct replica *r) { (void)r; }
 
 static bool keeps(const struct kept *k) { return k->head != k->tail; }
 
+bool nicq_keeps(const struct replica *r) { return r->kept && keeps(r->kept); }
+
 static bool unblocked(const struct replica *r)
 {
 	if (!r->have_stack)

@@ -87,10 +87,11 @@ static _Noreturn void child_exec(struct keeper *k, const struct child *c, int so
 	_exit(127);
 }
 
-/* Frames of this replica's former incarnation are worthless; those for the new one wait (W11, row 42). */
+/* Frames of this replica's former incarnation are worthless; those for the new one, if there is one, wait (W11,
+ * row 42). */
 static void fence_at_nic(struct keeper *k, const struct child *c)
 {
-	struct neat_msg_n_queue fence = { .replica = c->index, .epoch = c->epoch };
+	struct neat_msg_n_queue fence = { .replica = c->index, .epoch = c->wanted ? c->epoch : 0 };
 	struct msg *m;
 
 	if (!k->nic.pid || c->role == NEAT_ROLE_NIC || c != queue_holder(k, c->index))
@@ -182,7 +183,7 @@ void child_start(struct keeper *k, struct child *c)
 
 	if (!warm && !child_new(k, c))
 		return;
-	c->start_at = 0;
+	c->start_at = c->end_by = 0;
 	c->restarts += c->death != NEAT_DEATH_NONE;
 	c->epoch++;
 	c->ready = c->planned = false;
@@ -305,8 +306,9 @@ void child_died(struct keeper *k, struct child *c)
 	c->ready = false;
 	c->recovery_us = 0;
 	/* Drained: whoever comes next has no predecessor. */
-	if (!c->wanted && c->role == NEAT_ROLE_REPLICA) {
+	if (!c->wanted && (c->role == NEAT_ROLE_REPLICA || role_is_component(c->role))) {
 		c->death = NEAT_DEATH_NONE;
 		c->died_us = 0;
+		fence_at_nic(k, c);
 	}
 }

@@ -103,6 +103,7 @@ struct child {
 	uint32_t heartbeat;		/* last seen ... */
 	uint64_t beat_cpu_us;		/* ... at this time of its CPU clock */
 	uint64_t stopped_at;		/* ms; 0 = it is not */
+	uint64_t end_by;		/* ms; a component that was told to end; 0 = it was not */
 	struct entry *stored;
 	struct entry *orders, **orders_tail;	/* not carried out yet; a successor gets them behind R_START */
 	struct entry *listen_hint;	/* where the next R_LISTENING probably belongs */
@@ -203,6 +204,10 @@ const struct child *queue_holder(const struct keeper *k, uint32_t index);
 /* Those that belong to `tcp`, the program of the process with the sockets; false and errno if one cannot be. */
 bool components_open(struct program *part, const char *tcp);
 void components_close(struct program *part);
+/* tcp's start has to wait: for what ip says of the link, or for the end of a component of the life before. */
+bool waits_for_component(const struct keeper *k, const struct child *c);
+/* The components of replicas that have drained, one after another; ms until it has to look again, -1 = unknown. */
+int components_end(struct keeper *k);
 
 /* recovery.c: what a death means, and how the successor starts */
 enum neat_death death_of(const struct child *c, int status);
@@ -214,7 +219,7 @@ uint64_t youngest_fault(const struct child *c);		/* ms; 0 = none */
 bool stateful(const struct child *c);
 const struct msg *stored(const struct child *c, uint16_t type, uint32_t len);	/* NULL = none yet, or shorter */
 const struct msg *stored_config(const struct child *c);	/* R_CONFIG */
-void became_idle(struct child *c);	/* drained: it ends by itself and is not replaced */
+void became_idle(struct keeper *k, struct child *c);	/* drained: it ends by itself and is not replaced */
 struct msg *health_message(const struct keeper *k, const struct child *c);
 
 /* program.c */

@@ -211,13 +211,14 @@ static int start_wanted(struct keeper *k)
 	for (uint32_t i = 0; i < n; i++) {
 		struct child *c = all[i];
 
-		if (!c->wanted || c->pid)
+		if (!c->wanted || c->pid || waits_for_component(k, c))
 			continue;
 		if (c->start_at <= now)
 			child_start(k, c);
 		if (!c->pid && c->start_at > now)
 			wait = sooner(wait, (int)(c->start_at - now));
 	}
+	wait = sooner(wait, components_end(k));
 	wait = sooner(wait, plan_step(k));
 	wait = sooner(wait, standby_keep(k));
 	return sooner(wait, watch_stopped(k));

@@ -132,7 +132,7 @@ void child_message(struct keeper *k, struct child *c, struct received *r)
 	if (r->u.h.type == NEAT_MSG_R_READY || r->u.h.type == NEAT_MSG_N_READY)
 		became_ready(k, c);
 	if (r->u.h.type == NEAT_MSG_R_DRAINED)
-		became_idle(c);
+		became_idle(k, c);
 	if (r->u.h.type == NEAT_MSG_R_LISTENING && r->len >= sizeof(answer)) {
 		memcpy(&answer, r->u.bytes, sizeof(answer));
 		store_listening(c, &answer);

@@ -14,6 +14,8 @@ enum neat_death death_of(const struct child *c, int status)
 {
 	if (c->fate)
 		return c->fate;
+	if (c->end_by)
+		return NEAT_DEATH_OUTSIDE;
 	if (!WIFSIGNALED(status))
 		return NEAT_DEATH_FAULT;	/* none of our programs ends by itself */
 	switch (WTERMSIG(status)) {
@@ -157,11 +159,13 @@ void became_ready(struct keeper *k, struct child *c)
 	tell_neatd(k, NEAT_MSG_K_HEALTH, c, health_message(k, c));
 }
 
-void became_idle(struct child *c)
+void became_idle(struct keeper *k, struct child *c)
 {
 	c->wanted = c->adoptable = c->planned = c->quarantined = false;
 	orders_moot(c);
 	c->fate = NEAT_DEATH_OUTSIDE;
+	for (uint32_t role = 0; role < COMPONENTS; role++)
+		k->component[role][c->index].wanted = k->component[role][c->index].planned = false;
 }
 
 struct msg *health_message(const struct keeper *k, const struct child *c)

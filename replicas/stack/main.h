@@ -63,6 +63,7 @@ void nicq_sleep_on(struct replica *r, struct sleep_set *set);
 void nicq_wake(struct replica *r);		/* after a batch, if it owes one */
 unsigned nicq_receive(struct replica *r, unsigned budget);
 bool nicq_pending(const struct replica *r);
+bool nicq_keeps(const struct replica *r);	/* frames that only this process knows of */
 bool nicq_transmit(void *world, const struct pkt *p);
 /* Retires the next received frame unseen. */
 void nicq_drop_one(struct replica *r);

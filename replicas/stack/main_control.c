@@ -277,7 +277,7 @@ void control_drain(struct replica *r)
 {
 	struct neat_msg_r_config done = { .index = r->cfg.index, .epoch = r->cfg.epoch };
 
-	if (!r->draining || r->phase != REPLICA_LIVE || !api_shut(&r->api))
+	if (!r->draining || r->phase != REPLICA_LIVE || nicq_keeps(r) || !api_shut(&r->api))
 		return;
 	if (a32_acquire(r->control_word) || nicq_pending(r)) {
 		api_reopen(&r->api);

@@ -6,6 +6,12 @@
 
 const char replica_program[] = "neat-replica";
 
+bool nicq_keeps(const struct replica *r)
+{
+	(void)r;
+	return false;
+}
+
 void nicq_announce(struct replica *r)
 {
 	if (r->queue)

@@ -16,9 +16,12 @@ from .test_kill_udp import LOAD, all_moved, counts
 from .test_scale import gone, scale
 
 
-@pytest.fixture
-def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    made = Rig(tmp_path_factory.mktemp("scale"), 1, "--replicas-max", "4")
+@pytest.fixture(params=["single", "multi"])
+def scaled(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Rig]:
+    options = ("--replicas-max", "4", "--components", request.param)
+    made = Rig(tmp_path_factory.mktemp("scale"), 1, *options)
     yield made
     made.down()
 

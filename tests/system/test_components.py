@@ -238,14 +238,6 @@ def test_another_layout_is_refused(multi: Rig) -> None:
     assert "already up with --components multi" in done.stderr
 
 
-def test_scaling_is_refused(multi: Rig) -> None:
-    before = parts(multi)
-    done = multi.cli("scale", "2")
-    assert done.returncode == 1
-    assert "--components multi" in done.stderr and "do not come and go" in done.stderr
-    assert parts(multi) == before
-
-
 DATAGRAMS = """
 import errno, socket
 a, b = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)

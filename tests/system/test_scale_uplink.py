@@ -24,10 +24,10 @@ CYCLES = 2 * TIMES
 CHI_SQUARE_3 = 16.27
 
 
-@pytest.fixture
-def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
+@pytest.fixture(params=["single", "multi"])
+def net(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Net]:
     # A short TIME_WAIT: a draining replica waits for it.
-    options = ("--replicas-max", "4", "--time-wait-ms", "500")
+    options = ("--replicas-max", "4", "--time-wait-ms", "500", "--components", request.param)
     with uplinked(tmp_path_factory.mktemp("scale"), 1, *options) as made:
         yield made
 
@@ -161,3 +161,43 @@ def test_new_connections_from_the_wire_are_equally_likely_on_all_replicas(net: N
     server.kill()
     server.wait()
     assert sum((n - 250) ** 2 / 250 for n in found) < CHI_SQUARE_3, found
+
+
+RESETS = """
+import socket, struct, sys
+at = socket.create_server(("", 0), backlog=4096)
+print(at.getsockname()[1], flush=True)
+held = [at.accept()[0] for _ in range(200)]
+print("held", flush=True)
+sys.stdin.readline()
+for s in held:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    s.close()
+sys.stdin.readline()
+"""
+RESET = """
+import socket, sys
+held = [socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) for _ in range(200)]
+resets = 0
+for s in held:
+    try: s.recv(1)
+    except ConnectionResetError: resets += 1
+print(resets)
+"""
+
+
+def test_resets_leave_before_their_replica_ends(net: Net) -> None:
+    """Nobody repeats a reset: a peer that misses it waits for ever."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = net.neat.start(sys.executable, "-c", RESETS, **pipes)
+    assert server.stdout and server.stdin
+    port = server.stdout.readline().strip()
+    net.instance.cli("scale", "4")
+    client = net.peer.start(sys.executable, "-c", RESET, OURS, port, **pipes)
+    assert server.stdout.readline() == "held\n"
+    net.instance.cli("scale", "1")
+    server.stdin.write("reset\n")
+    server.stdin.flush()
+    assert client.communicate(timeout=60)[0] == "200\n"
+    gone(net, 1)
+    server.communicate("end\n")
