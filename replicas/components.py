@@ -154,7 +154,7 @@ def recover(store: list[News]) -> dict[int, Parts]:
 
 
 def spawn(link: KeeperLink, index: int, parts: Parts) -> None:
-    """Run a replica. The keeper starts the process with the sockets once ip has filled in its page."""
+    """Run a replica; the keeper starts its sockets' process once ip has filled in its page."""
     for role in parts.components:
         link.spawn(role, index)
     link.spawn(REPLICA, index)

@@ -32,10 +32,9 @@ from .attach import Attachments, readable
 from .bindings import Bindings
 from .capture import Captures
 from .clients import Connection, Refused, Request, Server
-from .components import IP
+from .components import IP, spawn
 from .components import NAMES as COMPONENTS
 from .components import recover as recover_components
-from .components import spawn
 from .filter import Filter
 from .limits import HOLDS_MOST, Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News

@@ -111,7 +111,7 @@ class Scaler:
                 os.sched_setaffinity(replica.pid, {spread(cpus, replica.index)})
 
     def ready(self, replica: Replica) -> None:
-        """The process with its sockets is ready, or its components have become so after that one."""
+        """The process with its sockets is ready, or, after that one, its components are."""
         replica.ready = True
         if replica.serving and not replica.announced and replica.parts.ready:
             replica.announced = True

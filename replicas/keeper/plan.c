@@ -34,12 +34,12 @@ static bool of_replica(const struct child *c)
 	return c->role == NEAT_ROLE_REPLICA || role_is_component(c->role);
 }
 
-/* All processes of replica `i`. */
+/* All processes of replica `i`. A component that is about to end may go on in the replica's next life. */
 static void plan_replica(struct keeper *k, uint32_t i, bool planned)
 {
 	k->replica[i].planned = planned && k->replica[i].wanted;
 	for (uint32_t role = 0; role < COMPONENTS; role++)
-		k->component[role][i].planned = planned && k->component[role][i].wanted;
+		k->component[role][i].planned = planned && k->component[role][i].pid;
 }
 
 /* False, and answered, if a program cannot be opened; then all is as before. */
@@ -174,7 +174,7 @@ static void replace_next(struct keeper *k)
 	for (uint32_t i = 0; i < n; i++) {
 		struct child *c = all[i];
 
-		if (!of_replica(c) || !c->planned || !c->pid)
+		if (!of_replica(c) || !c->planned || !c->pid || !c->wanted)
 			continue;
 		if (c->role != NEAT_ROLE_REPLICA || standby_ready(k)) {
 			keeper_log("%s (pid %d) is replaced as planned", child_name(c, name, sizeof(name)), c->pid);

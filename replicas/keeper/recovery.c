@@ -165,7 +165,7 @@ void became_idle(struct keeper *k, struct child *c)
 	orders_moot(c);
 	c->fate = NEAT_DEATH_OUTSIDE;
 	for (uint32_t role = 0; role < COMPONENTS; role++)
-		k->component[role][c->index].wanted = k->component[role][c->index].planned = false;
+		k->component[role][c->index].wanted = false;
 }
 
 struct msg *health_message(const struct keeper *k, const struct child *c)

@@ -35,7 +35,7 @@ def scaled(
 
 
 def processes(rig: Rig, *states: str) -> set[int]:
-    """Of all replicas, or of those in one of `states`: the processes with sockets, and components."""
+    """All processes of all replicas, or of those in one of `states`."""
     replicas = wait_until(rig.status, "neatd answers")["replicas"]
     found = [r for r in replicas if not states or r["state"] in states]
     return {p["pid"] for r in found for p in (r, *r["components"]) if p["pid"]}
