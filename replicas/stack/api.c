@@ -314,6 +314,15 @@ uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail)
 	return tail - head <= NEAT_ACCEPT_ENTRIES ? head : tail - NEAT_ACCEPT_ENTRIES;
 }
 
+/*
+ * Only the library can put right a head that was overwritten, and it looks when it is woken for an entry: refused,
+ * the next one would never come. Who overwrites his own could say as well that he took all.
+ */
+bool accept_room(const struct app *app, uint32_t slot, uint64_t tail)
+{
+	return tail - a64_acquire(&app->mem.app->slots[slot].accept_head) != NEAT_ACCEPT_ENTRIES;
+}
+
 /* Nobody can accept it any more: reset (RFC 9293 3.10.4 for a closed listener). */
 static void drop_waiting(struct api *a, struct app *app, uint64_t entry)
 {
@@ -428,7 +437,7 @@ int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, s
 	uint32_t slot;
 
 	(void)s;
-	if (tail - accept_head(app, lref->slot, tail) >= NEAT_ACCEPT_ENTRIES || app->gone)
+	if (!accept_room(app, lref->slot, tail) || app->gone)
 		return -ENOBUFS;
 	slot = slot_alloc(app);
 	if (slot == 0)
@@ -448,9 +457,12 @@ void sock_accept_push(struct stack *s, struct listener *l, struct sockref *r)
 {
 	struct sockref *lref = tcp_listener_ref(l);
 	struct neat_accept_ring *ring = &lref->mem->pub->accept[lref->pub->accept_ring];
-	uint64_t tail = a64_relaxed(&lref->pub->accept_tail);
+	uint64_t tail = a64_relaxed(&lref->pub->accept_tail), listening = neat_status(lref->gen, 0, NEAT_SLOT_LISTENING);
 
 	sock_status(s, r, NEAT_SLOT_CONNECTED, 0, 0);
+	/* Overwritten, it would be another listener's for the library, and for a successor. */
+	if (NEAT_UNLIKELY(a64_relaxed(&lref->pub->status) != listening))
+		a64_store(&lref->pub->status, listening);
 	a64_store(&ring->entry[tail & (NEAT_ACCEPT_ENTRIES - 1)], (uint64_t)r->gen << 32 | r->slot);
 	/* Release: entry and slot are whole before the index says that they exist (W6). */
 	a64_release(&lref->pub->accept_tail, tail + 1);

@@ -47,6 +47,7 @@ struct app {
 	uint32_t *free;		/* stack of released slots of the born half: last in, first out (page reuse) */
 	uint32_t high_born;
 	uint64_t accept_used[NEAT_LISTENERS_MAX / 64];
+	uint32_t full;		/* slot of a listener whose queue was full when api_repush() had something for it; 0: none */
 	struct slot_user *slots;	/* [NEAT_SLOTS] */
 	struct neat_channels *channels;
 	uint32_t door, round;	/* neat_channels.door as we stored it; its round */

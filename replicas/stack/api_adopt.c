@@ -68,20 +68,46 @@ static void queued(const struct app *app, struct slot_set *q)
 	}
 }
 
-static void push_again(struct api *a, struct app *app, uint32_t slot)
+/* Listeners of several applications may share the port (SO_REUSEPORT): the next one of this one's. */
+static struct listener *listener_for(const struct api *a, const struct app *app, uint32_t slot)
 {
 	const struct neat_slot_pub *pub = &app->mem.pub->slots[slot];
-	struct listener *l = flow_listener(a->stack, pub->laddr, pub->lport, slot * 2654435761u);
-	struct sockref *lref = l ? tcp_listener_ref(l) : NULL, ref = slot_ref(app, slot);
-	uint64_t tail = lref ? a64_relaxed(&lref->pub->accept_tail) : 0;
+	uint32_t hash = slot * 2654435761u;
 
-	if (!lref || lref->mem != &app->mem || tail - accept_head(app, lref->slot, tail) >= NEAT_ACCEPT_ENTRIES) {
-		/* As when its listener closes: nobody will ever take it. */
+	for (unsigned i = 0; i < FLOW_GROUP; i++, hash += UINT32_MAX / FLOW_GROUP + 1) {
+		struct listener *l = flow_listener(a->stack, pub->laddr, pub->lport, hash);
+
+		if (!l || tcp_listener_ref(l)->mem == &app->mem)
+			return l;
+	}
+	return NULL;
+}
+
+/* Its taker may be alive, between the two steps of accept(): only with its listener the connection ends. */
+static void push_again(struct api *a, struct app *app, uint32_t slot)
+{
+	struct listener *l = listener_for(a, app, slot);
+	struct sockref *lref = l ? tcp_listener_ref(l) : NULL, ref = slot_ref(app, slot);
+
+	if (!lref) {
 		app->slots[slot].closed = 1;
 		tcp_abort(a->stack, app->slots[slot].obj, ECONNRESET);
-		return;
+	} else if (accept_room(app, lref->slot, a64_relaxed(&lref->pub->accept_tail))) {
+		sock_accept_push(a->stack, l, &ref);
+	} else {
+		app->full = lref->slot;
 	}
-	sock_accept_push(a->stack, l, &ref);
+}
+
+void api_full(struct api *a, struct app *app)
+{
+	uint32_t slot = app->full;
+
+	if (app->slots[slot].kind == SLOT_LISTENER &&
+	    !accept_room(app, slot, a64_relaxed(&app->mem.pub->slots[slot].accept_tail)))
+		return;
+	app->full = 0;
+	api_repush(a, app);
 }
 
 void api_repush(struct api *a, struct app *app)

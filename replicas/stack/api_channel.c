@@ -299,6 +299,8 @@ unsigned api_commands(struct api *a)
 		}
 		if (NEAT_UNLIKELY(app->suspect))
 			repair(a, app);
+		if (NEAT_UNLIKELY(app->full))
+			api_full(a, app);
 	}
 	return done;
 }

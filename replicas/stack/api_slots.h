@@ -27,7 +27,11 @@ void slot_reset(struct api *a, struct app *app, uint32_t slot);
 void slot_publish_reset(struct neat_slot_pub *pub);
 /* How many entries the application took from the accept ring of this slot, of `tail` pushed. */
 uint64_t accept_head(const struct app *app, uint32_t slot, uint64_t tail);
+/* One entry more is no loss of another. */
+bool accept_room(const struct app *app, uint32_t slot, uint64_t tail);
 /* api_adopt.c */
+/* app->full: is there room by now? */
+void api_full(struct api *a, struct app *app);
 /* Dead connections of the born half that nobody accepted and no accept ring names. */
 void api_free_unaccepted(struct app *app);
 void api_adopt(struct api *a, uint32_t death, struct stack_adopted *out);

@@ -190,10 +190,10 @@ static uint32_t listen_bucket(uint16_t port) { return (port * 2654435761u) >> 22
 /* Listeners on exactly `addr`; a group of several (SO_REUSEPORT) is picked by hash. */
 static struct listener *listen_pick(const struct flow *f, uint32_t addr, uint16_t port, uint32_t hash)
 {
-	struct listener *found[64];
+	struct listener *found[FLOW_GROUP];
 	uint32_t n = 0;
 
-	for (uint32_t i = f->bucket[listen_bucket(port)]; i && n < 64; i = f->node[i - 1].next)
+	for (uint32_t i = f->bucket[listen_bucket(port)]; i && n < FLOW_GROUP; i = f->node[i - 1].next)
 		if (f->node[i - 1].port == port && f->node[i - 1].addr == addr)
 			found[n++] = f->node[i - 1].l;
 	return n ? found[(uint32_t)((uint64_t)hash * n >> 32)] : NULL;

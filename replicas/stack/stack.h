@@ -185,7 +185,8 @@ struct flow_key { uint32_t laddr, raddr; uint16_t lport, rport; };	/* host order
 void *flow_find(const struct stack *s, const struct flow_key *k);	/* value or NULL */
 NEAT_CHECKED int flow_insert(struct stack *s, const struct flow_key *k, void *value);	/* -EADDRINUSE, -ENOMEM */
 void flow_remove(struct stack *s, const struct flow_key *k);
-/* Most specific listener for a SYN to addr:port; several may share a port (SO_REUSEPORT): `hash` picks. */
+enum { FLOW_GROUP = 64 };	/* so many listeners may share a port (SO_REUSEPORT); what is beyond gets nothing */
+/* Most specific listener for a SYN to addr:port; of those that share it `hash` picks one, evenly. */
 struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash);
 NEAT_CHECKED int flow_listen(struct stack *s, uint32_t addr, uint16_t port, struct listener *l);
 void flow_unlisten(struct stack *s, uint32_t addr, uint16_t port, struct listener *l);

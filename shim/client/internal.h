@@ -372,8 +372,12 @@ void nt_epoll_fork_child(void);
 bool nt_epoll_watch(struct nt_watch *w, int fd, struct nt_waiter *waiter);
 unsigned nt_epoll_ready(int fd);	/* EPOLL* bits by what is ours in it */
 
-/* ---- sock.c ---- */
+/* ---- accept.c ---- */
 bool nt_acceptable(const struct neat_sock *s);
+
+/* ---- sock.c ---- */
+/* A placeholder with a record behind it: fd or -errno. `flags`: SOCK_CLOEXEC counts. */
+int nt_placeholder(int flags, uint32_t *sock);
 uint32_t nt_conn_flags(const struct nt_conn *c);	/* of the slot; those of a dead one if it was reused */
 int nt_take_error(const struct nt_conn *c);	/* SO_ERROR, consumed: -errno or 0 */
 bool nt_has_error(const struct nt_conn *c, uint32_t flags);

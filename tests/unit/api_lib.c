@@ -17,9 +17,10 @@ struct world {
 	struct stack stack;
 	struct api api;
 	struct app app;
-	struct tcb tcbs[64];
+	struct tcb tcbs[8192];
 	struct listener listeners[8];
 	struct udp_sock udps[8];
+	struct sockmem other;	/* of an application that shares a port */
 	struct neat_registry *registry;
 	uint32_t ntcbs, nlisteners, nudps, wakes, forgotten;
 	int refuse;
@@ -80,9 +81,9 @@ void tcp_expect(const struct tcb *t) { (void)t; }
 struct listener *flow_listener(const struct stack *s, uint32_t addr, uint16_t port, uint32_t hash)
 {
 	struct world *w = s->ops.world;
-	(void)addr, (void)port, (void)hash;
+	(void)addr, (void)port;
 
-	return w->nlisteners ? &w->listeners[0] : NULL;
+	return w->nlisteners ? &w->listeners[(uint64_t)hash * w->nlisteners >> 32] : NULL;
 }
 void tcp_relisten(struct stack *s, struct listener *l, uint32_t backlog) { (void)s; l->backlog = backlog; }
 void tcp_kick(struct stack *s, struct tcb *t, const struct tcp_user *u)
@@ -178,6 +179,10 @@ void overwrite(struct world *w, int channel, int what, uint64_t value);
 uint64_t index_of(struct world *w, int channel, int what);
 void later(struct world *w, uint64_t us);
 int pending(struct world *w);
+void overwrite_head(struct world *w, uint32_t slot, uint64_t head);
+void overwrite_status(struct world *w, uint32_t slot, uint64_t value);
+void set_foreign(struct world *w, uint32_t listener, int foreign);
+void forget_listeners(struct world *w);
 
 static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channels *channels,
 				uint32_t epoch, struct neat_registry *registry)
@@ -421,3 +426,20 @@ void overwrite(struct world *w, int channel, int what, uint64_t value)
 uint64_t index_of(struct world *w, int channel, int what) { return a64_relaxed(word_of(w, channel, what)); }
 void later(struct world *w, uint64_t us) { w->stack.now_us += us; }
 int pending(struct world *w) { return api_commands_pending(&w->api); }
+
+/* ---- the accept queue ---- */
+
+void overwrite_head(struct world *w, uint32_t slot, uint64_t head)
+{
+	a64_store(&w->app.mem.app->slots[slot].accept_head, head);
+}
+void overwrite_status(struct world *w, uint32_t slot, uint64_t value)
+{
+	a64_store(&w->app.mem.pub->slots[slot].status, value);
+}
+void set_foreign(struct world *w, uint32_t listener, int foreign)
+{
+	w->listeners[listener].ref.mem = foreign ? &w->other : &w->app.mem;
+}
+/* flow_listener() finds none from now on. */
+void forget_listeners(struct world *w) { w->nlisteners = 0; }
