@@ -304,5 +304,8 @@ def test_two_hundred_restarts_have_two_hundred_layouts(rig2: Rig) -> None:
                 wait_until(lambda: rig2.status()["standby"]["pid"], "the standby")
                 isolated(rig2)
     assert all(len(one) == 4 for one in layouts)
+    assert len(set(layouts)) == 200
     for place in range(4):
-        assert len({one[place] for one in layouts}) == 200
+        # The stack has 2^22 places (mm/util.c, randomize_stack_top): in one run of 200, two of 200
+        # share one; three such pairs, in one of 10^7.
+        assert len({one[place] for one in layouts}) > 197
