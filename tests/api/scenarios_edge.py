@@ -210,6 +210,10 @@ def close_range_by_number() -> None:
         d.close()
         result = by_number(close_range, 3, 0xFFFFFFFF, 0)
         gone = by_number(close_range, 5, 4, 0)
+        try:
+            os.write(c.fileno(), b"by a closed descriptor")
+        except OSError as err:
+            print(err.errno == errno.EBADF)
         again = socket.socket()
         print(result, gone, again.fileno(), where[0], flush=True)
         c.detach()
