@@ -98,8 +98,10 @@ def nested_poll_blocks() -> None:
     for look in (lambda: polled(ep, 5000), lambda: selected(ep, 5)):
         threading.Timer(0.02, c.send, [b"x"]).start()
         print(look(), d.recv(1), polled(ep))
-    threading.Timer(0.02, socket.create_connection, [a.getsockname()]).start()
+    connecting = threading.Timer(0.02, socket.create_connection, [a.getsockname()])
+    connecting.start()
     print(polled(accepting, 5000))
+    connecting.join()  # its connect() may return after the queue has the connection
 
 
 @scenario
