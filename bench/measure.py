@@ -20,6 +20,7 @@ from bench.worlds import HOST, Placement, World
 
 READY_S = 20.0
 LAUNCH_S = 30.0
+ATTACH_S = 1.0  # perf's own start, on a machine that is busy
 SLACK_S = 20.0  # a load that takes so much longer than it should is stopped
 POLL_S = 0.1
 LEAST_CORES = 0.001  # replicas that serve a load use more than this
@@ -242,7 +243,8 @@ def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | N
         return None
     timing = plan.calls_timing
     # Enough, when a number of operations counts; tracing makes them some 20 times slower.
-    load = case.load(server.ports, timing, ops * (3 if tool == "perf" else 0.1))
+    longer = Timing(timing.warm, timing.run + ATTACH_S)
+    load = case.load(server.ports, longer, ops * (3 if tool == "perf" else 0.1))
     child = start_in(server.world, plan.placement, "client", list(load.argv), server.where)
     try:
         wait_launched(child, load)
@@ -251,7 +253,7 @@ def count_calls(case: Case, server: Server, plan: Plan, ops: float) -> Calls | N
         found = calls.count(roles(server, child), child, timing.run * 0.6, SLACK_S, server.where)
         if not found:
             return None
-        reading = read(child, load, server, timing.run + SLACK_S)
+        reading = read(child, load, server, longer.run + SLACK_S)
     finally:
         child.stop()
     done = reading.ops * found.window_s
