@@ -132,22 +132,28 @@ NUMBERS = {
 }
 
 
-class IoVec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_char_p), ("size", ctypes.c_size_t))
+class Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("len", ctypes.c_size_t))
 
 
-class MsgHdr(ctypes.Structure):
+class Header(ctypes.Structure):
+    """struct msghdr of 64-bit machines."""
+
     _fields_ = (
         ("name", ctypes.c_void_p),
-        ("name_size", ctypes.c_uint),
-        ("iov", ctypes.POINTER(IoVec)),
-        ("iov_count", ctypes.c_size_t),
+        ("namelen", ctypes.c_uint),
+        ("iov", ctypes.POINTER(Iovec)),
+        ("iovlen", ctypes.c_size_t),
         ("control", ctypes.c_void_p),
-        ("control_size", ctypes.c_size_t),
+        ("controllen", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("length", ctypes.c_uint),  # struct mmsghdr
-        ("padding", ctypes.c_uint),
     )
+
+
+class Message(Header):
+    """struct mmsghdr."""
+
+    _fields_ = (("length", ctypes.c_uint),)
 
 
 def by_number(number: int, *args: Any) -> int:
@@ -166,17 +172,15 @@ def syscall_by_number() -> None:
     receiver.bind(("127.0.0.1", 0))
     receiver.settimeout(5)
     sender.connect(receiver.getsockname())
-    both = (IoVec * 2)(IoVec(b"one", 3), IoVec(b"three", 5))
-    batch = (MsgHdr * 2)(
-        *(MsgHdr(iov=ctypes.pointer(part), iov_count=1, name=None) for part in both)
-    )
+    both = (Iovec * 2)(Iovec(b"one", 3), Iovec(b"three", 5))
+    batch = (Message * 2)(*(Message(iov=ctypes.pointer(part), iovlen=1) for part in both))
     print(by_number(sendmmsg, sender.fileno(), batch, 2, 0), [m.length for m in batch])
     print(receiver.recv(10), receiver.recv(10))
     c, d = pair()
     print(by_number(writev, c.fileno(), both, 2), d.recv(8, socket.MSG_WAITALL))
     d.sendall(b"to you")
     space = ctypes.create_string_buffer(6)
-    into = IoVec(ctypes.cast(space, ctypes.c_char_p), 6)
+    into = Iovec(ctypes.cast(space, ctypes.c_char_p), 6)
     c.setblocking(True)
     print(by_number(readv, c.fileno(), ctypes.byref(into), 1), space.raw)
     address, size = ctypes.create_string_buffer(16), ctypes.c_uint(16)
@@ -400,28 +404,10 @@ def wrong_pointers() -> None:
     say("and back", d.recv, 1)
 
 
-class Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
-
-
-class Header(ctypes.Structure):
-    """struct msghdr of 64-bit machines."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("namelen", ctypes.c_uint),
-        ("iov", ctypes.POINTER(Iovec)),
-        ("iovlen", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("controllen", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
 def header(name: Any, namelen: int) -> Header:
     """Of a message of one byte."""
     byte = ctypes.create_string_buffer(b"m", 1)
-    iov = Iovec(ctypes.cast(byte, ctypes.c_void_p), 1)
+    iov = Iovec(ctypes.cast(byte, ctypes.c_char_p), 1)
     return Header(name, namelen, ctypes.pointer(iov), 1)
 
 

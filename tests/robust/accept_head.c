@@ -5,12 +5,10 @@
  * Run: accept_head. Prints what is wrong, then "accepted N".
  */
 #define _GNU_SOURCE
-#include "neat_abi.h"
+#include "segments.h"
 #include <arpa/inet.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -24,21 +22,6 @@ static void fail(const char *what, long n)
 	printf("WRONG: %s %ld\n", what, n);
 	fflush(stdout);
 	_exit(1);
-}
-
-static void find_segments(void)
-{
-	FILE *maps = fopen("/proc/self/maps", "r");
-	unsigned long begin, end;
-	char line[512];
-	int n = 0;
-
-	while (maps && n < NEAT_REPLICAS_MAX && fgets(line, sizeof(line), maps))
-		if (strstr(line, "memfd:neat") && sscanf(line, "%lx-%lx", &begin, &end) == 2 &&
-		    end - begin == NEAT_SEG_APP_SIZE)
-			segments[n++] = (struct neat_seg_app *)begin;
-	if (maps)
-		fclose(maps);
 }
 
 /* Connections do not use the word. */
@@ -97,7 +80,7 @@ int main(void)
 		return 1;
 	for (int i = 0; i < BEFORE; i++)
 		waiting[i] = connected(id++);
-	find_segments();
+	find_segments(segments, NEAT_REPLICAS_MAX);
 	overwrite(values[0]);
 	if (pthread_create(&thread, NULL, acceptor, &l))
 		return 1;

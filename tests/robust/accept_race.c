@@ -5,67 +5,16 @@
  * Run: accept_race. Prints what is wrong, then "ends N".
  */
 #define _GNU_SOURCE
+#include "held.h"
 #include <arpa/inet.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-enum {
-	REPLICAS = 4,
-	HELD = 64 * REPLICAS,	/* connections that fill the first page of slots in each: it holds the listener's, too */
-	NEXT = 8 * REPLICAS,
-	BORN = 4 << 20,		/* bytes of slots below those that connect() takes */
-};
+enum { NEXT = 8 * REPLICAS };
 
 static struct sockaddr_in where = { .sin_family = AF_INET };
-static int stopped[2], go[2];
-static char *words[REPLICAS];	/* of connections that accept() takes, less the first page; none: the kernel's */
-
-static void fail(const char *what)
-{
-	printf("WRONG: %s\n", what);
-	fflush(stdout);
-	exit(1);
-}
-
-/* Of each (application, replica) pair the half that programs write: a mapping of 256 GiB. */
-static void find_words(void)
-{
-	FILE *maps = fopen("/proc/self/maps", "r");
-	unsigned long begin, end;
-	char line[512];
-	int n = 0;
-
-	while (maps && n < REPLICAS && fgets(line, sizeof(line), maps))
-		if (strstr(line, "memfd:neat") && sscanf(line, "%lx-%lx", &begin, &end) == 2 && end - begin > 256ul << 30)
-			words[n++] = (char *)begin + 4096;
-	if (maps)
-		fclose(maps);
-}
-
-static void protect(int how)
-{
-	for (int i = 0; i < REPLICAS && words[i]; i++)
-		if (mprotect(words[i], BORN, how))
-			_exit(1);
-}
-
-static void in_between(int sig)
-{
-	char c;
-	(void)sig;
-
-	if (syscall(SYS_write, stopped[1], "", 1) != 1 || syscall(SYS_read, go[0], &c, 1) != 1)
-		_exit(1);
-	protect(PROT_READ | PROT_WRITE);
-}
 
 static void worker(int listener, int first)
 {
@@ -126,12 +75,12 @@ int main(void)
 	for (int i = 0; i < HELD; i++)
 		if (connected() < 0 || accept(l, NULL, NULL) < 0)
 			fail("accept");
-	find_words();
+	find_segments(segments, REPLICAS);
 	first = connected();
 	child = fork();
 	if (child == 0)
 		worker(l, first);
-	if (words[0]) {
+	if (segments[0]) {
 		if (read(stopped[0], &c, 1) != 1)
 			fail("the worker did not come by");
 		overtake(l, first);

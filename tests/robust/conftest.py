@@ -37,6 +37,14 @@ def stateless2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     yield from instance(tmp_path_factory, 2, "--mode", "stateless")
 
 
+@pytest.fixture(params=["single", "multi"])
+def scaled(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Rig]:
+    """One replica, of one process or of several, and room for four."""
+    yield from instance(tmp_path_factory, 1, "--replicas-max", "4", "--components", request.param)
+
+
 @pytest.fixture(params=[1, 2], ids=["1-replica", "2-replicas"])
 def rig(request: pytest.FixtureRequest) -> Rig:
     found: Rig = request.getfixturevalue(f"rig{request.param}")

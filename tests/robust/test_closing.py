@@ -12,6 +12,7 @@ from ..worlds import KERNEL, World
 from .rig import Bystander, Rig
 
 SOURCES = Path(__file__).parent
+ABI = SOURCES.parents[1] / "replicas/abi"
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("closing")
     for source in ("accept_race.c", "close_race.c", "dup_race.c"):
         program = directory / Path(source).stem
-        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(SOURCES / source)]
-        subprocess.run([*command, "-o", str(program), "-lpthread"], check=True)
+        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{ABI}"]
+        subprocess.run(
+            [*command, str(SOURCES / source), "-o", str(program), "-lpthread"], check=True
+        )
     return directory
 
 

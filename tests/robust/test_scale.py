@@ -24,16 +24,6 @@ from .rig import Rig, wait_until
 CYCLES = 2 * TIMES
 
 
-@pytest.fixture(params=["single", "multi"])
-def scaled(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Rig]:
-    options = ("--replicas-max", "4", "--components", request.param)
-    made = Rig(tmp_path_factory.mktemp("scale"), 1, *options)
-    yield made
-    made.down()
-
-
 def processes(rig: Rig, *states: str) -> set[int]:
     """All processes of all replicas, or of those in one of `states`."""
     replicas = wait_until(rig.status, "neatd answers")["replicas"]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -14,17 +13,6 @@ import pytest
 from .rig import Rig, wait_until
 from .test_kill_udp import LOAD, all_moved, counts
 from .test_scale import gone, scale
-
-
-@pytest.fixture(params=["single", "multi"])
-def scaled(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Rig]:
-    options = ("--replicas-max", "4", "--components", request.param)
-    made = Rig(tmp_path_factory.mktemp("scale"), 1, *options)
-    yield made
-    made.down()
-
 
 # Eight sockets, so that each replica is the home of some, with unread datagrams in all of them.
 # "read" reads them and says what came; "talk" has all of them exchange datagrams, some connected.
