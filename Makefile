@@ -15,7 +15,7 @@ programs:
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh .ci/programs python3-venv
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check setuptools wheel 'cffi>=1.15' uvloop
+	$(BIN)/pip install -q --disable-pip-version-check 'setuptools>=77' 'cffi>=1.15' uvloop
 	@touch $@
 
 # What only tests and lint use: the demo and the benchmarks do not wait for it.

@@ -73,6 +73,13 @@ def _not_found(name: str) -> Refusal:
     return Refusal(f"{name}: command not found", 127)
 
 
+def has_capabilities(path: Path) -> bool:
+    try:
+        return bool(os.getxattr(path, "security.capability"))
+    except OSError:  # none, or a file system without attributes
+        return False
+
+
 def check_program(name: str) -> str:
     """Path of a program that neatsock can serve. Refusal says why not."""
     found = shutil.which(name)
@@ -94,6 +101,13 @@ def check_program(name: str) -> str:
             "run it as the user it switches to",
             126,
         )
+    # capabilities(7): AT_SECURE (ld.so(8)) by file capabilities only if the real user is not root.
+    if os.getuid() != 0 and has_capabilities(target):
+        raise Refusal(
+            f"{target} has file capabilities: the dynamic linker ignores LD_PRELOAD for it; "
+            "run a copy without them (cp leaves them behind), or run it as root",
+            126,
+        )
     if static:
         raise Refusal(
             f"{target} is statically linked: nothing can be preloaded into it; "
@@ -104,9 +118,15 @@ def check_program(name: str) -> str:
 
 
 def program_environment(name: str) -> dict[str, str]:
-    """The environment under which a program is on neatsock."""
+    """The environment under which a program is on neatsock. Refusal says why there is none."""
     env = dict(os.environ)
     library = str(instance.native("libneatsock.so"))
+    if " " in library or ":" in library:
+        raise Refusal(
+            f"{library} cannot be preloaded: the dynamic linker splits LD_PRELOAD at spaces and "
+            "colons; install neatsock in a directory whose path has neither",
+            126,
+        )
     others = [p for p in env.get("LD_PRELOAD", "").replace(":", " ").split() if p != library]
     env["LD_PRELOAD"] = ":".join([library, *others])
     env["NEATSOCK_SOCKET"] = str(instance.socket_path(name))
@@ -635,7 +655,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     try:
         code = handlers[args.command](args)
-        sys.stdout.flush()  # here, where its reader may be gone, and not at exit
+        if sys.stdout:  # None if the descriptor is closed
+            sys.stdout.flush()  # here, where its reader may be gone, and not at exit
         return code
     except Refusal as refusal:
         say(str(refusal))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # As in neat_abi.h (tests/unit/test_abi.py compares); cffi would double the time of `neatsock run`.
 HEADER = struct.Struct("<IHHII")  # struct neat_msg_header
-MAGIC, ABI_VERSION = 0x5441454E, 3
+MAGIC, ABI_VERSION = 0x5441454E, 4
 MSG_CLI, MSG_CLI_REPLY, MSG_ERROR = 7, 36, 37
 LARGEST = 1 << 20
 START_S = 20.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from neatsock.instance import REPLICAS_MAX
 
-APPS_MOST = 256  # of 275 GB of address space each, a replica has room for 510
+APPS_MOST = 160  # of 825 GB of address space each, a replica has room for 170
 FAULTS_MOST = 64  # FAULTS_KEPT of the keeper
 DAY_S = 86400
 UP_AT, DOWN_AT = 75.0, 40.0  # percent, see replicas/policy.py

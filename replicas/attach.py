@@ -95,10 +95,15 @@ class Attachments:
         """NEAT_MSG_ATTACH: a new application, or one of ours after exec."""
         message = self._checked(request)
         pid, uid = connection.peer()
-        if connection.owner is not None:
+        if connection.owner is not None and not connection.recovered:
             raise Refused(errno.EISCONN, "this connection is attached already")
         if int(message.pid) != pid:
             raise Refused(errno.EPERM, f"process {pid} may not attach process {message.pid}")
+        if connection.owner is not None:
+            # A predecessor of ours had attached it, and did not answer to the end.
+            app, process = self.owner(connection)
+            self._answer(app, process.index, connection, request.seq)
+            return
         if message.app_id:
             app, index = self._rejoined(message, pid)
         else:
@@ -296,6 +301,7 @@ class Attachments:
         """Its last process is gone: every connection closes as a last close would."""
         link = self.state.link
         for connection in list(app.connections):
+            self._unkeep(app, connection)
             connection.app_id = None
         self.app_gone(app)
         gone = abi.pack("struct neat_msg_r_app", LIB.NEAT_MSG_R_APP_GONE, app_id=app.app_id)
@@ -356,11 +362,35 @@ class Attachments:
         if connection.owner is not None:
             self.state.connections.pop(connection.owner, None)
             connection.owner = None
+            self._keep(connection)
+
+    def _keep(self, connection: Connection) -> None:
+        """Remember it by itself, before the record of the process that had it goes.
+
+        Children of that process may speak over it, and have no other way to us.
+        """
+        app = self.state.apps.get(connection.app_id or 0)
+        if app is None or not connection.open or connection not in app.connections:
+            return
+        used = {other.kept for other in app.connections}
+        number = next(i for i in range(len(used) + 1) if i not in used)
+        if number >= CONNECTIONS_MOST:
+            return  # who attaches as often as that loses it with us
+        connection.kept = number
+        fds = [connection.sock.fileno()]
+        self.state.link.remember("conn", app.app_id, number, fds=fds, pid=connection.pid)
+
+    def _unkeep(self, app: App, connection: Connection) -> None:
+        if connection.kept is not None:
+            self.state.link.forget("conn", app.app_id, connection.kept)
+            connection.kept = None
 
     def _remember_process(self, app: App, process: Process) -> None:
         connection = self.state.process_connection(app.app_id, process.index)
         fds = [process.pidfd] + ([connection.sock.fileno()] if connection else [])
         self.state.link.remember("proc", app.app_id, process.index, fds=fds, pid=process.pid)
+        if connection:
+            self._unkeep(app, connection)
 
     def _drop_eventfd(self, app: App, process: Process) -> None:
         if process.eventfd is None:
@@ -531,6 +561,7 @@ class Attachments:
             return
         app = self.state.apps[connection.app_id]
         app.connections.discard(connection)
+        self._unkeep(app, connection)
         try:
             if connection.owner is not None:
                 self._owned_gone(app, connection, app.processes[connection.owner[1]])
@@ -613,14 +644,27 @@ class Attachments:
         if len(fds) > 1:
             assert self.server is not None
             connection = Connection(socket.socket(fileno=fds[1]), self.server)
+            connection.recovered = True
             self._own(app, process, connection)
             self.server.adopt(connection)
 
+    def recover_connection(self, app: App, number: int, pid: int, fd: int) -> None:
+        """One whose process is gone. Call after recover_process() of all processes."""
+        if any(os.path.sameopenfile(other.sock.fileno(), fd) for other in app.connections):
+            os.close(fd)  # a predecessor of ours died before it forgot the process
+            self.state.link.forget("conn", app.app_id, number)
+            return
+        assert self.server is not None
+        connection = Connection(socket.socket(fileno=fd), self.server)
+        connection.recovered = True
+        connection.app_id, connection.pid, connection.kept = app.app_id, pid, number
+        app.connections.add(connection)
+        self.server.adopt(connection)
+
     def recovered(self, app: App) -> None:
-        """All of an application was recovered; one that never got a process goes."""
+        """All of an application was recovered; one that has neither process nor connection goes."""
         self._swept(app, lambda: apps.left_over(app))
         self.look_for_children(app)
         if self._unborn(app):
             self._look_soon(app)
-        if not app.processes:
-            self._drop_app(app)
+        self._drop_if_gone(app)

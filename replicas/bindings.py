@@ -16,7 +16,7 @@ from .apps import App, Orphan
 from .clients import Connection, Server
 from .datagrams import check_twin, choose_home, elsewhere, owner_of, steer
 from .link import REPLICA, key
-from .ports import Claim, check_address, check_privilege, conflict, overlap
+from .ports import Claim, Quarantine, check_address, check_privilege, conflict, overlap
 from .registry import Key
 from .report import log
 from .state import State
@@ -24,6 +24,8 @@ from .state import State
 LIB = abi.lib
 IP_FREEBIND = 15  # <linux/in.h>
 CLOSED_S = 0.05  # from a program's close() of a listener to its UNBIND
+FIN_WAIT_S = 60.0  # Linux's tcp_fin_timeout, and its TIME_WAIT
+CHOICES = 16  # how often the kernel chooses again for port 0
 ANSWER_S = 10.0  # a replica that does not acknowledge a listener within this time has failed
 FIRST_UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
@@ -58,6 +60,22 @@ def reserve(claim: Claim) -> tuple[socket.socket, int]:
         holder.close()
         raise
     return holder, int(holder.getsockname()[1])
+
+
+def reserve_rested(claim: Claim, resting: Callable[[int], bool]) -> tuple[socket.socket, int]:
+    """As reserve(); for port 0 one that is not `resting`, if a few tries find one."""
+    holder, port = reserve(claim)
+    refused: list[socket.socket] = []
+    while not claim.port and resting(port) and len(refused) < CHOICES:
+        try:
+            other, port = reserve(claim)
+        except OSError:
+            break  # no other is left, or no descriptor
+        refused.append(holder)
+        holder = other
+    for one in refused:
+        one.close()
+    return holder, port
 
 
 @dataclass
@@ -97,6 +115,7 @@ class Bindings:
         self.loop = loop
         self.table: dict[tuple[int, int], Binding] = {}  # (app id, socket record)
         self.first_unprivileged = first_unprivileged_port()
+        self.quarantine = Quarantine(max(FIN_WAIT_S, state.options.time_wait_ms / 1000))
         self.server: Server | None = None
         self.read_news: Callable[[], None] = lambda: None  # handles what the keeper said
         self.refused: Callable[[int], None] = lambda replica: None  # to take a listener unasked
@@ -156,6 +175,14 @@ class Bindings:
                 return other.home
         active = int(self.state.registry.at.active.v)
         return choose_home(wanted - 1 if wanted else None, active, (b.home for b in others))
+
+    def datagram_groups(self) -> dict[Key, list[Binding]]:
+        """UDP sockets by port: those that share one have one home, and move together."""
+        groups: dict[Key, list[Binding]] = {}
+        for binding in self.table.values():
+            if binding.datagram:
+                groups.setdefault(binding.key, []).append(binding)
+        return groups
 
     def rehome(self, group: list[Binding], home: int) -> None:
         """All sockets of a UDP port receive in another replica; still in the old one, too."""
@@ -252,14 +279,17 @@ class Bindings:
 
     def _reserve(self, claim: Claim) -> tuple[socket.socket, int]:
         try:
-            return reserve(claim)
+            return reserve_rested(claim, lambda port: self.quarantine.holds(port, self.loop.time()))
         except OSError as err:
             if err.errno != errno.EADDRINUSE:
                 raise
-        # The keeper may still hold a copy of a reservation that was just given back.
+        self._await_keeper()
+        return reserve(claim)
+
+    def _await_keeper(self) -> None:
+        """It may still hold a copy of a reservation that was just given back."""
         self.state.link.barrier()
         self.loop.call_soon(self.read_news)
-        return reserve(claim)
 
     def _claims(self) -> list[Claim]:
         return [binding.claim for binding in self.table.values()]
@@ -489,11 +519,16 @@ class Bindings:
             self.release(binding)
 
     def _unlisten(self, binding: Binding) -> None:
+        """Its replicas are told before the keeper forgets where it is: a successor of ours would
+        not know any more. And once more after that: a replica that was replaced in between got it
+        from the keeper again."""
         claim = binding.claim
         for replica in self.state.running():
             at = key(LIB.NEAT_MSG_R_LISTEN, claim.app_id, claim.sock)
-            self.state.link.drop(REPLICA, replica.index, at)
             slot, gen = binding.subs.get(replica.index, (0, 0))
+            if slot:
+                self._remove(replica.index, claim.app_id, slot, gen)
+            self.state.link.drop(REPLICA, replica.index, at)
             if slot:
                 self._remove(replica.index, claim.app_id, slot, gen)
         binding.subs.clear()
@@ -518,22 +553,40 @@ class Bindings:
         self.state.registry.release(binding.key)
         if binding.datagram:
             self._publish_datagram(binding.key)
+        else:
+            self.quarantine.add(binding.claim.port, self.loop.time())
+        heirs = [] if binding.reservation is None else self._heirs(binding)
+        self._hand_over(binding, heirs)
+        self.state.link.forget("bind", binding.claim.app_id, binding.claim.sock)
         if binding.reservation is not None:
             binding.reservation.close()
-        self.state.link.forget("bind", binding.claim.app_id, binding.claim.sock)
-        self._inherit_reservation(binding)
+            self._reserve_anew(heirs)
 
-    def _inherit_reservation(self, gone: Binding) -> None:
-        """A socket that shared the port holds it in the kernel from now on."""
-        for other in self.table.values():
-            if other.reservation is not None or other.datagram:
+    def _heirs(self, gone: Binding) -> list[Binding]:
+        """Sockets that shared the port and do not hold it in the kernel themselves."""
+        return [
+            other
+            for other in self.table.values()
+            if other.reservation is None and not other.datagram and overlap(other.claim, gone.claim)
+        ]
+
+    def _hand_over(self, gone: Binding, heirs: list[Binding]) -> None:
+        """Of the same address: the reservation itself, and the port is free at no time."""
+        for heir in heirs:
+            if heir.key == gone.key:
+                heir.reservation, gone.reservation = gone.reservation, None
+                self._remember(heir)
+                return
+
+    def _reserve_anew(self, heirs: list[Binding]) -> None:
+        if heirs:
+            self._await_keeper()
+        for heir in heirs:
+            try:
+                heir.reservation, _ = reserve(heir.claim)
+            except OSError:
                 continue
-            if overlap(other.claim, gone.claim):
-                try:
-                    other.reservation, _ = reserve(other.claim)
-                except OSError:
-                    continue
-                self._remember(other)
+            self._remember(heir)
 
     # ---- recovery ----
 
@@ -570,8 +623,28 @@ class Bindings:
         else:
             binding.pending.add(replica)
 
+    def _agree_on_homes(self) -> None:
+        """A predecessor died within rehome(): programs still go to the home in the page."""
+        for at, group in self.datagram_groups().items():
+            home = self.state.registry.home(at)
+            if home is not None and any(binding.home != home for binding in group):
+                for binding in group:
+                    binding.home = home
+                    self._remember(binding)
+
+    def _complete(self, binding: Binding) -> None:
+        """A predecessor died while it installed listeners in a new replica, or this one in all."""
+        known = binding.subs.keys() | binding.pending
+        for replica in self.state.running():
+            if binding.order and binding.claim.listening and replica.index not in known:
+                binding.pending.add(replica.index)
+                self._store(binding, replica.index)
+
     def recovered(self) -> None:
         """All of the store was read: wait for the answers that are missing, publish the rest."""
+        self._agree_on_homes()
+        for binding in self.table.values():
+            self._complete(binding)
         for binding in self.table.values():
             # In use already: it is new replicas that have not answered, and nobody waits for those.
             if binding.subs and self.state.registry.listening(binding.key):
@@ -582,7 +655,9 @@ class Bindings:
             elif binding.claim.listening:
                 for replica in range(len(self.state.replicas)):
                     self._name_subsocket(binding, replica)
-            self._publish(binding.key)
+        # Only now: sockets may share a port, and it is on the page as long as one of them listens.
+        for at in {binding.key for binding in self.table.values()}:
+            self._publish(at)
 
     def ports_of(self, app_id: int) -> list[dict[str, Any]]:
         """For status."""

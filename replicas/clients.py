@@ -74,10 +74,13 @@ class Connection:
         self.owner: tuple[int, int] | None = None
         self.app_id: int | None = None
         self.pid = 0
+        self.kept: int | None = None  # number under which the keeper has it, once without an owner
         self.refusal: Refused | None = None  # what its first request gets
         self.hung_up = False  # the other end was closed, by exec or exit
         self.busy = False
         self.silent = True  # no request came yet
+        # A predecessor of ours had it, and may have answered the oldest request on it.
+        self.recovered = False
         self.open = True
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -140,6 +143,7 @@ class Connection:
 
     def consume(self) -> None:
         """Take the datagram that peek() showed off the socket."""
+        self.recovered = False
         if self.open:
             try:
                 self.sock.recv(1, socket.MSG_DONTWAIT)

@@ -32,7 +32,8 @@ def key(kind: int, app: int = 0, number: int = 0) -> int:
 
 def state_key(kind: str, app: int = 0, number: int = 0) -> int:
     """Key of a piece of neatd's own state."""
-    kinds = ("boot", "counter", "app", "proc", "bind", "wire", "scale", "hold", "uplink")
+    names = "boot counter app proc bind wire scale hold uplink conn"
+    kinds = names.split()
     return key(LIB.NEAT_MSG_N_STATE + kinds.index(kind), app, number)
 
 

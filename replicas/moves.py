@@ -76,7 +76,7 @@ class Moves:
     def _look(self) -> None:
         self.timer = None
         leaving = {replica.index for replica in self.state.replicas if replica.draining}
-        groups = self._groups()
+        groups = self.bindings.datagram_groups()
         self.moved = {key: at for key, at in self.moved.items() if key in groups}
         done = [self._step(key, group, leaving) for key, group in groups.items()]
         unfinished = any(self.state.registry.also(key) is not None for key in groups)
@@ -85,14 +85,6 @@ class Moves:
         self.pause_s = PAUSE_S if any(done) else min(2 * self.pause_s, PAUSE_MOST_S)
         self.nudge()
         self.timer = self.loop.call_later(self.pause_s, self._look)
-
-    def _groups(self) -> dict[Key, list[Binding]]:
-        """Sockets by port: those that share one move together."""
-        groups: dict[Key, list[Binding]] = {}
-        for binding in self.bindings.table.values():
-            if binding.datagram:
-                groups.setdefault(binding.key, []).append(binding)
-        return groups
 
     def _step(self, key: Key, group: list[Binding], leaving: set[int]) -> bool:
         """One step of a port, if it is time for one."""

@@ -37,7 +37,7 @@ from .components import NAMES as COMPONENTS
 from .components import recover as recover_components
 from .filter import Filter
 from .limits import HOLDS_MOST, Limits, default_buffers_mib
-from .link import NIC, REPLICA, STANDBY, KeeperLink, News
+from .link import NIC, REPLICA, STANDBY, KeeperLink, News, key
 from .moves import Moves
 from .policy import Policy
 from .registry import Registry
@@ -184,6 +184,12 @@ def ended(news: list[News]) -> set[int]:
     }
 
 
+def told_to_drain(store: list[News]) -> set[int]:
+    """Replicas for which the keeper has the order to drain."""
+    orders = key(LIB.NEAT_MSG_R_DRAIN)
+    return {item.index for item in store if item.role == REPLICA and item.key == orders}
+
+
 class Lifetime:
     """When an --auto instance ends: nobody attached, nobody announced, for LINGER_S."""
 
@@ -253,7 +259,7 @@ class Neatd:
         own = [self._own_state(stored) for stored in store if stored.role == LIB.NEAT_ROLE_NEATD]
         self.boot, self.listener, registry = self._booted(own)
         self.wire: Wire | None = None
-        replicas, early = self._replicas(store, own, registry, ended(news))
+        replicas, early = self._replicas(store, own, registry)
         self.state = State(
             options,
             link,
@@ -281,10 +287,13 @@ class Neatd:
         self.attachments.changed = self.lifetime.check
         self.bindings.read_news = self._link_readable
         self._recover(own, store)
+        self._spawn(ended(news))
         for item in [*news, *early]:
             self.on_news(item)
         if again:
-            self.scaler.nudge()  # a predecessor may have died before it did
+            # What a predecessor remembered, but may have died before it did.
+            self.scaler.resume(told_to_drain(store))
+            self.scaler.nudge()
             self.moves.begin()
         # From here on a crash is no failure to start (keeper/neatd.c).
         link.barrier()
@@ -367,7 +376,6 @@ class Neatd:
         store: list[News],
         own: list[tuple[dict[str, Any], list[int]]],
         registry: Registry,
-        over: set[int],
     ) -> tuple[list[Replica], list[News]]:
         """All replicas, those that a predecessor did not get to included."""
         known: dict[int, Replica] = {}
@@ -401,13 +409,16 @@ class Neatd:
                 store_queue(self.link, self.options, i, queues[i])
             recall(replica, scale, self.options.replicas)
             found.append(replica)
-        for replica in found:
-            # Who drains is the keeper's; who ended and is wanted back is started when we hear it.
-            if replica.serving and replica.index not in over:
-                spawn(self.link, replica.index, replica.parts)
         for queue in queues:
             queue.close()
         return found, news
+
+    def _spawn(self, over: set[int]) -> None:
+        """Once the keeper has their listeners: who starts later takes them up before R_START."""
+        for replica in self.state.replicas:
+            # Who drains is the keeper's; who ended and is wanted back is started when we hear it.
+            if replica.serving and replica.index not in over:
+                spawn(self.link, replica.index, replica.parts)
 
     def _recover(self, own: list[tuple[dict[str, Any], list[int]]], store: list[News]) -> None:
         """Take over applications, their memory, processes and ports from a predecessor."""
@@ -422,7 +433,8 @@ class Neatd:
                 eventfds.setdefault((app_id, number), []).extend(item.fds)
         if own and self.options.uplink:
             self.captures.recovered()
-        for state, fds in own:
+        # Connections by themselves last: they may be those of processes.
+        for state, fds in sorted(own, key=lambda piece: piece[0]["kind"] == "conn"):
             self._recover_own(state, fds, segments, eventfds)
         for item in store:
             if item.role == REPLICA and item.key >> 48 == LIB.NEAT_MSG_R_LISTEN:
@@ -464,6 +476,9 @@ class Neatd:
             app, index = self.state.apps[app_id], state["number"]
             mine = eventfds.get((app_id, index), [])
             self.attachments.recover_process(app, index, state["pid"], fds, mine)
+        elif kind == "conn" and app_id in self.state.apps:
+            app = self.state.apps[app_id]
+            self.attachments.recover_connection(app, state["number"], state["pid"], fds[0])
         elif kind == "bind":
             self.bindings.recover(state, fds)
         elif kind == "uplink":

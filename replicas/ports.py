@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LOOPBACK_NET = 127 << 24
 LOOPBACK_MASK = 0xFF000000
@@ -70,3 +70,24 @@ def check_privilege(port: int, uid: int, first_unprivileged: int) -> int:
     if port != 0 and port < first_unprivileged and uid != 0:
         return errno.EACCES
     return 0
+
+
+@dataclass
+class Quarantine:
+    """Ports that were given back lately: replicas may have tuples of theirs in TIME_WAIT.
+
+    Linux never chooses such a port for bind() to port 0, and connect() from it to the same
+    destination would be EADDRNOTAVAIL; but the kernel, which chooses for us, knows only its own.
+    """
+
+    keep_s: float
+    ends: dict[int, float] = field(default_factory=dict)  # port -> when, soonest first
+
+    def add(self, port: int, now_s: float) -> None:
+        self.ends.pop(port, None)
+        self.ends[port] = now_s + self.keep_s
+
+    def holds(self, port: int, now_s: float) -> bool:
+        while self.ends and (first := next(iter(self.ends))) and self.ends[first] <= now_s:
+            del self.ends[first]
+        return port in self.ends

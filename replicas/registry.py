@@ -120,6 +120,11 @@ class Registry:
         entry.mask.v = 1 << home
         self.changed()
 
+    def home(self, key: Key) -> int | None:
+        """The replica in which a UDP port receives, as programs see it."""
+        mask = int(self.at.ports[self._index[key]].mask.v)
+        return mask.bit_length() - 1 if mask else None
+
     def also(self, key: Key) -> int | None:
         """The other replica in which sockets of a UDP port have slots while its home moves."""
         index = int(self.at.ports[self._index[key]].also.v) - 1

@@ -77,9 +77,21 @@ class Scaler:
         replica.draining = True
         self._remember()
         self.update()
+        self._tell_to_drain(replica)
+        self.draining()
+
+    def _tell_to_drain(self, replica: Replica) -> None:
         at, order = key(LIB.NEAT_MSG_R_DRAIN), self._order(True)
         self.state.link.store(REPLICA, replica.index, at, order)
-        self.draining()
+
+    def resume(self, told: set[int]) -> None:
+        """After a restart: what a predecessor remembered, and told neither programs nor replica."""
+        self.state.registry.set_replicas(mask(self.state.running()))
+        for replica in self.state.running():
+            if replica.draining and replica.index not in told:
+                self._tell_to_drain(replica)
+            elif replica.serving and replica.index in told:
+                self._undrain(replica)
 
     def _undrain(self, replica: Replica) -> None:
         """Takes part again when it says so (R_READY): it may be ending just now."""

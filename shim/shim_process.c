@@ -276,7 +276,7 @@ SHIM int execle(const char *path, const char *arg, ...)
 
 /* ---- signals ---- */
 
-SHIM int sigaction(int sig, const struct sigaction *restrict act, struct sigaction *restrict old)
+static int real_sigaction(int sig, const struct sigaction *act, struct sigaction *old)
 {
 	static int (*real)(int, const struct sigaction *, struct sigaction *);
 	void *p;
@@ -285,21 +285,59 @@ SHIM int sigaction(int sig, const struct sigaction *restrict act, struct sigacti
 		p = next("sigaction");
 		memcpy(&real, &p, sizeof(p));
 	}
-	if (act && act->sa_flags & SA_RESTART && act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN)
-		nt_note_restart();
 	return real(sig, act, old);
+}
+
+static void note_handler(int sig, const struct sigaction *act)
+{
+	if (act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN)
+		nt_note_handler(sig, act->sa_flags & SA_RESTART);
+}
+
+SHIM int sigaction(int sig, const struct sigaction *restrict act, struct sigaction *restrict old)
+{
+	if (act && sig != SIGKILL && sig != SIGSTOP)
+		note_handler(sig, act);
+	return real_sigaction(sig, act, old);
+}
+
+/* signal(2): BSD semantics in glibc, unless siginterrupt(3) said otherwise before: libc knows. */
+static void note_installed(int sig)
+{
+	struct sigaction now;
+
+	if (real_sigaction(sig, NULL, &now) == 0)
+		note_handler(sig, &now);
 }
 
 SHIM sighandler_t signal(int sig, sighandler_t handler)
 {
 	static sighandler_t (*real)(int, sighandler_t);
+	sighandler_t was;
 	void *p;
 
 	if (!real) {
 		p = next("signal");
 		memcpy(&real, &p, sizeof(p));
 	}
-	if (handler != SIG_DFL && handler != SIG_IGN)
-		nt_note_restart();	/* signal(2): BSD semantics in glibc */
-	return real(sig, handler);
+	was = real(sig, handler);
+	if (was != SIG_ERR)
+		note_installed(sig);
+	return was;
+}
+
+SHIM int siginterrupt(int sig, int flag)
+{
+	static int (*real)(int, int);
+	void *p;
+	int rc;
+
+	if (!real) {
+		p = next("siginterrupt");
+		memcpy(&real, &p, sizeof(p));
+	}
+	rc = real(sig, flag);
+	if (rc == 0)
+		note_installed(sig);
+	return rc;
 }

@@ -31,7 +31,7 @@ typedef struct { uint32_t v; } neat_be32;
 
 enum {
 	NEAT_ABI_MAGIC = 0x5441454e,	/* "NEAT" */
-	NEAT_ABI_VERSION = 3,		/* bump with every change of layout or message */
+	NEAT_ABI_VERSION = 4,		/* bump with every change of layout or message */
 };
 
 enum {
@@ -47,7 +47,8 @@ enum {
 	NEAT_ACCEPT_ENTRIES = 4096,	/* per subsocket, power of two; caps the backlog */
 	NEAT_LISTENERS_MAX = 256,	/* subsockets of one (application, replica) pair */
 	NEAT_RING_LOG2_MIN = 11,	/* 2 KiB: rx and tx of a small connection share one page */
-	NEAT_RING_LOG2_MAX = 20,	/* 1 MiB */
+	NEAT_RX_LOG2_MAX = 22,	/* 4 MiB: net.ipv4.tcp_rmem has 6 */
+	NEAT_TX_LOG2_MAX = 21,	/* 2 MiB: net.ipv4.tcp_wmem has 4 */
 	NEAT_PAGE = 4096,
 	NEAT_CHANNELS_EXACT = 63,	/* channels 0..62 have their own bit in sub/ev_pend; the others share bit 63 */
 	NEAT_REGISTRY_PORTS = 4096,	/* power of two */
@@ -113,7 +114,9 @@ struct neat_registry {		/* neatd writes; everyone else maps it read-only */
 	neat_a32 epoch[NEAT_REPLICAS_MAX];	/* +1 each time replica r was replaced */
 	neat_a32 naddrs;
 	neat_a32 scaled;	/* +1 after `replicas` or a neat_sock.sub[] changed: libraries look at both again */
-	neat_a32 keeper;	/* keeper: its tid, 0 at first; the kernel sets NEAT_KEEPER_GONE when it dies (robust futex) */
+	/* keeper: its tid, 0 at first; NEAT_KEEPER_GONE is set by it when it ends the instance, by the kernel when it
+	 * dies (robust futex) */
+	neat_a32 keeper;
 	uint32_t pad;
 	struct { uint32_t addr, prefix; } addrs[NEAT_ADDRS_MAX];	/* our IPv4 addresses beside 127/8, host order */
 	struct neat_port_entry ports[NEAT_REGISTRY_PORTS];
@@ -403,8 +406,9 @@ struct neat_seg_app {		/* memfd 2 of the pair; payload follows at NEAT_SEG_SMALL
 	struct neat_slot_app slots[NEAT_SLOTS];
 };
 #define NEAT_SEG_SMALL 16777216ull		/* 16 MiB: NEAT_SLOTS pages; first half rx, second half tx */
-#define NEAT_SEG_LARGE 285212672ull		/* 272 MiB: NEAT_SLOTS * 4 MiB; first half rx, second tx */
-#define NEAT_SEG_APP_SIZE 275163119616ull	/* LARGE + 65536 * 4 MiB, sparse */
+#define NEAT_SEG_LARGE 285212672ull		/* 272 MiB: for each slot twice the largest ring, rx, then tx */
+#define NEAT_SLOT_LARGE 12582912ull		/* 12 MiB */
+#define NEAT_SEG_APP_SIZE 824918933504ull	/* LARGE + 65536 * 12 MiB, sparse */
 
 /* -------------------------------------------------- channels of (process, replica) (L1) ---- */
 
@@ -460,10 +464,8 @@ struct neat_channel {
 enum neat_door {
 	NEAT_DOOR_NONE = 0,	/* the replica has not mapped this yet */
 	NEAT_DOOR_OPEN = 1,
-	NEAT_DOOR_CLOSING = 2,	/* wait: it becomes OPEN again, ENDED or OVER at once */
-	NEAT_DOOR_ENDED = 3,	/* drained: retry elsewhere */
-	/* The whole instance ends: nobody comes after this replica. Far from the others: no flipped bit makes it. */
-	NEAT_DOOR_OVER = 0xfc,
+	NEAT_DOOR_CLOSING = 2,	/* wait: it becomes OPEN again or ENDED at once */
+	NEAT_DOOR_ENDED = 3,	/* drained: retry elsewhere; or the instance is over (neat_registry.keeper) */
 };
 
 /*
@@ -493,7 +495,7 @@ struct neat_replica_status {	/* replica writes; everyone maps it read-only */
 	neat_a32 epoch;
 	neat_a32 awake;		/* 0 = asleep in the kernel */
 	neat_a32 cpu;
-	neat_a32 heartbeat;	/* +1 per loop; with the thread's CPU time tells a hang from starvation */
+	neat_a32 heartbeat;	/* +1 per some work done; with the thread's CPU time tells a hang from starvation */
 	/* awake attached processes last seen on each core */
 	uint8_t runnable[NEAT_CPUS_MAX];
 	/* counters for `neatsock status` */
@@ -609,7 +611,8 @@ NEAT_ASSERT(offsetof(struct neat_seg_pub, slots) == 64);
 NEAT_ASSERT(offsetof(struct neat_seg_app, slots) == 128);
 NEAT_ASSERT(sizeof(struct neat_seg_app) <= NEAT_SEG_SMALL);
 NEAT_ASSERT(NEAT_SEG_SMALL + (uint64_t)NEAT_SLOTS * NEAT_PAGE == NEAT_SEG_LARGE);
-NEAT_ASSERT(NEAT_SEG_LARGE + ((uint64_t)NEAT_SLOTS << 22) == NEAT_SEG_APP_SIZE);
+NEAT_ASSERT((2ull << NEAT_RX_LOG2_MAX) + (2ull << NEAT_TX_LOG2_MAX) == NEAT_SLOT_LARGE);
+NEAT_ASSERT(NEAT_SEG_LARGE + NEAT_SLOTS * NEAT_SLOT_LARGE == NEAT_SEG_APP_SIZE);
 NEAT_ASSERT(sizeof(struct neat_app) <= NEAT_APP_FDS);
 NEAT_ASSERT(NEAT_APP_FDS + (uint64_t)NEAT_PROCS_MAX * NEAT_FDS_MAX * 8 == NEAT_APP_SIZE);
 NEAT_ASSERT(offsetof(struct neat_channel, cmd_head) == 64);

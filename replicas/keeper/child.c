@@ -235,13 +235,17 @@ static void await_ends(struct child **all, uint32_t n, uint64_t deadline_ms)
 	}
 }
 
-/* neatd goes first: whoever is told that the instance ends finds nobody to ask for a port. */
+/*
+ * neatd goes first: whoever is told that the instance ends finds nobody to ask for a port. Programs believe it
+ * by our word in the registry, and are woken by the replicas.
+ */
 void children_end(struct keeper *k)
 {
 	struct child *all[CHILDREN];
 	uint32_t n = keeper_children(k, all);
 
 	child_kill(&k->neatd);
+	life_over(&k->life);
 	for (uint32_t i = 0; i < n; i++)
 		if (all[i]->pid)
 			shutdown(all[i]->sock, SHUT_RDWR);

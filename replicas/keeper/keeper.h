@@ -231,6 +231,7 @@ void program_exec(const struct program *p);
 /* plan.c */
 void upgrade_begin(struct keeper *k, const char *path);
 void upgrade_failed(struct keeper *k);
+bool of_replica(const struct child *c);	/* tcp or a component: what an upgrade replaces */
 int plan_step(struct keeper *k);	/* ms until it has something to do, -1 = unknown */
 
 /* watch.c */
@@ -265,6 +266,7 @@ _Noreturn void usage(void);
 
 /* life.c: the first R_CONFIG brings the page in which the kernel notes our death */
 void life_begin(struct life *l, const struct msg *config);
+void life_over(struct life *l);		/* we are about to end the instance */
 
 /* main.c */
 void keeper_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -1,8 +1,8 @@
 /*
- * life.c - a word in the registry page in which the kernel notes our death, whatever ends us: the owner of a
- * robust futex is the thread that its word names, and the kernel marks that word when the thread ends
- * (set_robust_list(2)). Nobody locks or waits for it. Programs look at it when they have slept for
- * long: every other process of the instance may have been killed with us.
+ * life.c - a word in the registry page that says that the instance is over. The kernel notes our death there, whatever
+ * ends us: the owner of a robust futex is the thread that its word names, and the kernel marks that word when the
+ * thread ends (set_robust_list(2)). Nobody locks or waits for it. Programs look at it when they are woken, and when they
+ * have slept for long: every other process of the instance may have been killed with us.
  */
 #define _GNU_SOURCE
 #include "keeper.h"
@@ -37,4 +37,11 @@ void life_begin(struct life *l, const struct msg *config)
 		keeper_die("the registry page");
 	l->registry = g;
 	own(l, &g->keeper);
+}
+
+void life_over(struct life *l)
+{
+	/* Release: before what the replicas, which hear of it next, tell the programs that they wake. */
+	if (l->registry)
+		a32_or(&l->registry->keeper, NEAT_KEEPER_GONE);
 }

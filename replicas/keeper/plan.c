@@ -29,7 +29,7 @@ static void answer_upgrade(struct keeper *k, int status, const char *text)
 	keeper_log("upgrade: %s", text);
 }
 
-static bool of_replica(const struct child *c)
+bool of_replica(const struct child *c)
 {
 	return c->role == NEAT_ROLE_REPLICA || role_is_component(c->role);
 }

@@ -104,7 +104,7 @@ static void check_quarantine(struct keeper *k, struct child *c, const char *name
 
 void count_fault(struct keeper *k, struct child *c)
 {
-	bool unready = c->role == NEAT_ROLE_STANDBY ? !c->parked : !c->ready;
+	bool unready = c->role == NEAT_ROLE_STANDBY ? !c->parked : of_replica(c) && !c->ready;
 	char name[32];
 
 	child_name(c, name, sizeof(name));

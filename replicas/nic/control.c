@@ -9,6 +9,7 @@
 #include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,13 +37,25 @@ struct message {
 
 /* ---- answers ---- */
 
+/* The keeper never waits for us; what it asked for must not be lost. */
+static void await_room(void)
+{
+	struct pollfd room = { .fd = CONTROL_FD, .events = POLLOUT };
+
+	ppoll(&room, 1, NULL, NULL);
+}
+
 static void reply(uint16_t type, void *message, size_t len, uint32_t seq)
 {
 	struct neat_msg_header *h = message;
 
 	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
-	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
-		nic_die("send on the control socket");
+	while (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0) {
+		if (errno == EAGAIN)
+			await_room();
+		else if (errno != EINTR)
+			nic_die("send on the control socket");
+	}
 }
 
 static void reply_ready(uint32_t replica, uint32_t epoch, uint32_t seq)
@@ -170,7 +183,7 @@ static void sandbox(void)
 	static const uint32_t calls[] = {
 		SYS_recvmsg, SYS_sendto, SYS_sendmsg, SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_close, SYS_fstat,
 		SYS_newfstatat, SYS_fcntl, SYS_futex, SYS_epoll_ctl, SYS_epoll_pwait2, SYS_getrandom,
-		SYS_restart_syscall,
+		SYS_ppoll, SYS_restart_syscall,
 	};
 
 	if (!sandbox_enter(calls, sizeof(calls) / sizeof(calls[0])))

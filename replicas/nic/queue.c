@@ -10,16 +10,29 @@ static uint8_t *buffer(const struct queue *u, bool tx, uint64_t index)
 
 void queue_attach(struct queue *u, struct neat_queue_pair *q, uint32_t epoch)
 {
+	/* Acquire: the replica has read what it retired, and filled what it published. */
+	uint64_t rx_head = a64_acquire(&q->rx.head), tx_tail = a64_acquire(&q->tx.tail);
+
 	/* wake: a predecessor may have died between publishing frames and waking the sleeper. */
 	*u = (struct queue){ .q = q, .epoch = epoch, .wake = true };
 	u->rx_tail = u->rx_shown = a64_relaxed(&q->rx.tail);
 	u->tx_head = a64_relaxed(&q->tx.head);
+	/* A replica that ran wild may have left indices that fit no more: then the ring is empty. */
+	if (u->rx_tail - rx_head > NEAT_QP_ENTRIES)
+		u->rx_tail = u->rx_shown = rx_head;
+	if (tx_tail - u->tx_head > NEAT_QP_ENTRIES)
+		u->tx_head = tx_tail;
 	queue_fence(u, epoch);
 }
 
 void queue_fence(struct queue *u, uint32_t epoch)
 {
 	u->epoch = epoch;
+	/* Where we stand, in case the one that ended wrote there: its successor goes by it. */
+	if (u->q) {
+		a64_release(&u->q->rx.tail, u->rx_shown);
+		a64_release(&u->q->tx.head, u->tx_head);
+	}
 	u->fenced_at = u->tx_head + queue_pending(u);
 }
 
@@ -102,12 +115,13 @@ const uint8_t *queue_peek(const struct queue *u, struct frame_meta *m, uint32_t 
 
 void queue_done(struct queue *u)
 {
-	bool full = queue_pending(u) == NEAT_QP_ENTRIES;
+	uint64_t head = u->tx_head++;
 
-	u->tx_head++;
 	/* Release: we have read the buffer before the replica fills it again. */
 	a64_release(&u->q->tx.head, u->tx_head);
-	/* It may have been refused; nicq_pending() looks at the room before it sleeps. */
-	if (full)
+	/* Head before the look at tail: an end whose last frame we do not see yet has not looked for room yet, and finds
+	 * this. One that waits for room (nicq_pending(), frameq_room()) looks again when we wake it. */
+	neat_fence();
+	if (a64_relaxed(&u->q->tx.tail) - head + QUEUE_ROOM > NEAT_QP_ENTRIES)
 		u->wake = true;
 }

@@ -9,12 +9,15 @@
 
 #include "ring.h"
 
-enum { QUEUE_HOLD_US = 2000000 };	/* a frame older than that was sent again already (RFC 6298: 1 s) */
+enum {
+	QUEUE_HOLD_US = 2000000,	/* a frame older than that was sent again already (RFC 6298: 1 s) */
+	QUEUE_ROOM = 2,			/* places that the other end may wait for: FRAMEQ_ROOM of components/frameq.h */
+};
 
 struct queue {
 	struct neat_queue_pair *q;	/* NULL: no such queue */
 	uint32_t epoch;			/* current incarnation */
-	bool wake;			/* frames were published since the last look at rx.asleep */
+	bool wake;			/* frames were published, or room was made, since the last look at rx.asleep */
 	uint64_t rx_tail;		/* filled by us */
 	uint64_t rx_shown;		/* of these, published; the rest is held for a replica to come */
 	uint64_t tx_head;

@@ -37,12 +37,14 @@ struct channel {
 	bool touched;		/* events were posted in this batch; the wake is owed */
 	uint64_t progress;	/* sum of the process's indices when last looked at */
 	uint64_t active_us;	/* when they last moved, or it was woken */
+	uint32_t turning, said;	/* last_words(): the generation that comes, and commands done for the one that goes */
 };
 
 struct app {
 	struct sockmem mem;
 	uint32_t app_id;
 	bool gone;		/* last process died; ends when mem.live reaches 0 */
+	bool blocks;		/* an eventfd of its blocked us: it is rung by none any more */
 	uint32_t nfree;
 	uint32_t *free;		/* stack of released slots of the born half: last in, first out (page reuse) */
 	uint32_t high_born;
@@ -54,6 +56,8 @@ struct app {
 	bool suspect;		/* a word of ours in the channels was overwritten: commands may be lost */
 	uint64_t trusted_us;	/* not before then its slots are looked at again for that */
 	uint64_t change;	/* neat_channels.change when last looked at */
+	bool owed;		/* last words of channels are left: look again, whatever `change` says */
+	bool repush;		/* a process has gone; api_repush() when all of them have had their last words */
 	uint32_t nopen;
 	uint8_t open[NEAT_PROCS_MAX];	/* numbers of open channels */
 	struct channel channel[NEAT_PROCS_MAX];
@@ -64,6 +68,8 @@ struct api_ops {
 	void (*wake)(void *world, struct channel *c, uint32_t how);
 	/* The process that had the channel is gone: so is its eventfd. */
 	void (*forget)(void *world, struct channel *c);
+	/* So much work was done that a watcher should hear of it, in the middle of a turn; NULL = nobody watches. */
+	void (*beat)(void *world);
 	void *world;
 };
 
@@ -74,6 +80,7 @@ struct api {
 	struct api_ops ops;
 	uint32_t cpu;			/* core we run on; main.c refreshes it */
 	uint32_t batch;
+	uint32_t unbeaten;		/* commands since the last ops.beat() */
 	bool started;			/* R_START came: commands are taken */
 	struct app *apps[API_APPS_MAX];
 	uint32_t napps;
@@ -88,7 +95,7 @@ struct app *api_app_find(struct api *a, uint32_t app_id);
 /* `slots` and `free` are zeroed memory for NEAT_SLOTS entries. After a death every slot that was in
  * use becomes a ZOMBIE with ECONNRESET (stateless recovery). */
 NEAT_CHECKED int api_app_add(struct api *a, struct app *app);
-/* Takes up what the application changed in neat_channels.open. Between units of work only. */
+/* Takes up all that the application changed in neat_channels.open. Between units of work only. */
 void api_channels_look(struct api *a, struct app *app);
 struct channel *api_channel_find(struct app *app, uint32_t number);	/* NULL: not open */
 void api_app_gone(struct api *a, struct app *app);		/* close everything as a last close would */

@@ -108,6 +108,7 @@ void api_full(struct api *a, struct app *app)
 		return;
 	app->full = 0;
 	api_repush(a, app);
+	api_worked(a, a->batch);
 }
 
 void api_repush(struct api *a, struct app *app)
@@ -143,7 +144,7 @@ void api_free_unaccepted(struct app *app)
 /* The CONNECT that our predecessor was about to carry out is still in its ring. */
 static bool connect_waits(const struct app *app, uint32_t slot, uint32_t gen)
 {
-	uint64_t want = neat_entry(NEAT_CMD_CONNECT, 0, gen, slot);
+	uint64_t want = neat_entry(NEAT_CMD_CONNECT, app->round, gen, slot);
 
 	for (uint32_t i = 0; i < app->nopen; i++) {
 		const struct channel *c = &app->channel[app->open[i]];

@@ -6,7 +6,10 @@
  */
 #include "api_slots.h"
 
-enum { REPAIR_US = 100000 };
+enum {
+	REPAIR_US = 100000,
+	WORDS = NEAT_CMD_ENTRIES,	/* commands of the dead in one turn of the loop, of all channels of a program */
+};
 
 static const uint64_t SHARED_BIT = 1ull << NEAT_CHANNELS_EXACT;
 
@@ -60,37 +63,63 @@ static void channel_end(struct api *a, struct channel *c)
 			app->open[i] = app->open[--app->nopen];
 }
 
-/* What a process asked for before it died is done; it may have filled its ring once. */
-static void last_words(struct api *a, struct channel *c)
+/*
+ * What a process asked for before it died is done; it may have filled its ring once. False: `budget` does not reach.
+ * Whoever comes to the channel before all is said starts behind these words, and has as many.
+ */
+static bool last_words(struct api *a, struct channel *c, uint32_t gen, uint32_t *budget)
 {
-	for (unsigned done = 0; done < NEAT_CMD_ENTRIES && !c->app->gone;) {
-		unsigned n = channel_commands(a, c);
+	if (c->turning != gen)
+		c->said = 0;
+	c->turning = gen;
+	while (c->said < NEAT_CMD_ENTRIES && !c->app->gone) {
+		uint32_t n, cost;
 
+		if (!*budget)
+			return false;
+		n = channel_commands(a, c);
 		if (!n)
-			return;
-		done += n;
+			break;
+		c->said += n;
+		cost = a->stack->walked ? a->batch : n;
+		*budget -= cost < *budget ? cost : *budget;
 	}
+	c->said = 0;
+	return true;
 }
 
-/* An open channel got another process, or an end. */
-static void channel_turn(struct api *a, struct channel *c, uint32_t gen)
+/* An open channel got another process, or an end. False: not yet, see last_words(). */
+static bool channel_turn(struct api *a, struct channel *c, uint32_t gen, uint32_t *budget)
 {
 	if (!a->started && !neat_channel_open(gen))
-		return;		/* its last words are for a replica that works: api_start() looks again */
-	if (a->started)
-		last_words(a, c);
+		return true;	/* its last words are for a replica that works: api_start() looks again */
+	if (a->started && !last_words(a, c, gen, budget))
+		return false;
 	a->ops.forget(a->ops.world, c);
 	c->gen = gen;
 	c->eventfd = -1;
 	if (!neat_channel_open(gen))
 		channel_end(a, c);
 	/* It may have taken a connection out of a queue and not made it its own; that may be dead by now. */
-	if (a->started && !c->app->gone)
-		api_repush(a, c->app);
+	c->app->repush |= a->started;
+	return true;
 }
 
-void api_channels_look(struct api *a, struct app *app)
+/* Once for all channels: a walk through all accept queues, as long as the program makes them. */
+static void repush_owed(struct api *a, struct app *app)
 {
+	if (!app->repush || app->owed)
+		return;
+	app->repush = false;
+	if (app->gone)
+		return;
+	api_repush(a, app);
+	api_worked(a, a->batch);
+}
+
+static void look(struct api *a, struct app *app, uint32_t budget)
+{
+	app->owed = false;
 	/* Acquire: open[] is at least as new as the counter. */
 	app->change = a64_acquire(&app->channels->change);
 	for (uint32_t n = 0; n < NEAT_PROCS_MAX; n++) {
@@ -104,9 +133,12 @@ void api_channels_look(struct api *a, struct app *app)
 			channel_begin(app, n, last_opened(gen));
 		/* Also of one that came, asked and died since we looked. */
 		if (c->gen != gen)
-			channel_turn(a, c, gen);
+			app->owed |= !channel_turn(a, c, gen, &budget);
 	}
+	repush_owed(a, app);
 }
+
+void api_channels_look(struct api *a, struct app *app) { look(a, app, UINT32_MAX); }
 
 struct channel *api_channel_find(struct app *app, uint32_t number)
 {
@@ -254,7 +286,7 @@ void api_flush(struct api *a)
 
 static bool changed(const struct app *app)
 {
-	return a64_relaxed(&app->channels->change) != app->change ||
+	return app->owed || a64_relaxed(&app->channels->change) != app->change ||
 	       a32_relaxed(&app->channels->door) != app->door;
 }
 
@@ -291,7 +323,7 @@ unsigned api_commands(struct api *a)
 
 		if (changed(app)) {
 			app->suspect |= a32_relaxed(&app->channels->door) != app->door;
-			api_channels_look(a, app);
+			look(a, app, WORDS);
 		}
 		for (uint32_t k = 0; k < app->nopen; k++) {
 			app->suspect |= overwritten(&app->channel[app->open[k]]);

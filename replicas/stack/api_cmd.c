@@ -6,6 +6,7 @@
  * the effects of a command are committed, and every handler may run twice (W15).
  */
 #include "api_slots.h"
+#include "bytering.h"
 #include <errno.h>
 
 /* Linux's answers for a connect() that the stack refuses at once. */
@@ -86,7 +87,7 @@ void slot_look(struct api *a, struct app *app, uint32_t slot)
 	user.rx_tail = a64_relaxed(&w->rx_tail);
 	user.shut = a32_relaxed(&w->shut) & 3;
 	b = tcp_bounds(u->obj);
-	if (user.tx_tail - b.tx_una > 1ull << NEAT_RING_LOG2_MAX || user.tx_tail < b.tx_tail ||
+	if (user.tx_tail - b.tx_una > neat_ring_max(NEAT_TX) || user.tx_tail < b.tx_tail ||
 	    user.rx_tail > b.rx_head || user.rx_tail < b.rx_tail) {
 		tcp_abort(a->stack, u->obj, ECONNRESET);
 		return;
@@ -154,17 +155,29 @@ static void command(struct api *a, struct app *app, uint64_t e)
 	}
 }
 
+void api_worked(struct api *a, uint32_t commands)
+{
+	a->unbeaten += commands;
+	if (a->unbeaten < a->batch)
+		return;
+	a->unbeaten = 0;
+	if (a->ops.beat)
+		a->ops.beat(a->ops.world);
+}
+
 unsigned channel_commands(struct api *a, struct channel *c)
 {
 	struct neat_channel *m = c->mem;
-	uint32_t n = neat_ring_ready(NEAT_CMD_ENTRIES, &m->cmd_tail, c->cmd_head);
+	uint32_t n = neat_ring_ready(NEAT_CMD_ENTRIES, &m->cmd_tail, c->cmd_head), done = 0;
 
 	if (n > a->batch)
 		n = a->batch;
-	for (uint32_t i = 0; i < n; i++) {
+	/* A walk through all ports takes as long as a batch of anything else, and ends it. */
+	for (a->stack->walked = false; done < n && !a->stack->walked; done++) {
 		command(a, c->app, a64_relaxed(&m->cmd[c->cmd_head & (NEAT_CMD_ENTRIES - 1)]));
 		c->cmd_head++;
 		a64_release(&m->cmd_head, c->cmd_head);
 	}
-	return n;
+	api_worked(a, a->stack->walked ? a->batch : done);
+	return done;
 }

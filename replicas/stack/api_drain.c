@@ -104,6 +104,6 @@ void api_over(struct api *a)
 		;
 	for (uint32_t i = 0; i < a->napps; i++)
 		reset_all(a->apps[i]);
-	doors(a, NEAT_DOOR_OVER);	/* release: who sees them OVER sees each connection's end */
+	doors(a, NEAT_DOOR_ENDED);	/* release: who sees them ENDED sees each connection's end */
 	channels_wake(a);
 }

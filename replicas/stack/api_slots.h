@@ -42,6 +42,9 @@ void channels_wake(struct api *a);
 void channels_overflow(struct api *a, struct app *app);
 /* An event for every open channel of the mask `bits`. */
 void channels_post(struct api *a, struct app *app, uint64_t bits, uint64_t entry);
+/* At most a batch; how many. */
 unsigned channel_commands(struct api *a, struct channel *c);
+/* Work that takes as long as so many commands is done. */
+void api_worked(struct api *a, uint32_t commands);
 
 #endif

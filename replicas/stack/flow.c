@@ -18,6 +18,7 @@ enum {
 	PORT_LAST = 60999,
 	PORTS = PORT_LAST - PORT_FIRST + 1,
 	PORT_DRAWS = 16,
+	EXHAUSTED = 256,
 };
 
 /* A free entry has no value. Removal shifts its run back, so there are no tombstones. */
@@ -36,11 +37,25 @@ struct listen_node {
 	uint32_t next;		/* index + 1 */
 };
 
+/*
+ * A remote end for which a walk found no local port. Holds while nothing that could free one has happened: the end
+ * of a flow to it (flow_remove()), of a listener or of a bound socket (`stamp`), a change of the classes that are ours.
+ */
+struct exhausted {
+	uint64_t addrs;
+	uint64_t stamp;
+	uint64_t classes[RSS_RETA / 64];
+	uint16_t rport;
+	bool valid;
+};
+
 struct flow {
 	uint64_t k0, k1;
 	uint32_t mask, used;
 	uint32_t free_node;	/* index + 1 */
-	uint32_t pad;
+	uint32_t nexhausted;
+	uint64_t unlistened;
+	struct exhausted exhausted[EXHAUSTED];	/* by hash; who comes later has the place */
 	uint32_t bucket[LISTEN_BUCKETS];	/* index + 1; by port */
 	struct listen_node node[LISTEN_NODES];
 	struct rss_table rss;
@@ -160,6 +175,26 @@ int flow_insert(struct stack *s, const struct flow_key *k, void *value)
 	return 0;
 }
 
+static struct exhausted *exhausted_at(struct flow *f, const struct flow_key *k)
+{
+	return &f->exhausted[hash_tuple(f->k0, f->k1, key_addrs(k), k->rport) % EXHAUSTED];
+}
+
+static bool exhausted_is(const struct exhausted *x, const struct flow_key *k)
+{
+	return x->valid && x->addrs == key_addrs(k) && x->rport == k->rport;
+}
+
+static void port_free_again(struct flow *f, const struct flow_key *k)
+{
+	struct exhausted *x = exhausted_at(f, k);
+
+	if (!exhausted_is(x, k))
+		return;
+	x->valid = false;
+	f->nexhausted--;
+}
+
 void flow_remove(struct stack *s, const struct flow_key *k)
 {
 	struct flow *f = s->flow;
@@ -181,6 +216,8 @@ void flow_remove(struct stack *s, const struct flow_key *k)
 	}
 	f->entry[hole].value = NULL;
 	f->used--;
+	if (NEAT_UNLIKELY(f->nexhausted))
+		port_free_again(f, k);
 }
 
 /* ---- listeners ---- */
@@ -232,6 +269,7 @@ void flow_unlisten(struct stack *s, uint32_t addr, uint16_t port, struct listene
 		*at = n->next;
 		n->next = f->free_node;
 		f->free_node = i;
+		f->unlistened++;
 		return;
 	}
 }
@@ -243,7 +281,15 @@ struct port_choice {
 	uint32_t total;		/* ports in them */
 	uint32_t n;
 	uint8_t class[RSS_RETA];
+	uint64_t classes[RSS_RETA / 64];	/* the same as a set */
 };
+
+static void choose_class(const struct flow *f, struct port_choice *c, uint32_t class)
+{
+	c->class[c->n++] = (uint8_t)class;
+	c->classes[class / 64] |= 1ull << class % 64;
+	c->total += f->class_at[class + 1] - (uint32_t)f->class_at[class];
+}
 
 static void port_choice(const struct stack *s, const struct flow_key *k, struct port_choice *c)
 {
@@ -251,16 +297,21 @@ static void port_choice(const struct stack *s, const struct flow_key *k, struct 
 	uint32_t base = rss_hash(&f->rss, k->raddr, k->laddr, k->rport, 0);
 	bool any = !s->cfg.reta || ip_is_local(s, k->raddr);
 
-	c->total = c->n = 0;
+	*c = (struct port_choice){ .total = 0 };
 	for (uint32_t bucket = 0; bucket < RSS_RETA; bucket++) {
 		uint32_t class = (bucket ^ base) & (RSS_RETA - 1);
 
 		/* Read once: the nic changes it with every scale event. */
 		if (!any && __atomic_load_n(&s->cfg.reta[bucket], __ATOMIC_RELAXED) != s->cfg.index)
 			continue;
-		c->class[c->n++] = (uint8_t)class;
-		c->total += f->class_at[class + 1] - (uint32_t)f->class_at[class];
+		choose_class(f, c, class);
 	}
+	if (c->total)
+		return;
+	/* No bucket is ours (we drain): the nic's tracking filter knows the flow by its SYN. */
+	c->n = 0;
+	for (uint32_t class = 0; class < RSS_RETA; class++)
+		choose_class(f, c, class);
 }
 
 /* The i-th port of all that are in the classes, i < total. */
@@ -282,33 +333,63 @@ static bool port_usable(const struct stack *s, const struct flow_key *k)
 	       !(s->ops.port_bound && s->ops.port_bound(s->ops.world, k->laddr, k->lport));
 }
 
+static uint64_t port_stamp(const struct stack *s)
+{
+	return s->flow->unlistened + (s->ops.port_changes ? s->ops.port_changes(s->ops.world) : 0);
+}
+
+/* None of the classes of `c` has a port left; `stamp` is older than the walk that found this. */
+static void exhausted_note(struct flow *f, const struct flow_key *k, const struct port_choice *c, uint64_t stamp)
+{
+	struct exhausted *x = exhausted_at(f, k);
+
+	f->nexhausted += !x->valid;
+	*x = (struct exhausted){ .addrs = key_addrs(k), .rport = k->rport, .stamp = stamp, .valid = true };
+	memcpy(x->classes, c->classes, sizeof(x->classes));
+}
+
+static bool exhausted_still(struct flow *f, const struct flow_key *k, const struct port_choice *c, uint64_t stamp)
+{
+	const struct exhausted *x = exhausted_at(f, k);
+
+	return exhausted_is(x, k) && x->stamp == stamp && !memcmp(x->classes, c->classes, sizeof(x->classes));
+}
+
+/* RFC 6056 3.3.1, from the `start`-th port on. A walk past all of them takes a millisecond. */
+static uint16_t port_walk(struct stack *s, struct flow_key *k, const struct port_choice *c, uint32_t start)
+{
+	s->walked = true;
+	for (uint32_t i = 0; i < c->total; i++) {
+		k->lport = choice_port(s->flow, c, (start + i) % c->total);
+		if (port_usable(s, k))
+			return k->lport;
+	}
+	return 0;
+}
+
 /*
  * RFC 6056 3.3.2: another random port for each try, every one of the replica's ports as likely as the
- * others; what is lost is log2 of the number of replicas. When they are nearly all in use: 3.3.1.
+ * others; what is lost is log2 of the number of replicas. When they are nearly all in use: port_walk().
  */
 uint16_t flow_choose_port(struct stack *s, uint32_t laddr, uint32_t raddr, uint16_t rport)
 {
 	struct flow_key k = { .laddr = laddr, .raddr = raddr, .rport = rport };
+	uint64_t stamp = port_stamp(s);
 	struct port_choice c;
 	uint32_t start = 0;
+	uint16_t port;
 
 	port_choice(s, &k, &c);
-	/* No bucket is ours (we drain): the nic's tracking filter knows the flow by its SYN. */
-	if (!c.total) {
-		for (c.n = 0; c.n < RSS_RETA; c.n++)
-			c.class[c.n] = (uint8_t)c.n;
-		c.total = PORTS;
-	}
+	if (exhausted_still(s->flow, &k, &c, stamp))
+		return 0;
 	for (uint32_t i = 0; i < PORT_DRAWS; i++) {
 		start = (uint32_t)(s->ops.random(s->ops.world) % c.total);
 		k.lport = choice_port(s->flow, &c, start);
 		if (port_usable(s, &k))
 			return k.lport;
 	}
-	for (uint32_t i = 0; i < c.total; i++) {
-		k.lport = choice_port(s->flow, &c, (start + i) % c.total);
-		if (port_usable(s, &k))
-			return k.lport;
-	}
-	return 0;
+	port = port_walk(s, &k, &c, start);
+	if (!port)
+		exhausted_note(s->flow, &k, &c, stamp);
+	return port;
 }

@@ -26,6 +26,17 @@ enum {
 
 /* ---- waking others ---- */
 
+void ring_process(struct channel *c)
+{
+	if (!c->app->blocks && eventfd_ring_foreign(c->eventfd))
+		return;
+	/* Nobody clears O_NONBLOCK and fills the counter by accident. Once for an application, then its processes nap. */
+	c->app->blocks = true;
+	forget_process(NULL, c);
+	c->eventfd = -1;
+	a32_release(&c->mem->eventfd_known, 0);
+}
+
 static void wake_process(void *world, struct channel *c, uint32_t how)
 {
 	struct replica *r = world;
@@ -35,7 +46,7 @@ static void wake_process(void *world, struct channel *c, uint32_t how)
 	c->active_us = r->stack.now_us;
 	a64_store(&r->status->wakes, a64_relaxed(&r->status->wakes) + 1);
 	if (how == NEAT_ASLEEP_EVENTFD || how == NEAT_ASLEEP_BOTH)
-		eventfd_ring_foreign(c->eventfd);
+		ring_process(c);
 	if (how != NEAT_ASLEEP_EVENTFD)
 		futex_wake(&c->mem->asleep);
 	/*
@@ -55,6 +66,14 @@ void forget_process(void *world, struct channel *c)
 }
 
 /* ---- hints ---- */
+
+/* A word of a line that programs read: once for many commands, not for each. */
+static void beat(void *world)
+{
+	struct replica *r = world;
+
+	a32_store(&r->status->heartbeat, a32_relaxed(&r->status->heartbeat) + 1);
+}
 
 /*
  * `asleep` is what the library knows: a process that computes, or sleeps in a call of the kernel's (read of
@@ -94,7 +113,7 @@ static bool refresh_hints(struct replica *r, uint64_t now_us)
 
 	r->api.cpu = cpu < 0 ? 0 : (uint32_t)cpu;
 	a32_store(&st->cpu, r->api.cpu);
-	a32_store(&st->heartbeat, a32_relaxed(&st->heartbeat) + 1);
+	beat(r);
 	for (uint32_t i = 0; i < r->api.napps; i++)
 		count_awake(r->api.apps[i], runnable, now_us);
 	for (uint32_t i = 0; i < NEAT_CPUS_MAX; i += 8) {
@@ -288,6 +307,7 @@ int main(int argc, char **argv)
 	r.nic_eventfd = -1;
 	r.api.ops.wake = wake_process;
 	r.api.ops.forget = forget_process;
+	r.api.ops.beat = beat;
 	r.api.ops.world = &r;
 	r.stack.now_us = replica_clock_us();
 	r.control_word = control_setup();

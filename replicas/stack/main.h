@@ -70,5 +70,6 @@ void nicq_drop_one(struct replica *r);
 
 /* main.c: struct api_ops.forget */
 void forget_process(void *world, struct channel *c);
+void ring_process(struct channel *c);
 
 #endif

@@ -43,8 +43,8 @@ static void on_config(struct replica *r, const struct neat_msg_r_config *m, stru
 		.connections_max = m->connections_max ? m->connections_max : 65536,
 		.app_sockets = m->app_sockets,
 		.app_buffers = (uint64_t)m->app_buffers_kib << 10,
-		.rcvbuf = 1u << NEAT_RING_LOG2_MAX,
-		.sndbuf = 1u << NEAT_RING_LOG2_MAX,
+		.rcvbuf = 1u << NEAT_RX_LOG2_MAX,
+		.sndbuf = 1u << NEAT_TX_LOG2_MAX,
 		.lo_mtu = 65535,
 	};
 	memcpy(r->cfg.secret, m->secret, sizeof(r->cfg.secret));
@@ -95,6 +95,14 @@ static bool replica_port_bound(void *world, uint32_t addr, uint16_t port)
 	return r->registry && neat_port_find(r->registry, addr, port, IPPROTO_TCP, NULL);
 }
 
+/* Acquire: what neatd changed before it raised the counter is seen by the walk that follows. */
+static uint64_t replica_port_changes(void *world)
+{
+	const struct replica *r = world;
+
+	return r->registry ? a64_acquire(&r->registry->change) : 0;
+}
+
 /* The queue pair's addresses are part of the configuration, so the stack is made after R_QUEUE. */
 static void need_stack(struct replica *r)
 {
@@ -102,7 +110,7 @@ static void need_stack(struct replica *r)
 	void *memory;
 	struct stack_ops ops = {
 		.tx = nicq_transmit, .random = replica_random, .copy = copy_payload,
-		.port_bound = replica_port_bound, .world = r,
+		.port_bound = replica_port_bound, .port_changes = replica_port_changes, .world = r,
 	};
 
 	if (r->have_stack)
@@ -179,13 +187,13 @@ static void on_channel(struct replica *r, const struct neat_msg_r_channel *m, st
 		return;
 	api_channels_look(&r->api, app);
 	c = api_channel_find(app, m->number);
-	if (!c || c->gen != m->gen)
-		return;		/* it died or exec'ed meanwhile */
+	if (!c || c->gen != m->gen || app->blocks)
+		return;		/* it died or exec'ed meanwhile; or see ring_process() */
 	forget_process(r, c);
 	c->eventfd = msg->fds[0];
 	msg->fds[0] = -1;
 	a32_release(&c->mem->eventfd_known, m->gen);
-	eventfd_ring_foreign(c->eventfd);
+	ring_process(c);
 }
 
 static void on_listen(struct replica *r, struct neat_msg_r_listen *m)
@@ -214,6 +222,8 @@ static void on_release(struct replica *r, struct neat_msg_r_listen *m)
 {
 	struct app *app = api_app_find(&r->api, m->app_id);
 
+	if (app && app->owed)
+		api_channels_look(&r->api, app);	/* what a dead process asked for, before the end of what it held */
 	/* A connection that the dead process had not accepted, or that a sibling has accepted since, stays. */
 	if (app && (m->h.type == NEAT_MSG_R_UNLISTEN || api_owner(app, m->slot) == m->sock))
 		api_release(&r->api, app, m->slot, m->gen);

@@ -13,13 +13,24 @@ static uint8_t *nicq_buffer(struct neat_queue_pair *q, bool tx, uint64_t index)
 	       ((tx ? (uint64_t)NEAT_QP_ENTRIES : 0) + (index & (NEAT_QP_ENTRIES - 1))) * NEAT_QP_BUF;
 }
 
+/* Room for a frame at *tail. Words that fit no more, whoever wrote them, leave an empty ring: the nic says where. */
+static bool nicq_room(const struct replica *r, uint64_t *tail)
+{
+	/* Acquire: the nic has read the buffer that we fill again. */
+	uint64_t head = a64_acquire(&r->queue->tx.head);
+
+	*tail = a64_relaxed(&r->queue->tx.tail);
+	if (*tail - head > NEAT_QP_ENTRIES)
+		*tail = head;
+	return *tail - head < NEAT_QP_ENTRIES;
+}
+
 /* Somebody was refused for want of room, and there is room now: tcp_resume() has work. */
 static bool nicq_unblocked(const struct replica *r)
 {
-	const struct neat_frame_ring *tx = &r->queue->tx;
+	uint64_t tail;
 
-	return r->have_stack && (r->stack.tcp->resume_head || udp_blocked(&r->stack)) &&
-	       a64_relaxed(&tx->tail) - a64_acquire(&tx->head) < NEAT_QP_ENTRIES;
+	return r->have_stack && (r->stack.tcp->resume_head || udp_blocked(&r->stack)) && nicq_room(r, &tail);
 }
 
 /* The nic wakes us through rx.asleep after it emptied a ring that was full. */
@@ -70,9 +81,7 @@ bool nicq_transmit(void *world, const struct pkt *p)
 
 	if (!q || pkt_total(p) > NEAT_QP_BUF)
 		return true;	/* no uplink: the frame is lost like on a dead wire */
-	tail = a64_relaxed(&q->tx.tail);
-	/* Acquire: the nic has read the buffer that we fill again. */
-	if (tail - a64_acquire(&q->tx.head) >= NEAT_QP_ENTRIES)
+	if (!nicq_room(r, &tail))
 		return false;
 	d = &q->tx.desc[tail & (NEAT_QP_ENTRIES - 1)];
 	to = nicq_buffer(q, true, tail);

@@ -27,8 +27,16 @@
  * lives here, the loops reach it through the pointer that control_setup() gives.
  */
 static neat_a32 control_word;
+/* What SIGALRM is for; our one thread and its handlers write it. */
+static struct {
+	neat_a64 end_us;	/* our keeper was killed: the end; 0: it lives */
+	neat_a32 ringing;	/* within the write() of eventfd_ring_foreign() ... */
+	neat_a32 rung;		/* ... which was called since the last tick */
+	neat_a32 ticks;		/* the timer runs */
+} alarms;
 
 enum { LAST_RITES_S = 1 };	/* as the keeper's LAST_RITES_MS */
+enum { RING_TICK_US = 20000 };
 
 _Noreturn void replica_die(const char *what)
 {
@@ -66,17 +74,38 @@ static void on_sigio(int sig)
 	a32_release(&control_word, 1);
 }
 
+static void tick(suseconds_t every_us)
+{
+	const struct itimerval t = { .it_interval.tv_usec = every_us, .it_value.tv_usec = every_us };
+
+	setitimer(ITIMER_REAL, &t, NULL);
+}
+
 /*
  * Our keeper was killed: fd 3 says so, too, and then the programs are told before we end. A replica that loops
- * somewhere does not get there, and nobody is left to fence it.
+ * somewhere does not get there, and nobody is left to fence it. Ticks all the while: a ring may block now, too.
  */
 static void on_orphaned(int sig)
 {
-	const struct itimerval end = { .it_value.tv_sec = LAST_RITES_S };
-
 	(void)sig;
 	a32_release(&control_word, 1);
-	setitimer(ITIMER_REAL, &end, NULL);	/* SIGALRM's default ends the process */
+	a64_store(&alarms.end_us, replica_clock_us() + LAST_RITES_S * 1000000);
+	tick(RING_TICK_US);
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig;
+	if (a64_relaxed(&alarms.end_us)) {
+		if (replica_clock_us() >= a64_relaxed(&alarms.end_us))
+			_exit(1);
+		return;
+	}
+	if (!a32_relaxed(&alarms.ringing) && !a32_relaxed(&alarms.rung)) {
+		tick(0);
+		a32_store(&alarms.ticks, 0);
+	}
+	a32_store(&alarms.rung, 0);
 }
 
 /* Contract P5: what is handed over is used, nothing is opened. */
@@ -97,10 +126,14 @@ static void sandbox(void)
 
 neat_a32 *control_setup(void)
 {
+	/* Without SA_RESTART: whatever sleeps in the kernel comes out and looks. */
 	struct sigaction sa = { .sa_handler = on_sigio }, orphaned = { .sa_handler = on_orphaned };
+	struct sigaction alarmed = { .sa_handler = on_alarm };
 
 	sigaction(SIGIO, &sa, NULL);
 	sigaction(SIGPWR, &orphaned, NULL);
+	sigaddset(&alarmed.sa_mask, SIGPWR);	/* on_alarm() must not stop the timer of on_orphaned() */
+	sigaction(SIGALRM, &alarmed, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	prctl(PR_SET_PDEATHSIG, SIGPWR);	/* SIGKILL until now (the keeper's child_exec()) */
 	if (fcntl(CONTROL_FD, F_SETOWN, getpid()) ||
@@ -144,16 +177,29 @@ void message_done(struct message *m)
 			close(m->fds[i]);
 }
 
+/* The keeper, which never waits for us, has answers of ours to read: none may be lost, R_READY least of all. */
+static void await_room(void)
+{
+	struct pollfd room = { .fd = CONTROL_FD, .events = POLLOUT };
+
+	poll(&room, 1, -1);
+}
+
 void message_send(uint16_t type, void *message, size_t len, uint32_t seq)
 {
 	struct neat_msg_header *h = message;
 
 	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
-	if (send(CONTROL_FD, message, len, MSG_NOSIGNAL) >= 0 || errno == EAGAIN)
-		return;
-	if (errno != EPIPE && errno != ECONNRESET)
-		replica_die("send on the control socket");
-	a32_release(&control_word, 1);
+	while (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0) {
+		if (errno == EAGAIN) {
+			await_room();
+		} else if (errno == EPIPE || errno == ECONNRESET) {
+			a32_release(&control_word, 1);
+			return;
+		} else if (errno != EINTR) {
+			replica_die("send on the control socket");
+		}
+	}
 }
 
 /* ---- memory ---- */
@@ -256,12 +302,23 @@ void eventfd_ring(int fd)
 		return;
 }
 
-void eventfd_ring_foreign(int fd)
+/* The timer is set before the write and goes on through it, so a signal ends any sleep in there. */
+bool eventfd_ring_foreign(int fd)
 {
-	struct pollfd out = { .fd = fd, .events = POLLOUT };
+	const uint64_t one = 1;
+	bool blocked;
 
-	if (fd >= 0 && poll(&out, 1, 0) == 1 && out.revents == POLLOUT)
-		eventfd_ring(fd);
+	if (fd < 0)
+		return true;
+	a32_store(&alarms.rung, 1);
+	a32_release(&alarms.ringing, 1);
+	if (!a32_acquire(&alarms.ticks)) {
+		a32_store(&alarms.ticks, 1);
+		tick(RING_TICK_US);
+	}
+	blocked = write(fd, &one, sizeof(one)) < 0 && errno == EINTR;
+	a32_release(&alarms.ringing, 0);
+	return !blocked;
 }
 
 void wake_sleeper(neat_a32 *asleep, int eventfd)

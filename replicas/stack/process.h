@@ -61,11 +61,10 @@ void sleep_wait(const struct sleep_set *s, uint64_t until_us);
 void futex_wake(neat_a32 *word);
 void eventfd_ring(int fd);
 /*
- * The eventfd of a program, which shares its open file description: O_NONBLOCK and a counter that is not
- * full are the program's to change, so a look comes first. Who changes both between the look and the write
- * puts the replica to sleep until its next control message (SIGIO); that takes intent (eventfd(2)).
+ * The eventfd of a program, which shares its open file description: that it does not block and is not full are
+ * the program's to change, at any time. False: it blocked, and SIGALRM ended that after RING_TICK_US.
  */
-void eventfd_ring_foreign(int fd);
+NEAT_CHECKED bool eventfd_ring_foreign(int fd);
 /* After a publication: wakes who sleeps on this word, by the eventfd if it polls that. */
 void wake_sleeper(neat_a32 *asleep, int eventfd);
 

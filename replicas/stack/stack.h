@@ -97,6 +97,8 @@ struct stack_ops {
 	void (*copy)(void *world, void *to, const void *from, size_t n);
 	/* Some socket of the instance holds this port (bind(2)); NULL = none does. */
 	bool (*port_bound)(void *world, uint32_t addr, uint16_t port);
+	/* Rises before another port may be free by port_bound(); NULL = never. */
+	uint64_t (*port_changes)(void *world);
 	void *world;
 };
 
@@ -111,6 +113,7 @@ struct stack {
 	struct ip_state *ip;		/* ip.c: reassembly, ICMP rate limits */
 	struct filter *filter;		/* filter.c: rules */
 	struct flow *flow;		/* flow.c: 4-tuples, listeners, ports */
+	bool walked;			/* flow_choose_port() went through all ports; cleared by who counts work */
 	struct tcp *tcp;		/* tcp.c: control blocks in the arena, request slots, TIME_WAIT */
 	struct udp *udp;		/* udp.c */
 	void *api;			/* api.c */

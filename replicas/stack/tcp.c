@@ -9,21 +9,20 @@
 
 bool tcp_numbers_ok(const struct tcb *t)
 {
-	const uint64_t ring = 1ull << NEAT_RING_LOG2_MAX;
 	uint64_t fin = fin_rx_seq(t), next = rcv_nxt(t), una = snd_una(t);
 	enum tcp_state state = tcp_state(t);
 	uint32_t log2 = (uint32_t)(rx_ring(t) & 0xff);
 
-	if (una > snd_max(t) || snd_max(t) > snd_end(t) || tx_tail(t) - tx_una(t) > ring)
+	if (una > snd_max(t) || snd_max(t) > snd_end(t) || tx_tail(t) - tx_una(t) > neat_ring_max(NEAT_TX))
 		return false;
 	if (fin && (fin > next || next > fin + 1))
 		return false;
 	if (state == TCP_SYN_SENT ? next > 1 : next < 1 && state != TCP_CLOSED)
 		return false;
-	if (next && rx_head(t) - rx_tail(t) > ring)
+	if (next && rx_head(t) - rx_tail(t) > neat_ring_max(NEAT_RX))
 		return false;
 	return (una >= 1 || state == TCP_SYN_SENT || state == TCP_SYN_RCVD || state == TCP_CLOSED) &&
-	       log2 >= NEAT_RING_LOG2_MIN && log2 <= NEAT_RING_LOG2_MAX;
+	       log2 >= NEAT_RING_LOG2_MIN && log2 <= NEAT_RX_LOG2_MAX;
 }
 
 /* ---- memory ---- */
@@ -287,7 +286,7 @@ static void buffer_options(struct stack *s, struct tcb *t, const struct neat_opt
 		t->rcvbuf = share_buffer(s, t, t->rcvbuf, tcp_rcvbuf_for(s, o));
 	if (snd) {
 		t->flags |= TCB_SNDBUF_FIXED;
-		t->sndbuf = share_buffer(s, t, t->sndbuf, u32_min(u32_max(snd, 2048), 1u << NEAT_RING_LOG2_MAX));
+		t->sndbuf = share_buffer(s, t, t->sndbuf, u32_min(u32_max(snd, 2048), neat_ring_max(NEAT_TX)));
 	} else if (!t->sndbuf) {
 		t->sndbuf = u32_min(TCP_SNDBUF_FIRST, u32_max(s->cfg.sndbuf, 4096));
 	}
@@ -625,7 +624,7 @@ static void last_words(struct tcb *t)
 {
 	uint64_t tail = a64_acquire(&t->ref.app->tx_tail), read = a64_acquire(&t->ref.app->rx_tail);
 
-	if (!tcp_fin_queued(t) && tail > tx_tail(t) && tail - tx_una(t) <= 1ull << NEAT_RING_LOG2_MAX)
+	if (!tcp_fin_queued(t) && tail > tx_tail(t) && tail - tx_una(t) <= neat_ring_max(NEAT_TX))
 		e_tx_tail(&t->e, tail);
 	if (read > rx_tail(t) && read <= rx_head(t))
 		e_rx_tail(&t->e, read);

@@ -84,7 +84,7 @@ enum {
 	TCP_SNDBUF_FIRST = 65536,
 	TCP_RCVBUF_MIN = 65536,
 	TCP_BUF_FREE = 65536,		/* of each buffer: not counted against its application */
-	TCP_RCVBUF_MAX = (1 << NEAT_RING_LOG2_MAX) - 4096,
+	TCP_RCVBUF_MAX = (1 << NEAT_RX_LOG2_MAX) - 4096,
 };
 
 enum tcp_option {	/* what both ends agreed on */
@@ -558,7 +558,7 @@ void tcp_request_input(struct stack *s, struct tcp_request *r, const struct flow
 void tcp_request_timer(struct stack *s);
 void tcp_request_free(struct stack *s, struct tcp_request *r);
 /* A successor: the record is committed; false = no listener of ours, or not a sensible record. */
-bool tcp_request_adopt(struct stack *s, struct tcp_request *r);
+bool tcp_request_adopt(struct stack *s, struct tcp_request *r, bool fault);
 
 /* ---- tcp_tw.c ---- */
 void tcp_time_wait(struct stack *s, struct tcb *t);

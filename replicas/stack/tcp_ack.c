@@ -59,7 +59,7 @@ static void sndbuf_tune(struct stack *s, struct tcb *t)
 	if (t->sndbuf >= s->cfg.sndbuf || t->sndbuf / 2 >= t->cwnd)
 		return;
 	want = u32_min(t->cwnd > s->cfg.sndbuf / 2 ? s->cfg.sndbuf : 2 * t->cwnd, s->cfg.sndbuf);
-	want = u32_min(want, 1u << NEAT_RING_LOG2_MAX);
+	want = u32_min(want, neat_ring_max(NEAT_TX));
 	if (want <= t->sndbuf)
 		return;
 	want = share_buffer(s, t, t->sndbuf, want);

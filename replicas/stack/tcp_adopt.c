@@ -94,7 +94,7 @@ static void claim_holes(const struct adoption *a)
 				&tcp->tcbs[h->owner - 1] : NULL;
 
 		if (t && t != a->torn && t->holes == holes_unclaimed && record_ok(a, t) &&
-		    ranges_ok(&h->ooo, rcv_nxt(t) + 1, rx_tail(t) + 1 + neat_ringword_size(rx_ring(t))) &&
+		    ranges_ok(&h->ooo, rcv_nxt(t) + 1, rx_tail(t) + 1 + neat_ringword_size(rx_ring(t), NEAT_RX)) &&
 		    ranges_ok(&h->sacked, snd_una(t), snd_max(t))) {
 			t->holes = h;
 			continue;
@@ -120,7 +120,7 @@ static void soft_bounds(struct stack *s, struct tcb *t)
 	t->mss = (uint16_t)u32_min(u32_max(t->mss, mss_min), t->pmss);
 	t->rcv_mss = (uint16_t)u32_max(t->rcv_mss, mss_min);
 	t->rcvbuf = u32_min(u32_max(t->rcvbuf, 2048), TCP_RCVBUF_MAX);
-	t->sndbuf = u32_min(u32_max(t->sndbuf, 2048), 1u << NEAT_RING_LOG2_MAX);
+	t->sndbuf = u32_min(u32_max(t->sndbuf, 2048), neat_ring_max(NEAT_TX));
 	window = (uint32_t)u64_min(snd_max(t) - snd_una(t), 1u << 30) + tcp_initial_window(t);
 	t->cwnd = u32_min(u32_max(t->cwnd, tcp_initial_window(t)), window);
 	t->ssthresh = u32_max(t->ssthresh, 2u * t->mss);
@@ -134,7 +134,7 @@ static void soft_bounds(struct stack *s, struct tcb *t)
 	t->last_rx_us = u64_min(t->last_rx_us, s->now_us);
 	t->last_tx_us = u64_min(t->last_tx_us, s->now_us);
 	/* W5: never left of what the peer may have been told; never beyond what the largest buffer takes. */
-	if (seq_lt(t->rcv_adv, rcv_nxt(t)) || seq_lt(rx_tail(t) + 1 + (1u << NEAT_RING_LOG2_MAX), t->rcv_adv))
+	if (seq_lt(t->rcv_adv, rcv_nxt(t)) || seq_lt(rx_tail(t) + 1 + neat_ring_max(NEAT_RX), t->rcv_adv))
 		t->rcv_adv = seq_max(rcv_nxt(t), rx_tail(t) + 1 + t->rcvbuf);
 }
 
@@ -275,7 +275,7 @@ static void take_requests(const struct adoption *a)
 		struct tcp_request *r = &tcp->requests[i];
 
 		/* One whose control block exists already is refused by the flow table: it has served. */
-		if (a32_relaxed(&r->state) && tcp_request_adopt(a->s, r)) {
+		if (a32_relaxed(&r->state) && tcp_request_adopt(a->s, r, a->fault)) {
 			a->out->half_open++;
 			continue;
 		}

@@ -67,9 +67,9 @@ static bool rx_reserve(struct tcb *t, uint64_t end)
 {
 	uint64_t from = rx_tail(t), live = rx_live_end(t), word;
 
-	if (end - from > 1u << NEAT_RING_LOG2_MAX)
+	if (end - from > neat_ring_max(NEAT_RX))
 		return false;
-	if (live != from && end - from <= neat_ringword_size(rx_ring(t)))
+	if (live != from && end - from <= neat_ringword_size(rx_ring(t), NEAT_RX))
 		return true;
 	word = neat_ring_reserve(sockref_seg(&t->ref), t->ref.slot, NEAT_RX, rx_ring(t), from, live,
 				 end > live ? end - live : 0);

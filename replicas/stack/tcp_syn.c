@@ -171,6 +171,13 @@ static uint64_t accept_queue(const struct listener *l)
 	return n <= NEAT_ACCEPT_ENTRIES ? n : 0;
 }
 
+/* The queue may be full only because its head was overwritten: whoever sleeps in accept() looks, and mends it. */
+static void refuse_for_backlog(struct stack *s, struct listener *l)
+{
+	stack_drop(s, DROP_TCP_BACKLOG);
+	sock_notify(s, &l->ref, SOCK_READABLE);
+}
+
 static bool one_more(const struct stack *s, const struct listener *l)
 {
 	return !l->ref.mem || share_block(s, l->ref.mem->live + 1);
@@ -234,7 +241,7 @@ void tcp_listen_input(struct stack *s, struct listener *l, const struct flow_key
 		return;
 	}
 	if (accept_queue(l) > l->backlog || l->half_open > l->backlog) {
-		stack_drop(s, DROP_TCP_BACKLOG);
+		refuse_for_backlog(s, l);
 		return;
 	}
 	r = share_request(s, l->ref.mem) && one_more(s, l) ? request_new(s, l, k, g) : NULL;
@@ -288,13 +295,13 @@ static void complete(struct stack *s, struct tcp_request *r, struct listener *l,
 	uint64_t born_us = r->deadline_us - TCP_RTO_INIT_US;
 
 	if (accept_queue(l) > l->backlog || !one_more(s, l) || !(t = tcb_alloc(s))) {
-		stack_drop(s, DROP_TCP_BACKLOG);
+		refuse_for_backlog(s, l);
 		return;
 	}
 	child_init(s, t, r, l);
 	flow_remove(s, &k);
 	if (flow_insert(s, &k, t) || sock_accept(s, l, &k, t, &ref)) {
-		stack_drop(s, DROP_TCP_BACKLOG);
+		refuse_for_backlog(s, l);
 		flow_remove(s, &k);
 		tcb_free(s, t);
 		if (flow_insert(s, &k, r))
@@ -405,8 +412,11 @@ void tcp_request_timer(struct stack *s)
 	arm(s);
 }
 
-/* Back-off starts anew: what was on its way is lost, and the peer waits. */
-bool tcp_request_adopt(struct stack *s, struct tcp_request *r)
+/*
+ * Back-off starts anew: what was on its way is lost, and the peer waits. The SYN-ACK that is sent for it is none of the
+ * tries, or some deaths in a row would end the handshake; after a fault it is: the handshake may be the cause.
+ */
+bool tcp_request_adopt(struct stack *s, struct tcp_request *r, bool fault)
 {
 	struct tcp *tcp = s->tcp;
 	struct flow_key k = request_key(r);
@@ -415,6 +425,8 @@ bool tcp_request_adopt(struct stack *s, struct tcp_request *r)
 
 	if (!l || sent == 0 || sent > TCP_SYNACK_RETRIES + 1 || r->wscale > TCP_WSCALE_MAX || flow_insert(s, &k, r))
 		return false;
+	if (!fault && sent > 1)
+		a32_release(&r->state, sent - 1);
 	r->listener = l->index;
 	r->deadline_us = s->now_us;
 	list_add(tcp, r, 0);

@@ -11,7 +11,7 @@
 #include "ip.h"
 #include <errno.h>
 
-enum { NO_SCORE = -1, RING_MAX = 1 << NEAT_RING_LOG2_MAX };
+enum { NO_SCORE = -1 };
 
 size_t udp_memory(void) { return sizeof(struct udp); }
 void udp_init(struct stack *s, void *memory) { s->udp = memory; }
@@ -26,9 +26,13 @@ static void read_options(struct udp_sock *u)
 {
 	const struct neat_slot_app *w = u->ref.app;
 	const struct neat_opts o = w->opts;	/* one look; each word is checked below */
+	const uint32_t most = neat_ring_max(NEAT_TX) - (uint32_t)sizeof(struct neat_dgram) - NEAT_DGRAM_MAX;
 
 	u->rcvbuf = o.w[NEAT_OPT_RCVBUF] ? o.w[NEAT_OPT_RCVBUF] : NEAT_DGRAM_BUF;
 	u->sndbuf = o.w[NEAT_OPT_SNDBUF] ? o.w[NEAT_OPT_SNDBUF] : NEAT_DGRAM_BUF;
+	/* The ring holds less than SO_SNDBUF may say; below this the largest datagram fits. */
+	if (u->sndbuf > most)
+		u->sndbuf = most;
 	u->ttl = (uint8_t)o.w[NEAT_OPT_TTL];
 	u->tos = (uint8_t)o.w[NEAT_OPT_TOS];
 	u->shared = o.w[NEAT_OPT_FLAGS] & NEAT_OPTF_REUSEPORT;
@@ -76,7 +80,7 @@ int udp_open(struct stack *s, const struct udp_open *o, struct udp_sock **out)
 	u->rx_head = a64_relaxed(&u->ref.pub->rx_head);
 	u->rx_ring = a64_relaxed(&u->ref.pub->rx_ring);
 	rx_tail = a64_acquire(&u->ref.app->rx_tail);
-	u->rx_tail = u->rx_head - rx_tail <= RING_MAX ? rx_tail : u->rx_head;
+	u->rx_tail = u->rx_head - rx_tail <= neat_ring_max(NEAT_RX) ? rx_tail : u->rx_head;
 	u->tx_una = u->tx_tail = a64_relaxed(&u->ref.pub->tx_una);
 	u->optgen = a32_relaxed(&u->ref.app->optgen);
 	u->ref.pub->pmtu = s->cfg.mtu;
@@ -158,7 +162,7 @@ static bool rx_room(struct udp_sock *u, uint32_t need)
 
 	read_rx_tail(u);
 	live = u->rx_head - u->rx_tail;
-	if (live >= u->rcvbuf || live + need > RING_MAX)
+	if (live >= u->rcvbuf || live + need > neat_ring_max(NEAT_RX))
 		return false;
 	word = neat_ring_reserve(u->ref.mem->app, u->ref.slot, NEAT_RX, u->rx_ring, u->rx_tail, u->rx_head, need);
 	if (word != u->rx_ring) {
@@ -386,7 +390,7 @@ static void read_tx_tail(struct udp_sock *u)
 {
 	uint64_t tail = a64_acquire(&u->ref.app->tx_tail);
 
-	u->tx_tail = tail - u->tx_una <= RING_MAX && tail - u->tx_una >= u->tx_tail - u->tx_una ? tail : u->tx_tail;
+	u->tx_tail = tail - u->tx_una <= neat_ring_max(NEAT_TX) && tail - u->tx_una >= u->tx_tail - u->tx_una ? tail : u->tx_tail;
 }
 
 void udp_skip(struct stack *s, struct udp_sock *u)

@@ -145,13 +145,13 @@ void nt_bells(void)
 
 static uint32_t door(const struct nt_replica *r)
 {
-	/* Acquire: CLOSING ends in OPEN, ENDED or OVER, and what follows depends on which. */
+	/* Acquire: CLOSING ends in OPEN or ENDED, and what follows depends on which. */
 	return a32_acquire(&r->channels->door);
 }
 
 static bool ended(uint32_t door)
 {
-	return neat_door_state(door) == NEAT_DOOR_ENDED || neat_door_state(door) == NEAT_DOOR_OVER;
+	return neat_door_state(door) == NEAT_DOOR_ENDED;
 }
 
 /* ---- the end of the instance ---- */
@@ -166,19 +166,16 @@ static void note_over(void)
 	       "'neatsock up', then start the program again");
 }
 
-static bool keeper_gone(void) { return a32_relaxed(&nt.registry->keeper) & NEAT_KEEPER_GONE; }
+/* Said where no replica can write: the word of one that runs wild ends nothing. */
+static bool keeper_gone(void) { return a32_acquire(&nt.registry->keeper) & NEAT_KEEPER_GONE; }
 
 bool nt_over(void)
 {
-	bool over = keeper_gone();
-
-	if (NT_UNLIKELY(a64_relaxed(&nt.over_ns)))
-		return true;
-	NT_EACH_REPLICA(i)
-		over = over || neat_door_state(door(&nt.rep[i])) == NEAT_DOOR_OVER;
-	if (NT_UNLIKELY(over))
+	if (NT_LIKELY(!keeper_gone()))
+		return false;
+	if (!a64_relaxed(&nt.over_ns))
 		note_over();
-	return over;
+	return true;
 }
 
 /* Replicas that have not said yet that they end. */
@@ -198,14 +195,24 @@ static int64_t last_rites_end(void)
 	return (int64_t)a64_relaxed(&nt.over_ns) + LAST_RITES_NS;
 }
 
+/* All have said it, or had their time. */
+static bool rites_over(void)
+{
+	uint32_t dead = unsaid();
+
+	if (dead && nt_now_ns() < last_rites_end())
+		return false;
+	if (dead)
+		a32_or(&nt.silent, dead);
+	return true;
+}
+
 void nt_over_look(void)
 {
-	uint32_t dead;
-
-	if (NT_LIKELY(!nt_over()))
+	if (NT_LIKELY(!nt_over()) || !rites_over())
 		return;
-	dead = unsaid();
-	if (dead && nt_now_ns() >= last_rites_end() && dead & ~a32_or(&nt.silent, dead))
+	/* Whatever they said: one that was killed in the middle of its last rites woke nobody. */
+	if (!a32_relaxed(&nt.over_fired) && a32_cas(&nt.over_fired, 0, 1))
 		nt_watch_fire_all();
 }
 
@@ -239,8 +246,7 @@ bool nt_over_for_waiters(int64_t *deadline_ns)
 /* For who tries again and again: the replica will never answer. */
 static bool is_silent(const struct nt_replica *r)
 {
-	nt_over_look();
-	return a32_relaxed(&nt.silent) >> (r - nt.rep) & 1;
+	return nt_over() && rites_over() && a32_relaxed(&nt.silent) >> (r - nt.rep) & 1;
 }
 
 /*
@@ -303,6 +309,9 @@ static uint32_t settled_door(struct nt_replica *r)
 
 	for (;;) {
 		now = door(r);
+		/* If it takes connections and yet has ended, the word was overwritten. */
+		if (NT_UNLIKELY(ended(now)) && a32_relaxed(&nt.registry->active) >> index & 1)
+			ring_bell(r);
 		if (neat_door_state(now) == NEAT_DOOR_OPEN || ended(now))
 			return now;
 		if (is_silent(r))

@@ -112,8 +112,8 @@ void nt_epoll_created(int epfd);		/* after the real epoll_create1 */
 int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask);
 
-/* A handler with SA_RESTART was installed: see wait.c. */
-void nt_note_restart(void);
+/* A handler was installed, with SA_RESTART or without: see wait.c. */
+void nt_note_handler(int sig, bool restart);
 
 /* ---- report.c: what a person is told; stderr, one write, prefixed "neatsock:" ---- */
 void nt_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -10,7 +10,7 @@
 #include "dgram.h"
 #include <netinet/in.h>
 
-enum { TWIN_EVERY = 32, RING_MAX = 1 << NEAT_RING_LOG2_MAX };	/* with ours ready the twin is looked at now and then */
+enum { TWIN_EVERY = 32 };	/* with ours ready the twin is looked at now and then */
 
 /* ---- state ---- */
 
@@ -212,6 +212,9 @@ static int rx_wait(uint32_t handle, int fd, int64_t deadline)
 		left = left < 0 ? 0 : left;
 	}
 	rc = nt_poll(&p, 1, left, NULL);
+	/* signal(7): recv(2) without a timeout goes on, poll(2) never. */
+	if (rc == -EINTR && deadline == INT64_MAX && nt_handler_restarts())
+		return 0;
 	/* NT_KERNEL: it became the kernel's meanwhile, the caller sees that. */
 	return rc > 0 || rc == NT_KERNEL ? 0 : rc == 0 ? -ETIMEDOUT : rc;
 }
@@ -371,7 +374,7 @@ static bool tx_room(const struct nt_conn *c, uint32_t need)
 {
 	uint64_t used = tx_used(c);
 
-	return used < tx_limit(c) && used + need <= RING_MAX;
+	return used < tx_limit(c) && used + need <= neat_ring_max(NEAT_TX);
 }
 
 /* -EAGAIN: no room; -ESTALE: the slot was closed, its replica drains. */

@@ -11,56 +11,14 @@
  */
 #define _GNU_SOURCE
 #include "epoll.h"
-#include <sys/mman.h>
+#include <pthread.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 static const uint64_t TWIN = 0x6b1ed25c90a70000ull;	/* data of a twin in the kernel set: this | fd */
+static neat_a32 entries[NEAT_FDS_MAX];			/* of all sets, for each descriptor; changed under watch_lock */
 static const int64_t KERNEL_LOOK_NS = 50000;		/* while ours keep us busy, the kernel set is looked at no more often */
-
-struct nt_epoll *epoll_find(int epfd)
-{
-	return nt.epoll_of && (unsigned)epfd < NEAT_FDS_MAX ? nt.epoll_of[epfd] : NULL;
-}
-
-/* Under watch_lock. */
-static void name(struct nt_epoll *ep, int epfd)
-{
-	nt.epoll_of[epfd] = ep;
-	ep->numbers++;
-	if ((uint32_t)epfd >= nt.epoll_high)
-		nt.epoll_high = (uint32_t)epfd + 1;
-}
-
-struct nt_epoll *epoll_make(int epfd, uint32_t nkernel)
-{
-	struct nt_epoll *ep;
-
-	if ((unsigned)epfd >= NEAT_FDS_MAX)
-		return NULL;
-	if (!nt.epoll_of)
-		nt.epoll_of = nt_map_private(sizeof(*nt.epoll_of) * NEAT_FDS_MAX);
-	ep = nt.epoll_of ? nt_map_private(sizeof(*ep)) : NULL;
-	if (!ep)
-		return NULL;
-	ep->wakefd = -1;
-	ep->nkernel = nkernel;
-	ep->ready_tail = &ep->ready;
-	nt_lock(&nt.watch_lock);
-	ep->next = nt.epolls;
-	nt.epolls = ep;
-	ep->epfd = epfd;
-	name(ep, epfd);
-	nt_unlock(&nt.watch_lock);
-	return ep;
-}
-
-void nt_epoll_created(int epfd)
-{
-	nt_epoll_fd_closed(epfd);
-	epoll_make(epfd, 0);
-}
 
 /* ---- ready list, under watch_lock ---- */
 
@@ -155,6 +113,7 @@ void epoll_item_remove(struct nt_epitem *i)
 	i->twin = false;
 	nt_watch_unlink(&i->watch);
 	unqueue(i);
+	a32_add(&entries[i->fd], (uint32_t)-1);
 	i->sock = 0;
 }
 
@@ -237,7 +196,9 @@ static void tell(struct nt_epoll *ep)
 
 static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max, uint32_t *call)
 {
-	int n = filter(ep, ev, nt_real.epoll_wait(ep->epfd, ev, max, 0));
+	static const struct timespec zero;
+	/* No cancellation point, as we may be waiting in the set: wait.c. */
+	int n = filter(ep, ev, (int)syscall(SYS_epoll_pwait2, ep->epfd, ev, max, &zero, NULL, 0));
 
 	n = n > 0 ? n : 0;
 	if (ep->twin_news && n < max)
@@ -251,11 +212,18 @@ static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max, uin
 
 /* ---- epoll_ctl ---- */
 
+/* Under watch_lock. */
 static void wake_all(struct nt_epoll *ep)
 {
-	nt_lock(&nt.watch_lock);
 	for (struct nt_epwait *w = ep->waiters; w; w = w->next)
 		nt_wake(&w->w);
+}
+
+/* A sleeper that waits for ours only must wait in the kernel from now on. */
+static void first_of_kernel(struct nt_epoll *ep)
+{
+	nt_lock(&nt.watch_lock);
+	wake_all(ep);
 	nt_unlock(&nt.watch_lock);
 }
 
@@ -266,19 +234,17 @@ int epoll_ctl_kernel(struct nt_epoll *ep, int epfd, int op, int fd, struct epoll
 	if (nt_real.epoll_ctl(epfd, op, fd, ev))
 		return -errno;
 	if (ep && op == EPOLL_CTL_ADD && ep->nkernel++ == 0)
-		wake_all(ep);	/* a sleeper that waits for ours only must wait in the kernel now */
+		first_of_kernel(ep);
 	else if (ep && op == EPOLL_CTL_DEL && ep->nkernel)
 		ep->nkernel--;
 	return 0;
 }
 
-/* A sleeper that waits for ours only must wait in the kernel from now on. */
+/* Under watch_lock. */
 static void add_twin(struct nt_epitem *i)
 {
-	nt_lock(&nt.watch_lock);
-	if (i->sock && !i->twin)
+	if (!i->twin)
 		epoll_twin_ctl(i, EPOLL_CTL_ADD);
-	nt_unlock(&nt.watch_lock);
 	wake_all(i->ep);
 }
 
@@ -286,17 +252,12 @@ void nt_epoll_twin(uint32_t sock)
 {
 	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
 
+	nt_lock(&nt.watch_lock);
 	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next)
 		for (uint32_t fd = 0; ep->items && fd < high; fd++)
 			if (nt_lookup((int)fd) == sock && ep->items[fd].sock == sock)
 				add_twin(&ep->items[fd]);
-}
-
-int epoll_map_items(struct nt_epoll *ep)
-{
-	if (!ep->items)
-		ep->items = nt_map_private(sizeof(*ep->items) * NEAT_FDS_MAX);
-	return ep->items ? 0 : -ENOMEM;
+	nt_unlock(&nt.watch_lock);
 }
 
 void epoll_item_change(struct nt_epitem *i, const struct epoll_event *ev)
@@ -318,33 +279,46 @@ void epoll_item_new(struct nt_epoll *ep, int fd, uint32_t sock, const struct epo
 	i->ep = ep;
 	i->fd = fd;
 	i->sock = sock;
+	a32_add(&entries[fd], 1);
 	epoll_item_change(i, ev);
 }
 
-static int ctl_add(struct nt_epoll *ep, int fd, uint32_t sock, const struct epoll_event *ev)
+/* Under watch_lock. */
+static int add_item(struct nt_epoll *ep, int fd, uint32_t handle, const struct epoll_event *ev)
 {
-	int err = epoll_map_items(ep);
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct nt_epitem *i;
 
-	if (err)
-		return err;
+	/* Another thread closes it: what it names goes through watch_lock after this, or has gone. */
+	if (nt_fd_handle(fd) != handle)
+		return -EBADF;
+	if (epoll_map_items(ep))
+		return -ENOMEM;
 	i = &ep->items[fd];
 	if (i->sock == sock)
 		return -EEXIST;
-	err = epoll_prepare(ep);
-	if (err)
-		return err;
-	nt_lock(&nt.watch_lock);
 	epoll_item_new(ep, fd, sock, ev);
 	ep->nours++;
-	nt_unlock(&nt.watch_lock);
-	nt_watch_add(&i->watch, sock, WATCH_EPOLL, i);
+	nt_watch_add_locked(&i->watch, sock, WATCH_EPOLL, i);
 	if (nt_dgram_twin(nt_sock(sock)))
 		add_twin(i);
 	return 0;
 }
 
-static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, const struct epoll_event *ev)
+static int ctl_add(struct nt_epoll *ep, int fd, uint32_t handle, const struct epoll_event *ev)
+{
+	int err = epoll_prepare(ep);
+
+	if (err)
+		return err;
+	nt_lock(&nt.watch_lock);
+	err = add_item(ep, fd, handle, ev);
+	nt_unlock(&nt.watch_lock);
+	return err;
+}
+
+/* Under watch_lock. */
+static int change_item(struct nt_epoll *ep, int op, int fd, uint32_t sock, const struct epoll_event *ev)
 {
 	struct nt_epitem *i = ep->items ? &ep->items[fd] : NULL;
 
@@ -352,13 +326,21 @@ static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, cons
 		return -ENOENT;
 	if (op == EPOLL_CTL_MOD && i->events & EPOLLEXCLUSIVE)
 		return -EINVAL;
-	nt_lock(&nt.watch_lock);
 	if (op == EPOLL_CTL_DEL)
 		epoll_item_remove(i);
 	else
 		epoll_item_change(i, ev);
-	nt_unlock(&nt.watch_lock);
 	return 0;
+}
+
+static int ctl_existing(struct nt_epoll *ep, int op, int fd, uint32_t sock, const struct epoll_event *ev)
+{
+	int err;
+
+	nt_lock(&nt.watch_lock);
+	err = change_item(ep, op, fd, sock, ev);
+	nt_unlock(&nt.watch_lock);
+	return err;
 }
 
 /* Added or changed: what holds already is reported by the next wait. */
@@ -378,30 +360,37 @@ static bool wrong_exclusive(int op, uint32_t events)
 	return events & EPOLLEXCLUSIVE && (op == EPOLL_CTL_MOD || events & ~with);
 }
 
-int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
+/* ep: NULL = made before we were loaded, or no set. */
+static int ctl(struct nt_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
 {
-	uint32_t sock = nt_lookup(fd);
-	struct nt_epoll *ep = epoll_find(epfd), *child;
+	struct nt_epoll *child = epoll_find(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	int err;
 
-	if (!sock) {
-		child = epoll_find(fd);
+	if (!handle)
 		return child ? epoll_ctl_set(ep, child, epfd, op, fd, ev) : epoll_ctl_kernel(ep, epfd, op, fd, ev);
-	}
 	if (op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD && op != EPOLL_CTL_DEL)
 		return -EINVAL;
 	if (op != EPOLL_CTL_DEL && nt_bad_pointer(ev))
 		return -EFAULT;
 	if (op != EPOLL_CTL_DEL && wrong_exclusive(op, ev->events))
 		return -EINVAL;
-	/* A set that was made before we were loaded: it may hold kernel descriptors. */
+	/* It may hold kernel descriptors. */
 	if (!ep)
-		ep = epoll_make(epfd, 1);
-	if (!ep)
-		return -EBADF;
-	err = op == EPOLL_CTL_ADD ? ctl_add(ep, fd, sock, ev) : ctl_existing(ep, op, fd, sock, ev);
+		return epoll_make(epfd, 1) ? nt_epoll_ctl(epfd, op, fd, ev) : -EBADF;
+	err = op == EPOLL_CTL_ADD ? ctl_add(ep, fd, handle, ev) :
+	      ctl_existing(ep, op, fd, handle & (NEAT_SOCKS_MAX - 1), ev);
 	if (!err && op != EPOLL_CTL_DEL)
 		epoll_queue_now(ep, fd);
+	return err;
+}
+
+int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
+{
+	struct nt_epoll *ep = epoll_enter(epfd);
+	int err = ctl(ep, epfd, op, fd, ev);
+
+	epoll_leave(ep);
 	return err;
 }
 
@@ -676,62 +665,41 @@ static int block(struct nt_epoll *ep, struct kernel_wait *k)
 	return n;
 }
 
+static void cancelled(void *ep) { epoll_leave(ep); }
+
+static int wait_inside(struct nt_epoll *ep, struct kernel_wait *k, int64_t timeout_ns)
+{
+	int n = nt_on() ? look(ep, k, timeout_ns) : 0;
+
+	if (n || (timeout_ns == 0 && nt_on()))
+		return n;
+	k->deadline = nt_deadline(timeout_ns);
+	pthread_cleanup_push(cancelled, ep);
+	n = block(ep, k);
+	pthread_cleanup_pop(0);
+	return n;
+}
+
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask)
 {
-	struct nt_epoll *ep = epoll_find(epfd);
-	struct kernel_wait k = { .ep = ep, .ev = ev, .max = max, .fine = is_fine(timeout_ns), .mask = mask };
+	struct kernel_wait k = { .ev = ev, .max = max, .fine = is_fine(timeout_ns), .mask = mask };
 	int n;
 
 	if (max <= 0)
 		return NT_KERNEL;
 	if (NT_UNLIKELY(nt_bad_pointer(ev)))
 		return wait_nowhere(epfd, ev, timeout_ns, mask);
-	if (!ep || (!nt_on() && ep->owner_pid))
+	k.ep = epoll_enter(epfd);
+	if (!k.ep || (!nt_on() && k.ep->owner_pid)) {
+		epoll_leave(k.ep);
 		return foreign_wait(epfd, ev, max, timeout_ns, mask);
-	if (nt_on()) {
-		n = look(ep, &k, timeout_ns);
-		if (n || timeout_ns == 0)
-			return n;
 	}
-	k.deadline = nt_deadline(timeout_ns);
-	return block(ep, &k);
+	n = wait_inside(k.ep, &k, timeout_ns);
+	epoll_leave(k.ep);
+	return n;
 }
 
 /* ---- descriptors come and go ---- */
-
-static void epoll_destroy(struct nt_epoll *ep)
-{
-	struct nt_epoll **at = &nt.epolls;
-
-	for (int fd = 0; (ep->nours || ep->nsets) && fd < NEAT_FDS_MAX; fd++)
-		if (ep->items[fd].sock)
-			epoll_item_remove(&ep->items[fd]);
-	epoll_drop_watches(ep);
-	while (*at != ep)
-		at = &(*at)->next;
-	*at = ep->next;
-	if (ep->wakefd >= 0) {
-		if (nt.row)
-			a64_release(&nt.row[ep->wakefd], 0);
-		nt_real.close(ep->wakefd);
-	}
-	if (ep->items)
-		munmap(ep->items, sizeof(*ep->items) * NEAT_FDS_MAX);
-	munmap(ep, sizeof(*ep));
-}
-
-/* The set goes with its last number, as in the kernel. */
-static void unname(struct nt_epoll *ep, int fd)
-{
-	nt.epoll_of[fd] = NULL;
-	if (--ep->numbers == 0) {
-		epoll_destroy(ep);
-		return;
-	}
-	for (uint32_t i = 0; ep->epfd == fd && i < nt.epoll_high; i++)
-		if (nt.epoll_of[i] == ep)
-			ep->epfd = (int)i;
-}
 
 void nt_epoll_fd_closed(int fd)
 {
@@ -739,62 +707,39 @@ void nt_epoll_fd_closed(int fd)
 
 	if (!nt.epolls || (unsigned)fd >= NEAT_FDS_MAX)
 		return;
+	/*
+	 * Not for descriptors in no set: a handler may close them while its thread holds the lock. Who adds this one
+	 * in another thread at this moment is too late either way, and what was added before is seen.
+	 */
+	if (!a32_acquire(&entries[fd]) && !epoll_find(fd))
+		return;
 	nt_lock(&nt.watch_lock);
 	for (ep = nt.epolls; ep; ep = ep->next)
 		if (ep->items && ep->items[fd].sock)
 			epoll_item_remove(&ep->items[fd]);
 	ep = epoll_find(fd);
 	if (ep)
-		unname(ep, fd);
+		epoll_unname(ep, fd);
 	nt_unlock(&nt.watch_lock);
 }
 
-bool nt_epoll_known(int fd) { return epoll_find(fd) != NULL; }
-
-void nt_epoll_dup(int oldfd, int newfd)
+/* Under watch_lock. */
+static void item_to_kernel(struct nt_epitem *i)
 {
-	struct nt_epoll *ep = epoll_find(oldfd);
+	const struct nt_epitem was = *i;
 
-	if (!ep || (unsigned)newfd >= NEAT_FDS_MAX)
-		return;
-	nt_lock(&nt.watch_lock);
-	name(ep, newfd);
-	nt_unlock(&nt.watch_lock);
-}
-
-void nt_epoll_range_closed(uint32_t first, uint32_t last)
-{
-	for (uint32_t fd = first; nt.epolls && fd <= last && fd < nt.epoll_high; fd++)
-		if (nt.epoll_of[fd])
-			nt_epoll_fd_closed((int)fd);
+	epoll_item_remove(i);
+	was.ep->nkernel++;
+	/* Fired and not armed again: nothing is asked for but what cannot be left out. */
+	epoll_kernel_ctl(was.ep->epfd, EPOLL_CTL_ADD, was.fd, was.off ? (uint32_t)EPOLLONESHOT : was.events, was.data);
+	wake_all(was.ep);
 }
 
 void nt_epoll_to_kernel(int fd)
 {
-	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next) {
-		struct nt_epitem was;
-
-		if (!ep->items || !ep->items[fd].sock)
-			continue;
-		was = ep->items[fd];
-		nt_lock(&nt.watch_lock);
-		epoll_item_remove(&ep->items[fd]);
-		nt_unlock(&nt.watch_lock);
-		ep->nkernel++;
-		/* Fired and not armed again: nothing is asked for but what cannot be left out. */
-		epoll_kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, was.off ? (uint32_t)EPOLLONESHOT : was.events, was.data);
-		wake_all(ep);
-	}
-}
-
-/* The kernel sets are shared with the parent. */
-void nt_epoll_fork_child(void)
-{
-	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next) {
-		/* The set's own eventfd is the parent's object too: a new one is made on demand. */
-		if (ep->wakefd >= 0)
-			nt_real.close(ep->wakefd);
-		ep->wakefd = -1;
-		ep->owner_pid = 0;
-	}
+	nt_lock(&nt.watch_lock);
+	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next)
+		if (ep->items && ep->items[fd].sock)
+			item_to_kernel(&ep->items[fd]);
+	nt_unlock(&nt.watch_lock);
 }

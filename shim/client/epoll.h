@@ -1,4 +1,4 @@
-/* epoll.h - shared by epoll.c and epoll_nest.c. All of it is guarded by nt.watch_lock. */
+/* epoll.h - shared by epoll.c, epoll_set.c and epoll_nest.c. All of it is guarded by nt.watch_lock. */
 #ifndef NT_EPOLL_H
 #define NT_EPOLL_H
 
@@ -55,13 +55,23 @@ struct nt_epoll {
 	uint32_t calls;			/* of epoll_wait() that had something to report */
 	uint32_t nsets;			/* entries that are sets */
 	uint32_t numbers;		/* descriptors of this process that name it, by dup() */
+	int kept;			/* its number in the library once the program's went, -1 none; then it is epfd */
+	bool live;			/* false: memory for the next set */
 	struct nt_epoll *next;
+	neat_a32 callers;		/* calls that are inside, or looked whether they are; last, see epoll_set.c */
 };
 
-/* ---- epoll.c ---- */
+/* ---- epoll_set.c ---- */
 struct nt_epoll *epoll_find(int epfd);
-struct nt_epoll *epoll_make(int epfd, uint32_t nkernel);	/* not under watch_lock; NULL: no memory */
-int epoll_map_items(struct nt_epoll *ep);
+/* The set, which does not go before epoll_leave(); or NULL. */
+struct nt_epoll *epoll_enter(int epfd);
+void epoll_leave(struct nt_epoll *ep);	/* not under watch_lock; NULL: nothing */
+/* The number's set, made if there is none. Not under watch_lock. NULL: no memory. */
+struct nt_epoll *epoll_make(int epfd, uint32_t nkernel);
+int epoll_map_items(struct nt_epoll *ep);	/* under watch_lock, as the next one */
+void epoll_unname(struct nt_epoll *ep, int fd);	/* fd does not name it any more */
+
+/* ---- epoll.c ---- */
 int epoll_kernel_ctl(int epfd, int op, int fd, uint32_t events, uint64_t data);
 int epoll_ctl_kernel(struct nt_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev);
 void epoll_twin_ctl(struct nt_epitem *i, int op);

@@ -20,7 +20,7 @@ void epoll_ring(int efd)
 {
 	uint64_t one = 1;
 
-	if (nt_real.write(efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+	if (syscall(SYS_write, efd, &one, sizeof(one)) < 0 && errno != EAGAIN)	/* as in nt_wake() */
 		nt_say("cannot wake a thread: %s", strerror(errno));
 }
 
@@ -32,7 +32,9 @@ static int make_wakefd(struct nt_epoll *ep)
 		return fd;
 	nt_fd_mark_internal(fd);
 	err = epoll_kernel_ctl(ep->epfd, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLET, EPOLL_MAGIC);
-	if (!err)
+	if (err)
+		nt_fd_close_internal(fd);
+	else
 		ep->wakefd = fd;
 	return err;
 }
@@ -191,27 +193,39 @@ static int joining(const struct nt_epoll *child, const struct epoll_event *ev)
 	return nt_on() && (child->ours || ev->events & EPOLLONESHOT) ? nt_process_eventfd() : -1;
 }
 
+/* Under watch_lock. */
+static int enter_set(struct nt_epoll *ep, struct nt_epoll *child, int efd, int fd, const struct epoll_event *ev)
+{
+	int err;
+
+	if (!ep->live || epoll_find(fd) != child)
+		return -EBADF;	/* another thread has closed one of them */
+	err = epoll_map_items(ep);
+	if (err)
+		return err;
+	add_entry(ep, child, fd, ev);
+	if (efd >= 0)
+		join(&ep->items[fd], efd);
+	nt_epoll_fire(&ep->items[fd]);
+	return 0;
+}
+
 static int add_set(struct nt_epoll *ep, struct nt_epoll *child, int epfd, int fd, struct epoll_event *ev)
 {
 	int err = epoll_ctl_kernel(ep, epfd, EPOLL_CTL_ADD, fd, ev), efd;
 
-	/* The outer one was made before we were loaded, and is a set: the kernel says so. */
-	if (!err && !ep)
-		ep = epoll_make(epfd, 1);
-	if (!err && (!ep || epoll_map_items(ep))) {
-		nt_real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, ev);
-		err = -ENOMEM;
-	}
 	if (err)
 		return err;
+	/* The outer one was made before we were loaded, and is a set: the kernel says so. */
+	if (!ep)
+		ep = epoll_make(epfd, 1);
 	efd = joining(child, ev);
 	nt_lock(&nt.watch_lock);
-	add_entry(ep, child, fd, ev);
-	if (efd >= 0)
-		join(&ep->items[fd], efd);
+	err = ep ? enter_set(ep, child, efd, fd, ev) : -ENOMEM;
 	nt_unlock(&nt.watch_lock);
-	epoll_queue_now(ep, fd);
-	return 0;
+	if (err)
+		nt_real.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, ev);
+	return err;
 }
 
 int epoll_ctl_set(struct nt_epoll *ep, struct nt_epoll *child, int epfd, int op, int fd, struct epoll_event *ev)
@@ -230,7 +244,9 @@ int epoll_ctl_set(struct nt_epoll *ep, struct nt_epoll *child, int epfd, int op,
 		return err;
 	efd = changes ? joining(child, ev) : -1;
 	nt_lock(&nt.watch_lock);
-	if (changes) {
+	if (i->sock != SET_ENTRY) {
+		changes = false;	/* out by another thread */
+	} else if (changes) {
 		epoll_item_change(i, ev);
 		if (efd >= 0)
 			join(i, efd);
@@ -305,20 +321,4 @@ unsigned nt_epoll_ready(int fd)
 	bits = ep && epoll_has_ready(ep) ? SET_READY : 0;
 	nt_unlock(&nt.watch_lock);
 	return bits;
-}
-
-/* Their stacks are nobody's in the child. */
-void nt_epoll_fork_threads(void)
-{
-	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next) {
-		struct nt_watch *next;
-
-		ep->waiters = NULL;
-		a32_store(&ep->inside, 0);
-		for (struct nt_watch *w = ep->watch; w; w = next) {
-			next = w->next;
-			if (w->kind == WATCH_WAITER)
-				nt_watch_unlink(w);
-		}
-	}
 }

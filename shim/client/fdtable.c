@@ -64,6 +64,14 @@ void nt_fd_mark_internal(int fd)
 	a64_release(&nt.row[fd], nt_fdword(NEAT_FD_INTERNAL, 0, 0));
 }
 
+void nt_fd_close_internal(int fd)
+{
+	/* First: the number is the program's as soon as the kernel has closed it. */
+	if (in_row(fd))
+		a64_release(&nt.row[fd], 0);
+	nt_real.close(fd);
+}
+
 /*
  * The entry of an fd that is open already is made ready: what it named is forgotten, and its page is there, so
  * that the store that follows a count enters no kernel. -EMFILE beyond the table.
@@ -162,6 +170,7 @@ int nt_close(int fd)
 	uint32_t sock = nt_lookup(fd);
 	bool last;
 
+	nt_epoll_keep(fd);
 	nt_epoll_fd_closed(fd);
 	if (!sock)
 		return NT_KERNEL;
@@ -187,11 +196,32 @@ static int real_dup(int oldfd, int newfd, int min, int flags)
 {
 	int fd;
 
-	if (newfd >= 0)
+	if (newfd >= 0) {
+		nt_epoll_keep(newfd);
 		fd = oldfd == newfd ? newfd : nt_real.dup3(oldfd, newfd, flags);
-	else
+	} else {
 		fd = nt_real.fcntl(oldfd, flags & O_CLOEXEC ? F_DUPFD_CLOEXEC : F_DUPFD, min);
+	}
 	return fd < 0 ? -errno : fd;
+}
+
+bool nt_fd_pin(uint32_t handle)
+{
+	nt_lock(&nt.table_lock);
+	a64_store(&nt.row[NEAT_FD_PIN], 0);	/* its page is there, as clear_entry() sees to it for fd */
+	if (nt_fd_copy(&nt.row[NEAT_FD_PIN], nt_fdword(NEAT_FD_CLOEXEC, handle >> 16, handle & (NEAT_SOCKS_MAX - 1))))
+		return true;
+	nt_unlock(&nt.table_lock);
+	return false;
+}
+
+void nt_fd_unpin(void)
+{
+	uint32_t sock = nt_fdword_sock(a64_relaxed(&nt.row[NEAT_FD_PIN]));
+
+	if (begin_close(NEAT_FD_PIN, sock))
+		finish_close(sock);
+	nt_unlock(&nt.table_lock);
 }
 
 /*
@@ -262,11 +292,34 @@ void nt_close_range(unsigned first, unsigned last, unsigned flags)
 	}
 }
 
+/*
+ * exec leaves one thread, which has the process's number from then on: that of the main thread, which another one may have
+ * interrupted in a call. What it held we would hold for ever.
+ */
+static void drop_own_locks(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	uint32_t me = nt_tid(), state = a32_acquire(&s->state);
+
+	a32_cas(&s->lock, me, 0);
+	for (uint32_t r = 0; r < nt.nreplicas; r++) {
+		bool conn = state == NEAT_SOCK_CONNECT;
+		struct nt_conn c = nt_conn_at(r, conn ? s->slot : s->sub[r].slot, 0);
+
+		if (conn ? r != s->replica : !c.slot)
+			continue;
+		a32_cas(&c.app->rx_lock, me, 0);
+		a32_cas(&c.app->tx_lock, me, 0);
+	}
+}
+
 /* After exec: the kernel closed the CLOEXEC descriptors; what is left must still be the same object. */
 void nt_exec_sweep(void)
 {
 	uint32_t pinned = nt_fdword_sock(a64_relaxed(&nt.row[NEAT_FD_PIN]));
 
+	if (pinned)
+		drop_own_locks(pinned);
 	if (pinned && begin_close(NEAT_FD_PIN, pinned))
 		finish_close(pinned);
 	for (uint32_t fd = 0; fd < fd_high(); fd++) {
@@ -279,6 +332,7 @@ void nt_exec_sweep(void)
 				a64_store(&nt.row[fd], 0);
 			continue;
 		}
+		drop_own_locks(sock);
 		if (fstat((int)fd, &st) == 0 && S_ISSOCK(st.st_mode) &&
 		    (uint32_t)st.st_ino == nt_sock(sock)->inode_lo)
 			continue;
@@ -430,9 +484,25 @@ static bool holder_dead(uint32_t tid)
 	return syscall(SYS_tkill, tid, 0) < 0 && (errno == ESRCH || errno == EINVAL);
 }
 
+/* A replica that runs wild may have written the number of somebody who lives, and knows nothing of the lock. */
+static bool stranger(uint32_t tid)
+{
+	for (uint32_t i = 0; i < NEAT_PROCS_MAX; i++) {
+		uint32_t pid = a32_acquire(&nt.app->procs[i].pid);
+
+		/* EPERM: it is one, and another user's. */
+		if (pid && (syscall(SYS_tgkill, pid, tid, 0) == 0 || errno == EPERM))
+			return false;
+	}
+	return true;
+}
+
 void nt_tid_lock_slow(neat_a32 *l)
 {
-	uint32_t me = nt_tid();
+	/* Longer than it takes a child that was forked in any way to enter its number. */
+	const int64_t PATIENCE_NS = 50000000;
+	uint32_t me = nt_tid(), suspect = 0;
+	int64_t until_ns = 0;
 
 	for (unsigned i = 1;; i++) {
 		uint32_t holder = a32_relaxed(l);
@@ -442,8 +512,11 @@ void nt_tid_lock_slow(neat_a32 *l)
 		neat_pause();
 		if (i % 64)
 			continue;
+		if (holder != suspect)
+			until_ns = nt_now_ns() + PATIENCE_NS;
+		suspect = holder;
 		/* The section is short, so after 64 tries the holder is off its core or dead. */
-		if (holder && holder_dead(holder) && a32_cas(l, holder, me))
+		if (holder && (holder_dead(holder) || (nt_now_ns() >= until_ns && stranger(holder))) && a32_cas(l, holder, me))
 			return;
 		syscall(SYS_sched_yield);
 	}

@@ -94,6 +94,7 @@ struct nt_process {
 	uint32_t channel_gen;		/* neat_channels.open of our channels */
 	bool ncpu_one;
 	neat_a64 over_ns;		/* when we heard that the instance has ended; 0 = it has not */
+	neat_a32 over_fired;		/* all watchers were told of that, once nobody had anything left to say */
 	neat_a32 silent;		/* mask of replicas that ended with it and never said so: we act as if they had */
 	neat_a32 eventfd;		/* fd + 1 of the process's eventfd; 0 = not made yet */
 	neat_a32 eventfd_said;		/* neatd was told of it */
@@ -234,7 +235,14 @@ int nt_fd_new_sock(int fd, uint32_t flags, uint32_t *sock);
  */
 NEAT_CHECKED bool nt_fd_copy(neat_a64 *at, uint64_t word);
 void nt_sock_unref(uint32_t sock);	/* last one: FIN, port freed */
+/*
+ * Whoever waited has to ask whether its record is still in the same life, before it stores there. True: it is, and stays
+ * so until nt_fd_unpin(), which may close it; until then table_lock is held.
+ */
+NEAT_CHECKED bool nt_fd_pin(uint32_t handle);
+void nt_fd_unpin(void);
 void nt_fd_mark_internal(int fd);
+void nt_fd_close_internal(int fd);
 uint32_t nt_fd_handle(int fd);		/* nt_lookup(), with the record's life; 0: none */
 uint32_t nt_fd_flags(int fd);
 void nt_fd_set_flags(int fd, uint32_t flags);
@@ -304,7 +312,7 @@ bool nt_over(void);
  * moved to where those that died without a word are given up. Before the look at what is waited for.
  */
 bool nt_over_for_waiters(int64_t *deadline_ns);
-/* Also finds out, and wakes who waits, that replicas died without a word. Not under watch_lock. */
+/* Also wakes who waits, once replicas have said it or died without a word. Not under watch_lock. */
 void nt_over_look(void);
 /*
  * When a sleeper is to look, at the latest: every process of the instance may be killed at once, then nobody
@@ -314,6 +322,7 @@ int64_t nt_over_next_look(int64_t deadline_ns);
 
 /* ---- watch.c ---- */
 void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner);
+void nt_watch_add_locked(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner);	/* under watch_lock */
 void nt_watch_del(struct nt_watch *w);
 void nt_watch_attach(uint32_t sock);	/* the record got its slot(s): subscribe if anybody watches */
 void nt_watch_fire(uint32_t sock);	/* an event came */
@@ -343,6 +352,11 @@ int nt_eventfd_drop(int efd);
 /* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)
  * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */
 bool nt_restarts(void);
+/*
+ * The handler that ended a kernel wait, which none restarts, had SA_RESTART. False also if one without may have been
+ * it: which one ran is not known.
+ */
+bool nt_handler_restarts(void);
 /* Waits until ready(arg) holds. 0, -ETIMEDOUT, -EINTR; -ENETDOWN: the instance has ended. */
 int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns);
 
@@ -353,10 +367,15 @@ uint64_t nt_readable(const struct nt_conn *c);
 /* ---- readiness: poll.c ---- */
 unsigned nt_ready(uint32_t sock);	/* EPOLL* bits that hold now */
 
-/* ---- epoll.c ---- */
+/* ---- epoll.c, epoll_set.c ---- */
 void nt_epoll_fire(void *item);		/* under watch_lock */
 void nt_epoll_dead(void *item);		/* under watch_lock: its record is gone */
 void nt_epoll_fd_closed(int fd);	/* fd is the program's, ours or kernel's, or an epoll set */
+/*
+ * Before the kernel closes or replaces it: if it is the last number of an epoll set that threads wait in, the kernel's
+ * set stays open for them.
+ */
+void nt_epoll_keep(int fd);
 void nt_epoll_range_closed(uint32_t first, uint32_t last);
 bool nt_epoll_known(int fd);		/* an epoll set of this process */
 void nt_epoll_dup(int oldfd, int newfd);	/* after the kernel's dup(): one set, two numbers */

@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "cursor.h"
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,8 +18,8 @@ enum {
 
 struct neat_copier nt_copier;
 
-/* Not a result: the socket is a datagram one, dgram.c takes the call. Outside the errno range. */
-enum { NO_STREAM = -4097 };
+/* No results, and outside the errno range. The socket is a datagram one: dgram.c takes the call; the ring is full. */
+enum { NO_STREAM = -4097, NO_ROOM = -4098 };
 
 static bool no_stream(const struct neat_sock *s)
 {
@@ -33,7 +34,7 @@ static uint64_t readable(const struct nt_conn *c)
 {
 	uint64_t n = a64_acquire(&c->pub->rx_head) - a64_relaxed(&c->app->rx_tail);
 
-	return n <= 1u << NEAT_RING_LOG2_MAX ? n : 0;
+	return n <= neat_ring_max(NEAT_RX) ? n : 0;
 }
 
 /* A window that is nearly closed must hear of every step; an eighth of the smallest buffer is enough. */
@@ -219,8 +220,8 @@ static uint64_t room(const struct nt_conn *c)
 	uint64_t used = a64_relaxed(&c->app->tx_tail) - a64_acquire(&c->pub->tx_una);
 	uint64_t limit = a32_relaxed(&c->pub->tx_limit);
 
-	if (limit > 1u << NEAT_RING_LOG2_MAX)
-		limit = 1u << NEAT_RING_LOG2_MAX;
+	if (limit > neat_ring_max(NEAT_TX))
+		limit = neat_ring_max(NEAT_TX);
 	return used < limit ? limit - used : 0;
 }
 
@@ -435,7 +436,7 @@ ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 
 /* ---- sendfile ---- */
 
-/* One stretch of the file straight into the ring. 0: end of file; -EAGAIN: no room. */
+/* One stretch of the file straight into the ring. 0: end of file. */
 static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_t count)
 {
 	ssize_t n;
@@ -443,13 +444,15 @@ static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_
 	if (!nt_conn_lock(c, &c->app->tx_lock))
 		return nt_lost(c->handle);
 	n = tx_state(c);
-	if (!n) {
+	if (n == -EAGAIN) {
+		n = NO_ROOM;	/* connecting */
+	} else if (!n) {
 		uint64_t space = room(c);
 
 		space = space > FILE_STEP ? FILE_STEP : space;
 		space = space > count ? count : space;
 		if (!space) {
-			n = -EAGAIN;
+			n = NO_ROOM;
 		} else {
 			struct neat_span span = tx_reserve(c, space);
 			struct iovec v[2] = { { span.p[0], span.len[0] }, { span.p[1], span.len[1] } };
@@ -469,6 +472,18 @@ static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_
 	return n;
 }
 
+/* sendfile(2): the input is like a file. What may sleep is read under no lock of ours. */
+static int check_input(int fd, bool at_offset)
+{
+	struct stat st;
+
+	if (lseek(fd, 0, SEEK_CUR) < 0)
+		return errno != ESPIPE ? -errno : at_offset ? -ESPIPE : -EINVAL;
+	if (fstat(fd, &st))
+		return -errno;
+	return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode) ? 0 : -EINVAL;
+}
+
 ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
 {
 	uint32_t handle = nt_fd_handle(out_fd);
@@ -480,8 +495,9 @@ ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
 
 	if (!handle)
 		return nt_lookup(in_fd) ? -EINVAL : NT_KERNEL;
-	if (nt_lookup(in_fd))
-		return -EINVAL;
+	n = check_input(in_fd, offset);
+	if (n)
+		return n;
 	if (no_stream(s))
 		return -EINVAL;		/* sendfile(2): programs fall back to read and write */
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
@@ -489,7 +505,7 @@ ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
 	c = nt_conn_of(handle);
 	while (sent < count) {
 		n = put_file(&c, in_fd, offset, count - sent);
-		if (n == -EAGAIN) {
+		if (n == NO_ROOM) {
 			n = tx_wait(&c, 0, &deadline);
 			if (n)
 				break;

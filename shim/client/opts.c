@@ -134,7 +134,7 @@ static int set_linger(uint32_t sock, const void *value, socklen_t len)
 /* socket(7): the kernel doubles the value; bounded below, and above by {r,w}mem_max. */
 static int set_buffer(uint32_t sock, enum neat_opt word, int v)
 {
-	const int max = 1 << NEAT_RING_LOG2_MAX, min = word == NEAT_OPT_RCVBUF ? 2304 : 4608;
+	const int max = (int)neat_ring_max(NEAT_TX) / 2, min = word == NEAT_OPT_RCVBUF ? 2304 : 4608;
 
 	v = v < 0 || v > max ? max : v;
 	nt_sock(sock)->opts.w[word] = (uint32_t)(2 * v < min ? min : 2 * v);
@@ -179,14 +179,16 @@ static int set_socket_level(uint32_t sock, int name, int v, const void *value, s
 	return -ENOPROTOOPT;
 }
 
+static const char *const CONGESTION[] = { "", "reno", "cubic" };	/* NEAT_OPT_CONGESTION */
+enum { CONGESTIONS = sizeof(CONGESTION) / sizeof(CONGESTION[0]) };
+
 static int set_congestion(uint32_t sock, const char *name, socklen_t len)
 {
-	static const char *const NAMES[] = { "", "reno", "cubic" };
 	char want[16] = { 0 };
 
 	memcpy(want, name, len < sizeof(want) - 1 ? len : sizeof(want) - 1);
-	for (uint32_t i = 1; i < sizeof(NAMES) / sizeof(NAMES[0]); i++)
-		if (strcmp(NAMES[i], want) == 0) {
+	for (uint32_t i = 1; i < CONGESTIONS; i++)
+		if (strcmp(CONGESTION[i], want) == 0) {
 			nt_sock(sock)->opts.w[NEAT_OPT_CONGESTION] = i;
 			nt_opts_publish(sock);
 			return 0;
@@ -414,6 +416,25 @@ int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 	return level == IPPROTO_IP ? -ENOPROTOOPT : -EOPNOTSUPP;
 }
 
+/* Those without a row in OPTIONS. A congestion control that the kernel has not got stays its default. */
+static void tcp_to_kernel(const uint32_t *w, int fd)
+{
+	const int set[][3] = {	/* name, whether it was set, value */
+		{ TCP_MAXSEG, w[NEAT_OPT_MAXSEG] != 0, (int)w[NEAT_OPT_MAXSEG] },
+		{ TCP_LINGER2, w[NEAT_OPT_LINGER2_S] != 0, (int)w[NEAT_OPT_LINGER2_S] - 1 },
+		{ TCP_DEFER_ACCEPT, w[NEAT_OPT_DEFER_ACCEPT_S] != 0, (int)w[NEAT_OPT_DEFER_ACCEPT_S] },
+		{ TCP_QUICKACK, (w[NEAT_OPT_FLAGS] & NEAT_OPTF_QUICKACK_OFF) != 0, 0 },
+	};
+	uint32_t congestion = w[NEAT_OPT_CONGESTION];
+
+	for (size_t i = 0; i < sizeof(set) / sizeof(set[0]); i++)
+		if (set[i][1])
+			nt_real.setsockopt(fd, IPPROTO_TCP, set[i][0], &set[i][2], sizeof(set[i][2]));
+	if (congestion && congestion < CONGESTIONS)
+		nt_real.setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, CONGESTION[congestion],
+				   (socklen_t)strlen(CONGESTION[congestion]));
+}
+
 /* Takeover (L10): what was set so far is set on the kernel's socket. */
 void nt_opts_to_kernel(const struct neat_sock *s, int fd)
 {
@@ -445,6 +466,12 @@ void nt_opts_to_kernel(const struct neat_sock *s, int fd)
 
 		nt_real.setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l));
 	}
+	if (s->rcvlowat) {
+		int v = (int)s->rcvlowat;	/* behind SO_RCVBUF, which bounds it */
+
+		nt_real.setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &v, sizeof(v));
+	}
+	tcp_to_kernel(s->opts.w, fd);
 }
 
 /* ---- fcntl and ioctl ---- */

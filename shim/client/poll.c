@@ -7,7 +7,11 @@
  */
 #define _GNU_SOURCE
 #include "internal.h"
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { KERNEL_LOOK_NS = 50000, WATCHES_ON_STACK = 64 };
@@ -138,9 +142,10 @@ static int kernel_results(struct poll_call *p)
 /* Ready ones of the whole set, ours included; 0: the kernel has none. */
 static int kernel_look(struct poll_call *p)
 {
-	static const struct timespec zero;
+	struct timespec zero = { 0 };
 
-	if (!p->nkernel || nt_real.ppoll(p->kernel, p->n, &zero, NULL) <= 0)
+	/* No cancellation point, as we may be watching: wait.c. */
+	if (!p->nkernel || syscall(SYS_ppoll, p->kernel, p->n, &zero, NULL, 0) <= 0)
 		return 0;
 	return kernel_results(p);
 }
@@ -325,6 +330,49 @@ enum {
 	EX_SET = POLLPRI,
 };
 
+/* Programs with more descriptors than FD_SETSIZE have sets of their own size, at which libc's macros stop. */
+enum { WORD_BITS = 8 * sizeof(unsigned long) };
+
+static bool in_set(const fd_set *set, int fd)
+{
+	return set && ((const unsigned long *)(const void *)set)[fd / WORD_BITS] >> (fd % WORD_BITS) & 1;
+}
+
+static void out_of_set(fd_set *set, int fd)
+{
+	((unsigned long *)(void *)set)[fd / WORD_BITS] &= ~(1ul << (fd % WORD_BITS));
+}
+
+/* proc_pid_status(5); FD_SETSIZE if it cannot be read. */
+static int read_table_size(void)
+{
+	char text[1024];
+	const char *at = NULL;
+	int fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : nt_real.read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		nt_real.close(fd);
+	if (got > 0) {
+		text[got] = 0;
+		at = strstr(text, "FDSize:");
+	}
+	return at ? atoi(at + sizeof("FDSize:") - 1) : FD_SETSIZE;
+}
+
+/* select(2) looks at no more bits than the process's descriptor table has room for; the table only grows. */
+static int table_size(int n)
+{
+	static neat_a32 known;
+	int has = (int)a32_relaxed(&known);
+
+	if (n > has) {
+		has = read_table_size();
+		a32_store(&known, (uint32_t)has);
+	}
+	return n < has ? n : has;
+}
+
 static nfds_t select_gather(int n, const fd_set *r, const fd_set *w, const fd_set *e, struct pollfd *out)
 {
 	nfds_t k = 0;
@@ -332,11 +380,11 @@ static nfds_t select_gather(int n, const fd_set *r, const fd_set *w, const fd_se
 	for (int fd = 0; fd < n; fd++) {
 		int events = 0;
 
-		if (r && FD_ISSET(fd, r))
+		if (in_set(r, fd))
 			events |= POLLIN | POLLRDNORM;
-		if (w && FD_ISSET(fd, w))
+		if (in_set(w, fd))
 			events |= POLLOUT | POLLWRNORM;
-		if (e && FD_ISSET(fd, e))
+		if (in_set(e, fd))
 			events |= POLLPRI;
 		if (events)
 			out[k++] = (struct pollfd){ .fd = fd, .events = (short)events };
@@ -346,28 +394,22 @@ static nfds_t select_gather(int n, const fd_set *r, const fd_set *w, const fd_se
 
 static int keep(fd_set *set, const struct pollfd *p, int bits)
 {
-	if (!set || !FD_ISSET(p->fd, set))
+	if (!in_set(set, p->fd))
 		return 0;
 	if (p->revents & bits)
 		return 1;
-	FD_CLR(p->fd, set);
+	out_of_set(set, p->fd);
 	return 0;
 }
 
 static bool wrong_set(const fd_set *set) { return set && nt_bad_pointer(set); }
 
-int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_t *left_ns, const sigset_t *mask)
+/* Room for n descriptors in `fds`. */
+static int select_in(struct pollfd *fds, int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, const sigset_t *mask)
 {
-	struct pollfd fds[FD_SETSIZE];
-	int64_t start;
-	nfds_t k;
-	int rc, bits = 0;
+	nfds_t k = select_gather(n, r, w, e, fds);
+	int rc = nt_poll(fds, k, timeout_ns, mask), bits = 0;
 
-	if (n < 0 || n > FD_SETSIZE || !nt_on() || wrong_set(r) || wrong_set(w) || wrong_set(e))
-		return NT_KERNEL;
-	k = select_gather(n, r, w, e, fds);
-	start = left_ns ? nt_now_ns() : 0;
-	rc = nt_poll(fds, k, timeout_ns, mask);
 	if (rc < 0)
 		return rc;
 	for (nfds_t i = 0; i < k; i++)
@@ -375,9 +417,37 @@ int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_
 			return -EBADF;
 	for (nfds_t i = 0; i < k; i++)
 		bits += keep(r, &fds[i], IN_SET) + keep(w, &fds[i], OUT_SET) + keep(e, &fds[i], EX_SET);
-	if (left_ns) {
+	return bits;
+}
+
+static int select_many(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, const sigset_t *mask)
+{
+	size_t size = (size_t)n * sizeof(struct pollfd);
+	struct pollfd *fds = nt_map_private(size);
+	int rc;
+
+	if (!fds)
+		return -ENOMEM;
+	rc = select_in(fds, n, r, w, e, timeout_ns, mask);
+	munmap(fds, size);
+	return rc;
+}
+
+int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_t *left_ns, const sigset_t *mask)
+{
+	struct pollfd fds[FD_SETSIZE];
+	int64_t start;
+	int rc;
+
+	if (n < 0 || !nt_on() || wrong_set(r) || wrong_set(w) || wrong_set(e))
+		return NT_KERNEL;
+	if (n > FD_SETSIZE)
+		n = table_size(n);
+	start = left_ns ? nt_now_ns() : 0;
+	rc = n > FD_SETSIZE ? select_many(n, r, w, e, timeout_ns, mask) : select_in(fds, n, r, w, e, timeout_ns, mask);
+	if (rc >= 0 && left_ns) {
 		*left_ns = timeout_ns - (nt_now_ns() - start);
 		*left_ns = *left_ns < 0 ? 0 : *left_ns;
 	}
-	return bits;
+	return rc;
 }

@@ -89,7 +89,7 @@ static int send_message(int sock, void *msg, size_t len, int fd, int flags)
 		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
 	}
 	do
-		n = nt_real.sendmsg(sock, &mh, MSG_NOSIGNAL | flags);
+		n = syscall(SYS_sendmsg, sock, &mh, MSG_NOSIGNAL | flags);	/* no cancellation point: we hold control_lock */
 	while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : 0;
 }
@@ -103,7 +103,7 @@ static int receive_message(int sock, struct received *m)
 
 	m->nfds = 0;
 	do
-		n = nt_real.recvmsg(sock, &mh, MSG_CMSG_CLOEXEC);
+		n = syscall(SYS_recvmsg, sock, &mh, MSG_CMSG_CLOEXEC);
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
@@ -119,12 +119,11 @@ static int receive_message(int sock, struct received *m)
 	return 0;
 }
 
-static int expect(int sock, struct received *m, uint16_t type, size_t len, int nfds)
+/* Is this the answer that was asked for? What came with another one is closed. */
+static int checked(struct received *m, uint16_t type, size_t len, int nfds)
 {
-	int err = receive_message(sock, m);
+	int err = 0;
 
-	if (err)
-		return err;
 	if (m->u.h.type == NEAT_MSG_ERROR && m->u.h.len == sizeof(m->u.error)) {
 		err = m->u.error.status < 0 && m->u.error.status > NT_KERNEL ? m->u.error.status : -EPROTO;
 		m->u.error.text[sizeof(m->u.error.text) - 1] = 0;
@@ -135,6 +134,28 @@ static int expect(int sock, struct received *m, uint16_t type, size_t len, int n
 	}
 	if (err)
 		close_fds(m);
+	return err;
+}
+
+static int expect(int sock, struct received *m, uint16_t type, size_t len, int nfds)
+{
+	int err = receive_message(sock, m);
+
+	return err ? err : checked(m, type, len, nfds);
+}
+
+/*
+ * A neatd that died between its answer and its note of it answers twice: answers to older requests, of
+ * whatever type, are skipped. An error ends the connection, so it counts whatever it is about.
+ */
+static int receive_answer(int sock, struct received *m, uint32_t seq)
+{
+	int err = receive_message(sock, m);
+
+	while (!err && m->u.h.seq != seq && m->u.h.type != NEAT_MSG_ERROR) {
+		close_fds(m);
+		err = receive_message(sock, m);
+	}
 	return err;
 }
 
@@ -208,13 +229,10 @@ int nt_request(void *msg, size_t len, int fd, void *reply, size_t reply_len, uin
 	err = introduce(0);
 	if (!err)
 		err = send_message(nt.control_fd, msg, len, fd, 0);
-	/* A neatd that died between its answer and its note of it answers twice: old ones are skipped. */
-	while (!err) {
-		err = expect(nt.control_fd, &m, want, reply_len, 0);
-		if (err || m.u.h.seq == h->seq)
-			break;
-		close_fds(&m);
-	}
+	if (!err)
+		err = receive_answer(nt.control_fd, &m, h->seq);
+	if (!err)
+		err = checked(&m, want, reply_len, 0);
 	if (!err) {
 		memcpy(reply, m.u.bytes, reply_len);
 		close_fds(&m);
@@ -299,16 +317,33 @@ static int map_segment(const struct neat_msg_segment *m, const int *fds)
 	return 0;
 }
 
+static bool has_segment(const struct neat_msg_segment *m)
+{
+	return m->replica < NEAT_REPLICAS_MAX && nt.rep[m->replica].pub;
+}
+
+/*
+ * Of all `n` replicas. A neatd that died while it answered leaves a part of its answer; that of its successor
+ * follows, from the beginning.
+ */
 static int receive_segments(int sock, uint32_t n)
 {
+	const struct neat_msg_segment *segment;
 	struct received m;
+	uint32_t found = 0;
 	int err = 0;
 
-	for (uint32_t i = 0; i < n && !err; i++) {
-		err = expect(sock, &m, NEAT_MSG_SEGMENT, sizeof(struct neat_msg_segment), 4);
+	while (found < n && !err) {
+		err = receive_message(sock, &m);
+		if (!err && m.u.h.type != NEAT_MSG_ATTACHED)
+			err = checked(&m, NEAT_MSG_SEGMENT, sizeof(*segment), 4);
 		if (err)
 			break;
-		err = map_segment((void *)m.u.bytes, m.fds);
+		segment = (void *)m.u.bytes;
+		if (m.u.h.type == NEAT_MSG_SEGMENT && !has_segment(segment)) {
+			err = map_segment(segment, m.fds);
+			found++;
+		}
 		close_fds(&m);
 	}
 	return err;
@@ -581,7 +616,7 @@ int nt_process_eventfd(void)
 		return fd;
 	nt_fd_mark_internal(fd);
 	if (!a32_cas(&nt.eventfd, 0, (uint32_t)fd + 1)) {
-		nt_real.close(fd);
+		nt_fd_close_internal(fd);
 		return (int)a32_acquire(&nt.eventfd) - 1;
 	}
 	a32_store(&nt.eventfd_said, say_eventfd(fd));

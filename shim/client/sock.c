@@ -82,6 +82,27 @@ int nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16
 	return 0;
 }
 
+/*
+ * False, and not locked: the record is not the one that the descriptor named, since another thread has closed it or handed
+ * it to the kernel.
+ */
+static bool lock_record(uint32_t handle)
+{
+	neat_a32 *l = &nt_sock(handle)->lock;
+
+	nt_tid_lock(l);
+	if (nt_live(handle))
+		return true;
+	a32_cas(l, nt_tid(), 0);	/* its next life has reset it, perhaps */
+	return false;
+}
+
+/* By who waited, and may have lost the record meanwhile. */
+static void unlock_record(uint32_t handle) { a32_cas(&nt_sock(handle)->lock, nt_tid(), 0); }
+
+/* What a call says then: the descriptor is the kernel's, or no longer what it was. */
+static int record_gone(int fd) { return nt_lookup(fd) ? -EBADF : NT_KERNEL; }
+
 /* ---- to the kernel (L10) ---- */
 
 static int kernel_twin(uint32_t sock)
@@ -110,38 +131,57 @@ static void move_port(uint32_t sock, int fd)
 	nt_real.bind(fd, (struct sockaddr *)&in, sizeof(in));
 }
 
-/* Every fd of this process that names the record becomes the kernel socket `fd`, which is consumed. */
-static void take_over(uint32_t sock, int fd)
+/* The record is pinned. */
+static void replace_all(uint32_t handle, int fd)
 {
-	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
+	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high), sock = handle & (NEAT_SOCKS_MAX - 1);
 
 	a32_release(&nt_sock(sock)->state, NEAT_SOCK_KERNEL);
 	for (uint32_t i = 0; i < high; i++) {
-		if (nt_lookup((int)i) != sock)
+		uint64_t word = a64_relaxed(&nt.row[i]);
+
+		if (nt_fdword_sock(word) != sock)
 			continue;
-		nt_real.dup3(fd, (int)i, nt_fd_flags((int)i) & NEAT_FD_CLOEXEC ? O_CLOEXEC : 0);
+		nt_real.dup3(fd, (int)i, nt_fdword_flags(word) & NEAT_FD_CLOEXEC ? O_CLOEXEC : 0);
 		nt_epoll_to_kernel((int)i);
-		a64_release(&nt.row[i], 0);
-		nt_sock_unref(sock);
+		/* Another thread may have closed it. */
+		if (a64_cas(&nt.row[i], word, 0))
+			nt_sock_unref(sock);
+	}
+}
+
+/*
+ * Every fd of this process that names the record becomes the kernel socket `fd`, which is consumed. False: nothing did,
+ * the record is gone.
+ */
+static bool take_over(uint32_t handle, int fd)
+{
+	bool ours = nt_fd_pin(handle);
+
+	if (ours) {
+		replace_all(handle, fd);
+		nt_fd_unpin();
 	}
 	nt_real.close(fd);
+	return ours;
 }
 
 /* A socket whose business is the kernel's: same number, options replayed. */
-static int to_kernel(uint32_t sock)
+static int to_kernel(uint32_t handle)
 {
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	int fd = kernel_twin(sock);
 
 	if (fd < 0)
 		return fd;
 	move_port(sock, fd);
-	take_over(sock, fd);
-	return NT_KERNEL;
+	return take_over(handle, fd) ? NT_KERNEL : -EBADF;
 }
 
 /* connect() to somebody of the kernel's. Refused: the socket stays ours, since the next try may find us. */
-static int connect_kernel(uint32_t sock, const struct sockaddr *sa, socklen_t len)
+static int connect_kernel(uint32_t handle, const struct sockaddr *sa, socklen_t len)
 {
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	int fd = kernel_twin(sock), err;
 
 	if (fd < 0)
@@ -151,14 +191,24 @@ static int connect_kernel(uint32_t sock, const struct sockaddr *sa, socklen_t le
 	if (err == -ECONNREFUSED)
 		nt_real.close(fd);
 	else
-		take_over(sock, fd);
+		take_over(handle, fd);	/* closed meanwhile: the result is the same, as in Linux */
 	return err;
 }
 
 /* ---- bind and listen ---- */
 
-static int bind_request(uint32_t sock, uint32_t addr, uint16_t port)
+/* The port of a record that was closed while neatd gave it. */
+static void give_back(uint32_t sock, uint32_t gen, uint32_t addr, uint16_t port)
 {
+	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = gen, .addr = addr, .port = port,
+				   .proto = IPPROTO_TCP };
+
+	nt_notify_neatd(&m, sizeof(m), -1);
+}
+
+static int bind_request(uint32_t handle, uint32_t addr, uint16_t port)
+{
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
 	struct neat_msg_bind m = { .h.type = NEAT_MSG_BIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen), .addr = addr,
 				   .port = port, .proto = IPPROTO_TCP,
@@ -168,55 +218,53 @@ static int bind_request(uint32_t sock, uint32_t addr, uint16_t port)
 
 	if (err || r.status)
 		return err ? err : r.status;
+	if (!nt_fd_pin(handle)) {
+		give_back(sock, m.sock_gen, addr, (uint16_t)r.value);
+		return 0;
+	}
 	s->laddr = addr;
 	s->lport = (uint16_t)r.value;
 	a32_or(&s->flags, NEAT_SOCKF_BOUND);
+	nt_fd_unpin();
 	return 0;
 }
 
 int nt_bind(int fd, const struct sockaddr *sa, socklen_t len)
 {
-	uint32_t sock = nt_lookup(fd), addr;
-	struct neat_sock *s = nt_sock(sock);
+	uint32_t handle = nt_fd_handle(fd), addr;
+	struct neat_sock *s = nt_sock(handle);
 	uint16_t port;
 	int err;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	if (nt_is_dgram(s))
 		return nt_dgram_bind(fd, sa, len);
 	err = nt_parse_address(sa, len, &addr, &port);
 	if (err)
 		return err;
-	nt_tid_lock(&s->lock);
+	if (!lock_record(handle))
+		return record_gone(fd);
 	if (a32_relaxed(&s->state) != NEAT_SOCK_NEW || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
 		err = -EINVAL;
 	else
-		err = nt_over() ? -EADDRNOTAVAIL : bind_request(sock, addr, port);
+		err = nt_over() ? -EADDRNOTAVAIL : bind_request(handle, addr, port);
 	/* An address of the kernel's, not of ours, or nothing is ours any more: the socket is the kernel's business. */
-	if (err == -EADDRNOTAVAIL && a32_relaxed(&s->state) == NEAT_SOCK_NEW)
-		err = to_kernel(sock);
-	nt_tid_unlock(&s->lock);
+	if (err == -EADDRNOTAVAIL && nt_live(handle))
+		err = to_kernel(handle);
+	unlock_record(handle);
 	return err;
 }
 
-int nt_listen(int fd, int backlog)
+/* Under s->lock. */
+static int listen_request(uint32_t handle, int backlog)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
 	struct neat_msg_listen m = { .h.type = NEAT_MSG_LISTEN, .sock = sock };
 	struct neat_msg_listening r;
-	uint32_t state;
 	int err;
 
-	if (!sock) {
-		nt_note_both_families(fd);
-		return NT_KERNEL;
-	}
-	if (nt_is_dgram(s))
-		return -EOPNOTSUPP;
-	nt_tid_lock(&s->lock);
-	state = a32_relaxed(&s->state);
 	m.sock_gen = a32_relaxed(&s->gen);
 	m.addr = s->laddr;
 	m.port = s->lport;
@@ -224,19 +272,39 @@ int nt_listen(int fd, int backlog)
 	m.backlog = (uint32_t)backlog > NEAT_ACCEPT_ENTRIES ? NEAT_ACCEPT_ENTRIES : (uint32_t)backlog;
 	m.flags = a32_relaxed(&s->flags) & (NEAT_SOCKF_REUSEADDR | NEAT_SOCKF_REUSEPORT);
 	m.opts = s->opts;
-	err = state != NEAT_SOCK_NEW && state != NEAT_SOCK_LISTEN ? -EINVAL :
-	      nt_request(&m, sizeof(m), -1, &r, sizeof(r), NEAT_MSG_LISTENING);
-	if (!err)
-		err = r.status;
-	if (!err) {
-		s->lport = (uint16_t)r.port;
-		s->backlog = m.backlog;
-		a32_or(&s->flags, NEAT_SOCKF_BOUND);
-		a32_release(&s->state, NEAT_SOCK_LISTEN);
+	err = nt_request(&m, sizeof(m), -1, &r, sizeof(r), NEAT_MSG_LISTENING);
+	if (err || r.status)
+		return err ? err : r.status;
+	if (!nt_fd_pin(handle)) {
+		give_back(sock, m.sock_gen, m.addr, (uint16_t)r.port);
+		return 0;
 	}
-	nt_tid_unlock(&s->lock);
-	if (!err)
-		nt_watch_attach(sock);
+	s->lport = (uint16_t)r.port;
+	s->backlog = m.backlog;
+	a32_or(&s->flags, NEAT_SOCKF_BOUND);
+	a32_release(&s->state, NEAT_SOCK_LISTEN);
+	nt_watch_attach(sock);
+	nt_fd_unpin();
+	return 0;
+}
+
+int nt_listen(int fd, int backlog)
+{
+	uint32_t handle = nt_fd_handle(fd), state;
+	struct neat_sock *s = nt_sock(handle);
+	int err;
+
+	if (!handle) {
+		nt_note_both_families(fd);
+		return NT_KERNEL;
+	}
+	if (nt_is_dgram(s))
+		return -EOPNOTSUPP;
+	if (!lock_record(handle))
+		return record_gone(fd);
+	state = a32_relaxed(&s->state);
+	err = state != NEAT_SOCK_NEW && state != NEAT_SOCK_LISTEN ? -EINVAL : listen_request(handle, backlog);
+	unlock_record(handle);
 	return err;
 }
 
@@ -348,14 +416,15 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 }
 
 /* Until a replica takes it, or it is the kernel's. */
-static int begin_connect(uint32_t sock, const struct sockaddr *sa, socklen_t len, uint32_t addr, uint16_t port)
+static int begin_connect(uint32_t handle, const struct sockaddr *sa, socklen_t len, uint32_t addr, uint16_t port)
 {
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	int r, err;
 
 	do {
 		r = nt_choose_replica(nt_sock(sock), addr, port);
 		if (r < 0)
-			return connect_kernel(sock, sa, len);
+			return connect_kernel(handle, sa, len);
 		err = start_connect(sock, r, addr, port);
 	} while (err == NT_ELSEWHERE);
 	return err;
@@ -442,24 +511,26 @@ static int connect_again(uint32_t sock)
 	return -EAGAIN;
 }
 
-static int disconnect(uint32_t sock)
+static int disconnect(int fd, uint32_t handle)
 {
-	struct neat_sock *s = nt_sock(sock);
+	struct neat_sock *s = nt_sock(handle);
 
-	nt_tid_lock(&s->lock);
+	if (!lock_record(handle))
+		return record_gone(fd);
 	if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT) {
 		nt_command(&nt.rep[s->replica & (NEAT_REPLICAS_MAX - 1)], NEAT_CMD_ABORT, s->slot_gen, s->slot);
 		nt_drop_slot(s);
 		a32_release(&s->state, NEAT_SOCK_NEW);
 	}
-	nt_tid_unlock(&s->lock);
+	unlock_record(handle);
 	return 0;
 }
 
-static int connect_wait(uint32_t sock)
+static int connect_wait(uint32_t handle)
 {
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
-	struct nt_conn c = nt_conn(s);
+	struct nt_conn c = nt_conn_of(handle);
 	int64_t deadline = s->sndtimeo_ms ? nt_deadline(s->sndtimeo_ms * 1000000ll) : INT64_MAX;
 	int err;
 
@@ -468,6 +539,8 @@ static int connect_wait(uint32_t sock)
 	err = nt_wait_sock(sock, connect_done, &c, deadline);
 	if (err)
 		return err == -ETIMEDOUT ? -EINPROGRESS : err;
+	if (!nt_live(handle))
+		return -ECONNABORTED;
 	a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN);
 	err = nt_take_error(&c);
 	if (!err && !(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED))
@@ -477,12 +550,12 @@ static int connect_wait(uint32_t sock)
 
 int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 {
-	uint32_t sock = nt_lookup(fd), addr = 0;
-	struct neat_sock *s = nt_sock(sock);
+	uint32_t handle = nt_fd_handle(fd), addr = 0;
+	struct neat_sock *s = nt_sock(handle);
 	uint16_t port = 0;
 	int err;
 
-	if (!sock)
+	if (!handle)
 		return NT_KERNEL;
 	if (nt_is_dgram(s))
 		return nt_dgram_connect(fd, sa, len);
@@ -491,27 +564,28 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 	if (nt_bad_pointer(sa))
 		return -EFAULT;
 	if (sa->sa_family == AF_UNSPEC)
-		return disconnect(sock);
+		return disconnect(fd, handle);
 	err = nt_parse_address(sa, len, &addr, &port);
 	if (err)
 		return err;
 	if (addr == 0)
 		addr = INADDR_LOOPBACK;
-	nt_tid_lock(&s->lock);
+	if (!lock_record(handle))
+		return record_gone(fd);
 	err = -EAGAIN;
 	if (a32_relaxed(&s->state) == NEAT_SOCK_LISTEN)
 		err = -EISCONN;
 	else if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT)
-		err = connect_again(sock);
+		err = connect_again(handle & (NEAT_SOCKS_MAX - 1));
 	if (err == -EAGAIN) {
-		err = begin_connect(sock, sa, len, addr, port);
-		nt_tid_unlock(&s->lock);
-		return err || nt_lookup(fd) != sock ? err : connect_wait(sock);
+		err = begin_connect(handle, sa, len, addr, port);
+		unlock_record(handle);
+		return err || nt_fd_handle(fd) != handle ? err : connect_wait(handle);
 	}
-	nt_tid_unlock(&s->lock);
+	unlock_record(handle);
 	/* A blocking connect() on a connection that another thread started joins its wait. */
 	if (err == -EALREADY && !(a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK))
-		return connect_wait(sock);
+		return connect_wait(handle);
 	return err;
 }
 

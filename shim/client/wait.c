@@ -8,6 +8,8 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,10 +17,34 @@
 /* Values of nt_waiter.signaled. */
 enum { W_AWAKE = 0, W_SIGNALED = 1, W_SLEEPS = 2 };
 
-static neat_a32 restarts;
+/*
+ * Bit SIG - 1: the handler that was last installed has SA_RESTART, or has not. It stays when the default comes back,
+ * for a handler may do that itself.
+ */
+static neat_a64 restarting, ending;
 
-void nt_note_restart(void) { a32_store(&restarts, 1); }
-bool nt_restarts(void) { return a32_relaxed(&restarts); }
+void nt_note_handler(int sig, bool restart)
+{
+	uint64_t bit;
+
+	if (sig < 1 || sig > 64)
+		return;
+	bit = 1ull << (sig - 1);
+	a64_or(restart ? &restarting : &ending, bit);
+	a64_and(restart ? &ending : &restarting, ~bit);
+}
+
+bool nt_restarts(void) { return a64_relaxed(&restarting); }
+
+bool nt_handler_restarts(void)
+{
+	uint64_t blocked;
+
+	/* Of this thread, which is what it was during the wait. */
+	if (!nt_restarts() || syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &blocked, sizeof(blocked)))
+		return false;
+	return a64_relaxed(&restarting) & ~blocked && !(a64_relaxed(&ending) & ~blocked);
+}
 
 void nt_waiter_begin(struct nt_waiter *w)
 {
@@ -26,6 +52,10 @@ void nt_waiter_begin(struct nt_waiter *w)
 	neat_fence();
 }
 
+/*
+ * Cancellation (pthread_cancel(3)): who waits has objects on its stack that others see, and who wakes holds watch_lock, so
+ * neither may be at a cancellation point. Short calls go by syscall(2), which is none; the long one is between these two.
+ */
 /* In poll() all threads sleep on the one eventfd; an epoll set has its own. */
 static bool shares_eventfd(const struct nt_waiter *w) { return (uint32_t)w->efd + 1 == a32_relaxed(&nt.eventfd); }
 
@@ -37,10 +67,10 @@ int nt_eventfd_drop(int efd)
 {
 	uint64_t count;
 
-	if (nt_real.read(efd, &count, sizeof(count)) < 0)
+	if (syscall(SYS_read, efd, &count, sizeof(count)) < 0)
 		return errno == EAGAIN ? 0 : -errno;
 	count = 1;
-	if (a32_acquire(&nt.rung) && nt_real.write(efd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+	if (a32_acquire(&nt.rung) && syscall(SYS_write, efd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 		return -errno;
 	return 0;
 }
@@ -54,7 +84,7 @@ void nt_wake(struct nt_waiter *w)
 	if (w->efd >= 0) {
 		if (shares_eventfd(w))
 			a32_add(&nt.rung, 1);
-		if (nt_real.write(w->efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		if (syscall(SYS_write, w->efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 			nt_say("cannot wake a thread: %s", strerror(errno));
 	} else {
 		syscall(SYS_futex, &w->signaled.v, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
@@ -156,7 +186,10 @@ static void disarm(bool kernel)
 	nt_drain();
 }
 
-/* Nobody else is in this process and one replica may call: the plain futex, half the price of waitv. */
+/*
+ * Nobody else is in this process and one replica may call: the plain futex, half the price of waitv. With a time it
+ * ends at every handler, SA_RESTART or not.
+ */
 static int futex_sleep_alone(uint32_t replica, uint32_t value, int64_t until_ns)
 {
 	struct timespec t = { (time_t)(until_ns / 1000000000), (long)(until_ns % 1000000000) };
@@ -187,7 +220,8 @@ static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t until_ns)
 static int sleep_and_look(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
 {
 	uint32_t live = a32_relaxed(&nt.live);
-	bool alone = live && !(live & (live - 1)) && __libc_single_threaded;
+	bool must_restart = deadline_ns == INT64_MAX && nt_restarts();	/* signal(7): not with a timeout of the program's */
+	bool alone = live && !(live & (live - 1)) && __libc_single_threaded && !must_restart;
 
 	for (;;) {
 		int64_t until_ns = nt_over_next_look(deadline_ns);
@@ -235,8 +269,9 @@ static int64_t nap(int64_t deadline_ns)
 
 int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
 {
-	int rc = 0, err;
+	int rc = 0, err, cancel;
 
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	nt_replicas_look();
 	nt_over_look();
 	arm(true);
@@ -250,6 +285,7 @@ int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *ar
 	}
 	err = errno;
 	disarm(true);
+	pthread_setcancelstate(cancel, NULL);
 	errno = err;
 	return rc;
 }

@@ -63,17 +63,21 @@ static void subscribe(uint32_t sock)
 	}
 }
 
-void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner)
+void nt_watch_add_locked(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner)
 {
-	struct nt_local *l;
+	struct nt_local *l = local_of(sock);
 
-	nt_lock(&nt.watch_lock);
-	l = local_of(sock);
 	w->sock = sock;
 	w->kind = kind;
 	w->owner = owner;
 	nt_watch_link(w, &l->watch);
 	subscribe(sock);
+}
+
+void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner)
+{
+	nt_lock(&nt.watch_lock);
+	nt_watch_add_locked(w, sock, kind, owner);
 	nt_unlock(&nt.watch_lock);
 }
 

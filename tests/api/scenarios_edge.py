@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
-from .tools import bits, listener, pair, say, scenario, settled, sink, until
+from .tools import bits, listener, outside, pair, say, scenario, settled, sink, until
 
 # ---- numbers of an epoll set ----
 
@@ -200,6 +200,31 @@ def syscall_by_number() -> None:
     else:
         by_number(close, again)
     print(d.recv(1))
+
+
+@scenario
+def select_of_more_than_fd_setsize() -> None:
+    """Sets of the program's own size, as libevent's and Perl's; Python's select() has none."""
+    c, d = pair()
+    high = 1500
+    os.dup2(d.fileno(), high)
+    LIBC.select.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 4
+    for data in (b"", b"x"):
+        if data:
+            c.sendall(data)
+            select.select([d], [], [], 5)
+        reads, writes = (ctypes.c_ulong * 32)(), (ctypes.c_ulong * 32)()
+        for wanted in (reads, writes):
+            wanted[high // 64] = 1 << high % 64
+        zero = (ctypes.c_long * 2)()
+        found = LIBC.select(high + 1, reads, writes, None, zero)
+        print(found, bool(any(reads)), bool(any(writes)))
+    # As many as there may be, with sets of the usual size: Linux reads what the table has room for.
+    os.close(high)
+    for size in (1 << 20, 2000):
+        reads = (ctypes.c_ulong * 32)()
+        reads[d.fileno() // 64] = 1 << d.fileno() % 64
+        print(LIBC.select(size, reads, None, None, (ctypes.c_long * 2)()), any(reads))
 
 
 @scenario
@@ -497,3 +522,40 @@ def wrong_sets() -> None:
     for label, bad in WRONG.items():
         print(label, fails("epoll_wait", ep.fileno(), bad, 4, 1000))
     print(len(ep.poll(1)))
+
+
+# ---- options of a socket that becomes the kernel's ----
+
+OUTSIDER = """
+import socket, sys
+a = socket.create_server(("127.0.0.1", 0))
+print(a.getsockname()[1], flush=True)
+sys.stdin.readline()
+"""
+
+
+@scenario
+def options_follow_to_the_kernel() -> None:
+    host = outside(OUTSIDER, stdin=subprocess.PIPE)
+    assert host.stdin and host.stdout
+    port = int(host.stdout.readline())
+    tcp = socket.IPPROTO_TCP
+    choices: list[tuple[int, int, int | bytes]] = [
+        (tcp, socket.TCP_CONGESTION, b"reno"),
+        (tcp, socket.TCP_MAXSEG, 700),
+        (tcp, socket.TCP_LINGER2, 7),
+        (tcp, socket.TCP_LINGER2, 0),
+        (tcp, socket.TCP_DEFER_ACCEPT, 7),
+        (tcp, socket.TCP_QUICKACK, 0),
+        (socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1000),
+    ]
+    for level, name, value in choices:
+        for chosen in (True, False):
+            s = socket.socket()
+            if chosen:
+                s.setsockopt(level, name, value)
+            print("connect", s.connect_ex(("127.0.0.1", port)))
+            size = 16 if isinstance(value, bytes) else 0
+            say(f"{level} {name} {chosen}", s.getsockopt, level, name, size)
+    host.stdin.close()
+    print(host.wait())

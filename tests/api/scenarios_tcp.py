@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import pty
 import select
 import signal
 import socket
@@ -163,6 +164,22 @@ def bind_before_connect() -> None:
     print("kept", c.getsockname() == mine, a.accept()[1] == mine)
 
 
+@scenario
+def bind_to_port_0_again_and_again() -> None:
+    """None is chosen whose last connection is still in TIME_WAIT or FIN_WAIT_2."""
+    a = listener()
+    ports = set()
+    for _ in range(400):
+        c = socket.socket()
+        c.bind(("127.0.0.1", 0))
+        c.connect(a.getsockname())
+        ports.add(c.getsockname()[1])
+        d, _ = a.accept()
+        c.close()
+        d.close()
+    print(len(ports))
+
+
 # ---- bytes ----
 
 
@@ -307,6 +324,40 @@ def sendfile() -> None:
         say("got", g.recv, 100)
         say("past the end", os.sendfile, e.fileno(), f.fileno(), 5_000_000, 20)
         say("socket as input", os.sendfile, e.fileno(), g.fileno(), None, 1)
+
+
+@scenario
+def sendfile_no_file() -> None:
+    """What is no file is refused at once, with and without something to read."""
+    c, d = pair()
+    r, w = os.pipe()
+    os.set_blocking(r, False)
+    terminal, tty = pty.openpty()
+    one, two = socket.socketpair()
+    two.setblocking(False)
+    signal.alarm(10)
+    inputs = {
+        "pipe": r,
+        "tty": tty,
+        "pair": two.fileno(),
+        "ours": c.fileno(),
+        "directory": os.open("/", os.O_RDONLY),
+        "bad": 9999,
+        "writable": os.open("/dev/null", os.O_WRONLY),
+        "zero": os.open("/dev/zero", os.O_RDONLY),
+    }
+    for fill in (True, False):
+        if fill:
+            os.write(w, b"x")
+            os.write(terminal, b"x\n")
+            one.send(b"x")
+        for label, fd in inputs.items():
+            for at in (None, 0):
+                say(f"{label} {at}", os.sendfile, d.fileno(), fd, at, 5)
+        for fd in (r, two.fileno()):
+            say("left", os.read, fd, 1)
+        if fill:
+            os.read(tty, 2)
 
 
 @scenario

@@ -15,13 +15,11 @@ import os
 import select
 import socket
 import struct
-import subprocess
-import sys
 import termios
 import threading
 from typing import Any
 
-from .tools import bits, revents, say, scenario, settled, until
+from .tools import bits, outside, revents, say, scenario, settled, until
 
 HOST = "127.0.0.1"
 
@@ -32,13 +30,6 @@ def udp(bound: bool = True) -> socket.socket:
     if bound:
         s.bind((HOST, 0))
     return s
-
-
-def outside(code: str, *args: str) -> subprocess.Popen[bytes]:
-    """A Python program on the kernel, whatever we are on; its output comes through a pipe."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("LD_PRELOAD", "NEATSOCK"))}
-    command = [sys.executable, "-c", code, *args]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -15,6 +15,7 @@ from . import (
     scenarios_process,
     scenarios_ready,
     scenarios_tcp,
+    scenarios_threads,
     scenarios_udp,
 )
 from .tools import SCENARIOS
@@ -29,6 +30,7 @@ SUBJECTS = {
         scenarios_moves,
         scenarios_process,
         scenarios_edge,
+        scenarios_threads,
         scenarios_udp,
     )
 }

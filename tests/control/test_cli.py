@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from neatsock import abi
+from neatsock import abi, cli
 from neatsock.instance import InstanceError, _terminate
 
 from ..waiting import wait_until
@@ -278,6 +279,49 @@ def test_run_refuses_static_and_setuid_programs(fresh: Instance, tmp_path: Path)
     assert done.returncode == 126 and "statically linked" in done.stderr
 
 
+def test_run_refuses_file_capabilities_unless_root(
+    fresh: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, script = tmp_path / "cat", tmp_path / "script"
+    shutil.copy("/bin/cat", program)
+    script.write_text(f"#!{program}\n")
+    script.chmod(0o755)
+    one = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep
+    try:
+        os.setxattr(program, "security.capability", one)
+    except OSError as err:
+        pytest.skip(f"no file capabilities here: {err}")
+    if os.getuid() == 0:
+        done = fresh.cli("run", "--name", "t", "--", str(program), "/proc/self/maps")
+        assert done.returncode == 0 and "libneatsock.so" in done.stdout
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    for path in (program, script):
+        with pytest.raises(cli.Refusal, match=f"{program} has file capabilities") as refused:
+            cli.check_program(str(path))
+        assert refused.value.code == 126
+    os.removexattr(program, "security.capability")
+    assert cli.check_program(str(script)) == str(script)
+
+
+@pytest.mark.parametrize("directory", ["a directory", "a:directory"])
+def test_run_refuses_a_library_that_cannot_be_preloaded(
+    native: Path, tmp_path: Path, directory: str
+) -> None:
+    place = tmp_path / directory
+    place.symlink_to(native)
+    lost = Instance(tmp_path / "run", NEATSOCK_NATIVE=str(place))
+    done = lost.cli("run", "--name", "t", "--", "true")
+    assert (done.returncode, done.stdout) == (126, "")
+    assert f"{place}/libneatsock.so" in done.stderr and "spaces and colons" in done.stderr
+    assert not list(lost.directory.glob("*.sock"))
+
+
+def test_without_standard_output(fresh: Instance) -> None:
+    for command in ("up", "status", "down"):
+        done = fresh.cli(command, "--name", "t", preexec_fn=lambda: os.close(1))
+        assert done.returncode == 0, done.stderr
+
+
 def test_a_directory_of_somebody_else_is_refused(fresh: Instance, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -312,8 +356,61 @@ def test_python_m_runs_scripts_and_modules(fresh: Instance, tmp_path: Path) -> N
 def test_a_file_named_like_a_command_wins(fresh: Instance, tmp_path: Path) -> None:
     (tmp_path / "status").write_text("print('a script')\n")
     fresh.env["NEATSOCK_NAME"] = "t"
+    fresh.up()  # who is started for a program goes with it
     assert fresh.cli("status", cwd=tmp_path).stdout == "a script\n"
     assert json.loads(fresh.cli("status", "--json", cwd=ROOT).stdout)["name"] == "t"
+
+
+def test_a_directory_named_like_a_command(fresh: Instance, tmp_path: Path) -> None:
+    """It wins only if Python can run it."""
+    place = tmp_path / "status"
+    place.mkdir()
+    fresh.env["NEATSOCK_NAME"] = "t"
+    fresh.up()
+    assert json.loads(fresh.cli("status", "--json", cwd=tmp_path).stdout)["name"] == "t"
+    (place / "__main__.py").write_text("print('a script')\n")
+    assert fresh.cli("status", cwd=tmp_path).stdout == "a script\n"
+
+
+SHOW_FLAGS = (
+    "import sys; print(sys.flags, sys.warnoptions, sys._xoptions, sys.stdout.write_through)"
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["-O"],
+        ["-OO", "-B", "-q", "-d"],
+        ["-u"],
+        ["-E", "-s"],
+        ["-bb", "-Wignore"],
+        ["-I", "-X", "dev", "-X", "pycache_prefix=/tmp/x"],
+        *([["-P"]] if sys.version_info >= (3, 11) else []),
+    ],
+)
+def test_python_m_keeps_the_options_of_the_interpreter(
+    shared: Instance, options: list[str]
+) -> None:
+    """By main(): under -I and -P, python -m neatsock needs it installed."""
+    through = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"from neatsock.__main__ import main; sys.exit(main(['-c', {SHOW_FLAGS!r}]))"
+    )
+    env = {key: value for key, value in shared.env.items() if not key.startswith("PYTHON")}
+    seen = [
+        subprocess.run(
+            [sys.executable, *options, "-c", code],
+            env=env | {"NEATSOCK_NAME": "t"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for code in (SHOW_FLAGS, through)
+    ]
+    assert seen[0] == seen[1] != ""
 
 
 def test_an_instance_of_another_version(fresh: Instance) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -368,7 +371,7 @@ def programs(fakes: Fakes) -> list[str]:
 
 
 def test_the_second_fault_leads_into_quarantine_and_quiet_out_of_it(hospital: Fakes) -> None:
-    instance = hospital.up("--quarantine", "1")
+    instance = hospital.up("--quarantine", "4")
     hospital.kill(signal.SIGSEGV, 2)
     assert hospital.kill(signal.SIGABRT, 3)["build"] == "quarantine"
     text = instance.cli("status", "--name", "t").stdout
@@ -479,6 +482,24 @@ def test_upgrade_to_a_program_that_cannot_recover_is_taken_back(hospital: Fakes)
     # And a good one may come after it.
     assert instance.cli("upgrade", "--name", "t").returncode == 0
     hospital.ready(4)
+
+
+def test_an_upgrade_is_not_called_off_for_a_neatd_that_fails(hospital: Fakes) -> None:
+    """It does not run the program that is new."""
+    instance = hospital.up(at="2:pause")
+    command = [sys.executable, "-m", "neatsock", "upgrade", "--name", "t"]
+    with subprocess.Popen(command, env=instance.env, stderr=subprocess.DEVNULL) as upgrade:
+        wait_until(lambda: len(hospital.configs()) == 2, "the new program is starting")
+        neatd = r"neatd started, pid (\d+), epoch {}"
+        for epoch in (1, 2):
+            started = wait_until(
+                lambda n=epoch: re.search(neatd.format(n), instance.log()),  # type: ignore[misc]
+                "neatd runs",
+            )
+            os.kill(int(started[1]), signal.SIGSEGV)
+        wait_until(instance.quick_status, "neatd is back")
+        assert "go on with the old one" not in instance.log()
+        upgrade.kill()
 
 
 def test_upgrade_needs_the_stateful_mode(fakes: Fakes) -> None:

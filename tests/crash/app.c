@@ -156,8 +156,10 @@ static struct neat_slot_app *app(const struct end *e) { return &e->proc->seg->sl
 
 static void command(struct proc *p, enum neat_cmd op, uint32_t gen, uint32_t slot)
 {
+	uint32_t arg = op == NEAT_CMD_CONNECT ? neat_door_round(a32_acquire(&p->channels->door)) : 0;
+
 	if (!neat_ring_push(p->ch->cmd, NEAT_CMD_ENTRIES, &p->ch->cmd_tail, &p->ch->cmd_head,
-			    neat_entry(op, 0, gen, slot)))
+			    neat_entry(op, arg, gen, slot)))
 		abort();	/* no scenario has 4096 commands at once */
 }
 
@@ -258,7 +260,7 @@ static uint64_t app_readable(const struct end *e)
 {
 	uint64_t n = a64_acquire(&pub(e)->rx_head) - a64_relaxed(&app(e)->rx_tail);
 
-	return n <= 1u << NEAT_RING_LOG2_MAX ? n : 0;
+	return n <= neat_ring_max(NEAT_RX) ? n : 0;
 }
 
 static void verify(struct end *e, const uint8_t *p, uint64_t len)

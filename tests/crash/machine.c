@@ -13,7 +13,7 @@ enum { PRIVATE_SIZE = 64 << 20 };
 /* ---- memory that outlives a replica: pieces of one reservation of address space ---- */
 
 #define QP_AT (1 * GIB)
-#define PUB_AT(i) ((2 + 400 * (uint64_t)(i)) * GIB)
+#define PUB_AT(i) ((2 + 800 * (uint64_t)(i)) * GIB)
 #define CHANNELS_AT(i) (PUB_AT(i) + GIB / 2)
 #define CHANNEL_OF(i) (offsetof(struct neat_channels, ch) + (i) * sizeof(struct neat_channel))
 #define SEG_AT(i) (PUB_AT(i) + GIB)
@@ -32,14 +32,14 @@ static unsigned pieces(const struct machine *m, struct piece *out)
 	out[n++] = (struct piece){ QP_AT, page_up(NEAT_QP_SIZE) };
 	for (uint32_t i = 0; i < m->nprocs; i++) {
 		const uint64_t half = NEAT_SLOT_APP_FIRST, small = (uint64_t)SLOTS_USED * NEAT_PAGE;
-		const uint64_t large = (uint64_t)SLOTS_USED << 22;
+		const uint64_t large = SLOTS_USED * NEAT_SLOT_LARGE;
 
 		out[n++] = (struct piece){ PUB_AT(i), page_up(sizeof(struct neat_seg_pub)) };
 		out[n++] = (struct piece){ CHANNELS_AT(i), page_up(CHANNEL_OF(i + 1)) };
 		out[n++] = (struct piece){ SEG_AT(i), NEAT_SEG_SMALL + small };
 		out[n++] = (struct piece){ SEG_AT(i) + NEAT_SEG_SMALL + half * NEAT_PAGE, small };
 		out[n++] = (struct piece){ SEG_AT(i) + NEAT_SEG_LARGE, large };
-		out[n++] = (struct piece){ SEG_AT(i) + NEAT_SEG_LARGE + (half << 22), large };
+		out[n++] = (struct piece){ SEG_AT(i) + NEAT_SEG_LARGE + half * NEAT_SLOT_LARGE, large };
 	}
 	return n;
 }
@@ -495,7 +495,7 @@ struct machine *machine_new(const struct scenario *sc, bool stateless)
 	m->delay_us = 1000;
 	m->cfg = (struct stack_config){
 		.epoch = 1, .time_wait_ms = 2000, .syn_backlog = 16, .connections_max = 64, .app_buffers = 1 << 30,
-		.rcvbuf = 1u << NEAT_RING_LOG2_MAX, .sndbuf = 1u << NEAT_RING_LOG2_MAX, .lo_mtu = 65535,
+		.rcvbuf = 1u << 20, .sndbuf = 1u << 20, .lo_mtu = 65535,
 		.mac = { 2, 0, 0, 0, 0, 1 }, .mtu = 1500, .addr = HERE, .prefix = 24,
 	};
 	for (unsigned i = 0; i < sizeof(m->cfg.secret); i++)
@@ -505,6 +505,9 @@ struct machine *machine_new(const struct scenario *sc, bool stateless)
 	for (uint32_t i = 0; i < m->nprocs; i++)
 		m->proc[i] = (struct proc){ .index = i, .app_id = i + 1, .pub = m->proc[i].pub, .seg = m->proc[i].seg,
 					    .channels = m->proc[i].channels, .ch = m->proc[i].ch };
+	/* The replica drained once: its round is not 0, nor does an entry show all of it. */
+	for (uint32_t i = 0; i < m->nprocs; i++)
+		a32_store(&m->proc[i].channels->door, 0x100 << 8 | NEAT_DOOR_ENDED);
 	m->registry = calloc(1, sizeof(*m->registry));
 	remote_new(m, 7);
 	sc->setup(m);
@@ -649,7 +652,7 @@ static const char *segment_name(uint64_t at, uint64_t *index)
 	const uint64_t slots = offsetof(struct neat_seg_app, slots);
 
 	if (at >= NEAT_SEG_LARGE) {
-		*index = (at - NEAT_SEG_LARGE) >> 22;
+		*index = (at - NEAT_SEG_LARGE) / NEAT_SLOT_LARGE;
 		return "payload";
 	}
 	if (at >= NEAT_SEG_SMALL) {

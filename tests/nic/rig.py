@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.replica.mini import ABI, LARGE, App, Connection, Object, Replica, ffi
+from tests.replica.mini import ABI, LARGE, SLOT_LARGE, App, Connection, Object, Replica, ffi
 from tests.waiting import wait_until
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
@@ -300,9 +300,7 @@ class Stream:
         head, word = int(pub.rx_head.v), int(pub.rx_ring.v)
         length = min(head - tail, limit)
         size, at = 1 << (word & 255), tail - (word >> 8)
-        base = (
-            16777216 + self.at.slot * 4096 if size == 2048 else LARGE + (self.at.slot << 22) + size
-        )
+        base = self.at.received_at(size)
         memory = self.app.app.memory
         first = min(length, size - at % size)
         data = bytes(memory[base + at % size : base + at % size + first])
@@ -330,7 +328,7 @@ class Stream:
             wait_until(lambda: self.at.pub.tx_una.v == words.tx_tail.v, "an empty ring", 20)
             self.ring = int(words.tx_tail.v)
             words.tx_ring.v = self.ring << 8 | 20
-        base, view = LARGE + (self.at.slot << 22) + 2 * MIB + MIB, memoryview(data)
+        base, view = LARGE + self.at.slot * SLOT_LARGE + 8 * MIB + MIB, memoryview(data)
         while view:
             room = wait_until(lambda: max(0, self.room()), "room to send", 20)
             tail = int(words.tx_tail.v)

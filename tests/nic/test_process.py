@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import random
+import select
 import signal
 import socket
 import struct
@@ -563,6 +564,17 @@ def test_no_traffic_no_cpu(host: Host, namespace: Namespace) -> None:
     assert host.nic.cpu_ticks() == ticks
     # One for our question, a few for neighbour probes of the kernel.
     assert host.nic.stats()["loops"] - loops <= 10
+
+
+@needs_namespace
+def test_no_answer_is_lost_when_the_keeper_reads_late(host: Host) -> None:
+    """More than a socket holds (net.core.wmem_default)."""
+    control, asked = host.nic.control, 0
+    while asked < 2000 and select.select([], [control], [], 1)[1]:
+        host.nic.send(ABI.NEAT_MSG_N_STATS, ffi.new("struct neat_msg_header *"))
+        asked += 1
+    for _ in range(asked):
+        host.nic.receive("struct neat_msg_n_stats", ABI.NEAT_MSG_N_STATS)
 
 
 @needs_namespace

@@ -141,9 +141,10 @@ def test_a_sleeper_is_woken_once_and_an_awake_one_never(pair: Pair) -> None:
 def test_who_was_refused_for_want_of_room_is_woken(pair: Pair) -> None:
     for _ in range(ENTRIES):
         pair.send(60, 3)
-    pair.set(b"rx.asleep", FUTEX)
-    pair.consume()
-    assert pair.must_wake()
+    for _ in range(2):  # ip waits for as many places (FRAMEQ_ROOM)
+        pair.set(b"rx.asleep", FUTEX)
+        pair.consume()
+        assert pair.must_wake()
     pair.set(b"rx.asleep", FUTEX)
     pair.consume()
     assert not pair.must_wake()

@@ -31,7 +31,9 @@ ffi.cdef(
     ).stdout
 )
 ABI: Any = ffi.dlopen(None)
-SEG_APP_SIZE, SMALL, LARGE = 275163119616, 16777216, 285212672
+SMALL, LARGE = 16777216, 285212672
+SLOT_LARGE = 12 << 20  # 8 MiB for what comes in, 4 for what goes out
+SEG_APP_SIZE = LARGE + 65536 * SLOT_LARGE
 
 
 class Object:
@@ -206,6 +208,11 @@ class Connection:
             self.words.tx_tail.v += len(piece)
             self.kick()
 
+    def received_at(self, size: int) -> int:
+        """Where a ring of that size for what comes in lies in the application's segment."""
+        large = LARGE + self.slot * SLOT_LARGE + size
+        return SMALL + self.slot * 4096 if size == 2048 else large
+
     def read(self, length: int) -> bytes:
         out = bytearray()
         while len(out) < length:
@@ -215,7 +222,7 @@ class Connection:
             if head == tail:
                 break
             size = 1 << (word & 255)
-            base = SMALL + self.slot * 4096 if size == 2048 else LARGE + (self.slot << 22) + size
+            base = self.received_at(size)
             for off in range(tail, min(head, tail + length - len(out))):
                 out.append(self.app.app.memory[base + (off - (word >> 8)) % size])
             self.words.rx_tail.v = tail + min(head - tail, length)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from .mini import (
     ROOT,
     RX_EOF,
     App,
+    Connection,
     Replica,
     ffi,
     pair,
@@ -169,10 +172,18 @@ def test_a_process_blocked_in_the_kernel_is_no_company(replica: Replica) -> None
     wait_until(lambda: asleep.v == ABI.NEAT_ASLEEP_FUTEX, "real sleep when it stops to use it")
 
 
-def full_eventfd() -> int:
-    fd = os.eventfd(0, 0)
-    os.eventfd_write(fd, 2**64 - 2)
-    return fd
+def hand_over(app: App, fd: int, number: int = 0) -> int:
+    """R_CHANNEL: the channel's generation, which the replica repeats when it has the descriptor."""
+    message = ffi.new("struct neat_msg_r_channel *")
+    message.app_id, message.number = app.app_id, number
+    message.gen = int(app.channels.at.open[number].v)
+    app.replica.send(ABI.NEAT_MSG_R_CHANNEL, message, [fd])
+    return int(message.gen)
+
+
+def sleep_on_eventfd(app: App, connection: Connection) -> None:
+    app.app.at.slots[connection.slot].sub.v = 1  # process 0
+    app.channel.asleep.v = ABI.NEAT_ASLEEP_EVENTFD
 
 
 def closed_pipe() -> int:
@@ -183,21 +194,190 @@ def closed_pipe() -> int:
 
 @pytest.mark.parametrize(
     "make",
-    [full_eventfd, closed_pipe, lambda: os.open("/dev/null", os.O_RDONLY)],
-    ids=["full and blocking", "EPIPE", "EBADF"],
+    [closed_pipe, lambda: os.open("/dev/null", os.O_RDONLY)],
+    ids=["EPIPE", "EBADF"],
 )
 def test_an_eventfd_that_cannot_be_rung(replica: Replica, make: Callable[[], int]) -> None:
     """neatd looks at what it passes on; what the program does to it later ends no replica."""
     app = App(replica, 1)
     listener = app.listen(8080)
     fd = make()
-    message = ffi.new("struct neat_msg_r_channel *")
-    message.app_id, message.number, message.gen = 1, 0, int(app.channels.at.open[0].v)
-    replica.send(ABI.NEAT_MSG_R_CHANNEL, message, [fd])
+    gen = hand_over(app, fd)
     replica.go()
-    wait_until(lambda: app.channels.at.ch[0].eventfd_known.v == message.gen, "it has it")
-    app.channel.asleep.v = ABI.NEAT_ASLEEP_EVENTFD
+    wait_until(lambda: app.channel.eventfd_known.v == gen, "it has it")
     client, server = pair(app, listener)
+    sleep_on_eventfd(app, server)
     client.write(b"ping")
     assert server.read(4) == b"ping"
+    wait_until(lambda: app.channel.asleep.v == ABI.NEAT_AWAKE, "it rings")
+    client.write(b"pong")
+    assert server.read(4) == b"pong"
     os.close(fd)
+
+
+def test_an_eventfd_that_blocks_does_so_once(replica: Replica) -> None:
+    """Filled after the replica had it; no message comes that would wake the replica there."""
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    replica.go()
+    client, server = pair(app, listener)
+    fd = os.eventfd(0, 0)
+    gen = hand_over(app, fd)
+    os.eventfd_read(fd)
+    assert app.channel.eventfd_known.v == gen
+    os.eventfd_write(fd, 2**64 - 2)
+    sleep_on_eventfd(app, server)
+    client.write(b"ping")
+    assert server.read(4) == b"ping"
+    wait_until(lambda: app.channel.eventfd_known.v == 0, "it is given up, and the program may know")
+    hand_over(app, fd)
+    app.listen(8081)  # answered, so that was read
+    assert app.channel.eventfd_known.v == 0
+    os.close(fd)
+
+
+def test_no_other_eventfd_of_an_application_is_rung_after_one_that_blocked(
+    replica: Replica,
+) -> None:
+    """Else each of its processes could put the replica to sleep once."""
+    app = App(replica, 1)
+    other = app.channels.at.ch[1]
+    app.channels.at.open[1].v = 1
+    app.channels.at.change.v += 1
+    listener = app.listen(8080)
+    replica.go()
+    client, server = pair(app, listener)
+    full, empty = os.eventfd(0, 0), os.eventfd(0, os.EFD_NONBLOCK)
+    for number, fd in enumerate((full, empty)):
+        hand_over(app, fd, number)
+        wait_until(lambda n=number: app.channels.at.ch[n].eventfd_known.v == 1, "it has it")  # type: ignore[misc]
+    os.eventfd_read(empty)
+    os.eventfd_write(full, 2**64 - 3)
+    sleep_on_eventfd(app, server)
+    client.write(b"ping")
+    assert server.read(4) == b"ping"
+    wait_until(lambda: app.channel.eventfd_known.v == 0, "that one blocked")
+    app.app.at.slots[server.slot].sub.v = 2  # process 1
+    other.asleep.v = ABI.NEAT_ASLEEP_EVENTFD
+    client.write(b"pong")
+    assert server.read(4) == b"pong"
+    wait_until(lambda: other.asleep.v == ABI.NEAT_AWAKE, "its turn")
+    wait_until(lambda: other.eventfd_known.v == 0, "it is given up, too")
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(empty)
+    os.close(full)
+    os.close(empty)
+
+
+def test_an_eventfd_that_blocks_does_not_end_the_last_rites(replica: Replica) -> None:
+    """Who sleeps behind it would hear of the end late, or never."""
+    hostile, bystander = App(replica, 1), App(replica, 2)
+    replica.go()
+    full, fd = os.eventfd(0, 0), os.eventfd(0, os.EFD_NONBLOCK)
+    for app, its in ((hostile, full), (bystander, fd)):
+        gen = hand_over(app, its)
+        wait_until(lambda a=app, g=gen: a.channel.eventfd_known.v == g, "it has it")  # type: ignore[misc]
+    os.eventfd_read(fd)
+    os.eventfd_write(full, 2**64 - 3)
+    os.kill(replica.process.pid, signal.SIGPWR)
+    replica.control.close()
+    assert replica.process.wait(10) == 0
+    assert os.eventfd_read(fd)
+    os.close(full)
+    os.close(fd)
+
+
+def test_no_answer_is_lost_when_the_keeper_reads_late(replica: Replica) -> None:
+    """More than a socket holds (net.core.wmem_default); R_READY may be among them."""
+    replica.go()
+    message = ffi.new("struct neat_msg_r_listen *")
+    message.app_id = 99  # nobody: answered at once, with ENOENT
+    asked = 0
+    # Until its answers fill one direction, so that it waits, and our questions the other one.
+    while asked < 2000 and select.select([], [replica.control], [], 1)[1]:
+        message.h.seq = asked
+        replica.send(ABI.NEAT_MSG_R_LISTEN, message)
+        asked += 1
+    kind = "struct neat_msg_r_listen", ABI.NEAT_MSG_R_LISTENING
+    answers = [int(replica.receive(*kind).h.seq) for _ in range(asked)]
+    assert answers == list(range(asked))
+
+
+def test_a_timer_that_ran_out_before_does_not_cut_the_last_rites_short(replica: Replica) -> None:
+    """SIGALRM of a ring is pending when the keeper's death (SIGPWR, end of file on fd 3) comes."""
+    app = App(replica, 1)
+    replica.go()
+    pid = replica.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGALRM)
+    os.kill(pid, signal.SIGPWR)
+    replica.control.close()
+    os.kill(pid, signal.SIGCONT)
+    assert replica.process.wait(10) == 0
+    assert app.channels.at.door.v & 0xFF == ABI.NEAT_DOOR_ENDED
+
+
+def fill_rings(app: App, procs: int) -> int:
+    """Full command rings of so many processes, of commands that name no slot; how many commands."""
+    channels, entries = app.channels.at, int(ABI.NEAT_CMD_ENTRIES)
+    for n in range(procs):
+        channels.ch[n].cmd_tail.v += entries
+    return procs * entries
+
+
+def test_all_last_words_of_many_processes_are_done(replica: Replica) -> None:
+    """More than one turn of the loop does, and programs wait for the last; none is said again."""
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    replica.go()
+    pairs = [pair(app, listener) for _ in range(20)]
+    procs = range(1, 1 + len(pairs))
+    for n in procs:
+        app.channels.at.open[n].v = 1
+    app.channels.at.change.v += 1
+    os.kill(replica.process.pid, signal.SIGSTOP)
+    fill_rings(app, 1 + len(pairs))
+    for n, (client, _) in zip(procs, pairs, strict=True):
+        last = app.channels.at.ch[n].cmd[ABI.NEAT_CMD_ENTRIES - 1]
+        last.v = ABI.NEAT_CMD_CLOSE << 56 | client.gen << 32 | client.slot
+        app.channels.at.open[n].v = 2 if n % 2 else 3  # ended, or another process has it
+    app.channels.at.change.v += 1
+    app.wake()
+    os.kill(replica.process.pid, signal.SIGCONT)
+    wait_until(lambda: all(server.flags & RX_EOF for _, server in pairs), "all connections end")
+
+
+def test_a_connection_comes_back_whose_taker_died(replica: Replica) -> None:
+    """Taken out of the queue, and not yet anybody's; others died as well."""
+    app = App(replica, 1)
+    listener = app.listen(8080)
+    replica.go()
+    app.channels.at.open[1].v = app.channels.at.open[2].v = 1
+    client = app.connect(LOCALHOST, 8080)
+    pub, words = app.pub.at.slots[listener], app.app.at.slots[listener]
+    wait_until(lambda: pub.accept_tail.v == 1, "a connection to accept")
+    words.accept_head.v = 1
+    os.kill(replica.process.pid, signal.SIGSTOP)
+    fill_rings(app, 3)
+    app.channels.at.open[1].v = app.channels.at.open[2].v = 2
+    app.channels.at.change.v += 1
+    app.wake()
+    os.kill(replica.process.pid, signal.SIGCONT)
+    server = app.accept(listener)
+    client.write(b"hello")
+    assert server.read(5) == b"hello"
+
+
+def test_commands_count_as_a_sign_of_life(replica: Replica) -> None:
+    """A turn of the loop takes as long as programs want: to the keeper that must be no hang."""
+    app = App(replica, 1)
+    for n in range(ABI.NEAT_PROCS_MAX):
+        app.channels.at.open[n].v = 1
+    replica.go()
+    os.kill(replica.process.pid, signal.SIGSTOP)
+    before, commands = replica.status.at.heartbeat.v, fill_rings(app, ABI.NEAT_PROCS_MAX)
+    app.wake()
+    os.kill(replica.process.pid, signal.SIGCONT)
+    last = app.channels.at.ch[ABI.NEAT_PROCS_MAX - 1]
+    wait_until(lambda: last.cmd_head.v == ABI.NEAT_CMD_ENTRIES, "all commands are done")
+    assert replica.status.at.heartbeat.v - before >= commands // 64

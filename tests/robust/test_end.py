@@ -14,9 +14,15 @@ from typing import Any
 
 import pytest
 
+from bench.inject import Target
+from neatsock.abi import ffi, lib
+
 from ..system.test_uplink import OURS, PEER, uplinked
 from ..worlds import neatsock_env
 from .rig import Bystander, Rig, wait_until
+from .test_overwritten import DOOR, opened
+
+SLOT = "struct neat_slot_pub"
 
 # Blocks in the calls that argv names, each in a thread (one alone: in the only thread there is);
 # says what each of them returned; after() says what can be done once the instance has ended.
@@ -221,7 +227,45 @@ def one_silent(rig: Rig) -> None:
         os.kill(pids[name], signal.SIGKILL)
 
 
-@pytest.mark.parametrize("end", [down, killed, all_killed, all_but_neatd_killed, one_silent])
+def said_to_nobody(rig: Rig) -> None:
+    """Replicas are killed in the middle of their last rites: the words are there, no wake is."""
+    pids = rig.pids()
+    victims = [pid for name, pid in pids.items() if name == "keeper" or name.startswith("replica")]
+    with opened(rig) as targets:
+        for pid in victims:
+            os.kill(pid, signal.SIGSTOP)
+        for target in targets:
+            say_the_end(target)
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+
+
+def say_the_end(target: Target) -> None:
+    """As api_over() (replicas/stack/api_drain.c)."""
+    slots, err_seq = ffi.offsetof("struct neat_seg_pub", "slots"), ffi.offsetof(SLOT, "err_seq")
+    over = lib.NEAT_SLOT_ERROR | lib.NEAT_SLOT_HUP | lib.NEAT_SLOT_RX_EOF | lib.NEAT_SLOT_TX_SHUT
+    for segment in target.named("seg_pub"):
+        for slot in (s + n for s in (1, lib.NEAT_SLOT_APP_FIRST) for n in range(64)):
+            at = segment.begin + slots + slot * ffi.sizeof(SLOT)
+            status = number(target.read(at, 8))
+            if status & (lib.NEAT_SLOT_CONNECTED | lib.NEAT_SLOT_CONNECTING):
+                flags = status & 0xFFFFFFFF & ~lib.NEAT_SLOT_CONNECTING | over | lib.NEAT_SLOT_DEAD
+                status = status >> 48 << 48 | errno.ECONNRESET << 32 | flags
+                seq = number(target.read(at + err_seq, 4)) + 1
+                target.write(at + err_seq, seq.to_bytes(4, "little"))
+                target.write(at, status.to_bytes(8, "little"))
+    for channels in target.named("channels"):
+        target.write(channels.begin + DOOR, bytes([lib.NEAT_DOOR_ENDED]))
+
+
+def number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+ENDS = [down, killed, all_killed, all_but_neatd_killed, one_silent, said_to_nobody]
+
+
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_blocked_programs(scratch: Path, replicas: int, end: Callable[[Rig], None]) -> None:
     """Alone and with other threads; afterwards everything is the kernel's."""

@@ -12,6 +12,8 @@ from .rig import Bystander, Rig, wait_until
 
 SECONDS = 8 * TIMES
 HOSTILE = Path(__file__).with_name("hostile.py")
+HOSTILE_CHANNELS = HOSTILE.with_name("hostile_channels.py")
+HOSTILE_S = 2 * TIMES
 LIFE_S = 3.0  # of one hostile program, if it does not kill itself earlier
 
 
@@ -45,6 +47,23 @@ def test_other_applications_see_no_error(rig: Rig, bystander: Bystander) -> None
         raise AssertionError(rig.evidence()) from err
     replicas = [replica["pid"] for replica in rig.status()["replicas"]]
     wait_until(lambda: {memory(pid) for pid in replicas} == {1}, "replicas unmap what others had")
+
+
+def test_processes_that_seem_to_end_are_no_hang(tmp_path: Path) -> None:
+    """A program's own memory makes the replica work, but never so long that the keeper ends it."""
+    rig = Rig(tmp_path, 1, "--hang", "0.1")
+    try:
+        bystander, before = Bystander(rig.world, rig.evidence), rig.pids()
+        program = [sys.executable, str(HOSTILE_CHANNELS), str(HOSTILE_S)]
+        hostile = rig.world.start(*program, stderr=subprocess.PIPE)
+        _, err = hostile.communicate(timeout=60)
+        assert hostile.returncode == 0, err
+        bystander.lively()
+        assert not bystander.broken
+        assert rig.pids() == before, rig.evidence()
+        bystander.close()
+    finally:
+        rig.down()
 
 
 def memory(replica: int) -> int:

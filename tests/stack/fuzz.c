@@ -84,7 +84,7 @@ static void check_tcb(struct fuzz *f, const struct tcb *t)
 	if (state == TCP_SYN_SENT)
 		return;
 	CHECK(rx_tail(t) + 1 <= rcv_nxt(t) && rcv_nxt(t) <= t->rcv_adv);
-	CHECK(t->rcv_adv - rx_tail(t) <= (1u << NEAT_RING_LOG2_MAX) + 1);
+	CHECK(t->rcv_adv - rx_tail(t) <= neat_ring_max(NEAT_RX) + 1);
 	CHECK(fin_rx_seq(t) == 0 || rcv_nxt(t) <= fin_rx_seq(t) + 1);
 	if (state == TCP_SYN_RCVD)
 		return;

@@ -116,7 +116,7 @@ static void use(struct fuzz *f, uint32_t *slot)
 		scribble(f, *slot);
 	} else if (chance(f, 50)) {
 		host_udp_send(f->h, *slot, chance(f, 60) ? LO : THERE, port(f), buf, below(f, chance(f, 70) ? 200 : 65508));
-	} else if (host_readable(f->h, *slot) <= 1u << NEAT_RING_LOG2_MAX) {
+	} else if (host_readable(f->h, *slot) <= neat_ring_max(NEAT_RX)) {
 		host_udp_recv(f->h, *slot, buf, sizeof(buf), &addr, &from);
 	}
 }

@@ -38,21 +38,13 @@ struct host {
 	uint32_t accept_fail;
 	uint32_t pushed_limit;
 	uint8_t pushed_state;
+	uint16_t port_first, port_last;
+	uint32_t ports_asked, ports_changed;
 };
 
 /* ---- the world ---- */
 
-static uint64_t next_random(void *world)
-{
-	struct host *h = world;
-
-	h->seed += 0x9e3779b97f4a7c15ull;
-	uint64_t z = h->seed;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-	return z ^ z >> 31;
-}
+#include "harness_world.h"
 
 static void put16(uint8_t *p, uint32_t v) { p[0] = (uint8_t)(v >> 8); p[1] = (uint8_t)v; }
 static uint32_t get16(const uint8_t *p) { return (uint32_t)p[0] << 8 | p[1]; }
@@ -166,7 +158,9 @@ struct host *host_new(const struct host_config *c)
 		.lo_mtu = c->lo_mtu, .mac = { 2, 0, 0, 0, 0, 1 }, .mtu = (uint16_t)c->mtu,
 		.addr = c->addr, .prefix = c->prefix, .gateway = c->gateway,
 	};
-	struct stack_ops ops = { .tx = tx, .random = next_random, .world = h };
+	struct stack_ops ops = {
+		.tx = tx, .random = next_random, .port_bound = port_bound, .port_changes = port_changes, .world = h,
+	};
 
 	h->seed = c->seed;
 	for (unsigned i = 0; i < sizeof(cfg.secret); i++)
@@ -355,6 +349,7 @@ void host_unlisten(struct host *h, uint32_t slot)
 	host_drain(h);
 }
 
+#include "harness_reborn.h"
 int host_connect(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
 		 const uint32_t *opts)
 {

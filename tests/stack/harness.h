@@ -34,11 +34,15 @@ API void host_in(struct host *h, const uint8_t *ip, uint32_t len);
 API void host_return(struct host *h, const uint8_t *ip, uint32_t len);
 API int host_ask(struct host *h, const uint8_t *ip, uint32_t len);
 API int host_out(struct host *h, uint8_t *buf, uint32_t cap);
+/* A successor: half-open connections that went on. */
+API int host_reborn(struct host *h, uint32_t death);
 API int host_listen(struct host *h, uint32_t addr, uint16_t port, uint32_t backlog, const uint32_t *opts);
 API void host_unlisten(struct host *h, uint32_t slot);
 API int host_connect(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
 		     const uint32_t *opts);
 API int host_accept(struct host *h, uint32_t lslot);
+/* Sockets elsewhere are bound to all ports but these, or first 0: to none. How often the stack asked so far. */
+API uint32_t host_ports(struct host *h, uint16_t first, uint16_t last);
 API uint32_t host_write(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len);
 API uint32_t host_read(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap);
 API uint32_t host_readable(struct host *h, uint32_t slot);

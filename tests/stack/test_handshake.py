@@ -23,6 +23,7 @@ from tests.stack.host import (
     OPT_SYNCNT,
     OPT_TOS,
     OPT_TTL,
+    READABLE,
     SYN_RCVD,
     SYN_SENT,
     THERE,
@@ -161,14 +162,14 @@ def test_peers_shift_is_capped_at_14(host: Host) -> None:
     assert host.info(slot).snd_nxt - host.info(slot).snd_una > 1 << 13
 
 
-def test_receive_window_of_almost_a_mebibyte(host: Host) -> None:
+def test_receive_window_of_almost_four_mebibytes(host: Host) -> None:
     """Window scaling, RFC 7323 2: everything inside the told window is taken, unread."""
-    listener = host.listen(80, options={OPT_RCVBUF: 4 << 20})
+    listener = host.listen(80, options={OPT_RCVBUF: 16 << 20})
     peer = Peer(host)
     slot = peer.open(listener, Options(mss=1460, wscale=0, sack_ok=True))
     peer.send("A", 1, 1, b"x")
-    window = peer.one().window << 4
-    assert (1 << 20) - 8192 < window <= 1 << 20
+    window = peer.one().window << 6
+    assert (4 << 20) - 8192 < window <= 4 << 20
     at = 2
     while at < 2 + window:
         n = min(60000, 2 + window - at)
@@ -178,8 +179,8 @@ def test_receive_window_of_almost_a_mebibyte(host: Host) -> None:
     last = peer.recv()[-1]
     assert (last.ack, last.window) == (at, 0)
     assert host.readable(slot) == window + 1
-    assert host.read(slot) == b"x" + bytes(window)
-    assert peer.recv()[-1].window << 4 == (1 << 20) - 4096
+    assert host.read(slot, window + 1) == b"x" + bytes(window)
+    assert peer.recv()[-1].window << 6 == (4 << 20) - 4096
 
 
 def test_send_window_of_a_mebibyte_is_used(host: Host) -> None:
@@ -475,6 +476,44 @@ def test_defer_accept_ends(host: Host) -> None:
     assert host.accept(listener) > 0
 
 
+DEATH_OUTSIDE, DEATH_FAULT = 1, 2  # enum neat_death
+
+
+def test_a_handshake_outlives_any_number_of_kills(host: Host) -> None:
+    """Each successor sends the SYN-ACK again, and that is none of the peer's tries."""
+    listener = host.listen(80)
+    peer = Peer(host)
+    peer.syn()
+    for life in range(20):
+        assert host.reborn(DEATH_OUTSIDE) == 1, life
+        host.advance(1 * MS)
+        assert [seg.letters for seg in peer.recv()] == ["SA"], life
+    peer.send("A", 1, 1)
+    assert host.accept(listener) > 0
+
+
+def test_tries_go_on_from_where_the_predecessor_was(host: Host) -> None:
+    """With a kill between any two the SYN-ACK is not sent for ever."""
+    host.listen(80)
+    peer = Peer(host)
+    peer.syn()
+    tries = 0
+    while host.reborn(DEATH_OUTSIDE) and tries < 100:
+        host.advance(3 * S)
+        tries += len(peer.recv())
+    assert 5 <= tries < 20
+
+
+def test_a_handshake_that_may_be_what_crashes_replicas_ends(host: Host) -> None:
+    host.listen(80)
+    Peer(host).syn()
+    lives = 0
+    while host.reborn(DEATH_FAULT) and lives < 100:
+        host.advance(1 * MS)
+        lives += 1
+    assert lives == 6
+
+
 # ---- backlogs ----
 
 
@@ -494,6 +533,30 @@ def test_full_accept_queue_drops_syns_until_someone_accepts(host: Host) -> None:
     late.syn()
     late.send("A", 1, 1)
     assert [host.accept(listener) > 0 for _ in range(4)] == [True, True, True, False]
+
+
+def test_who_sleeps_in_accept_hears_that_a_syn_found_the_queue_full(host: Host) -> None:
+    """The head that says so may have been overwritten, and only accept() can put it right."""
+    listener = host.listen(80, backlog=0)
+    first = Peer(host, rport=1000)
+    first.syn()
+    first.send("A", 1, 1)
+    assert host.info(listener).notified == READABLE
+    assert host.info(listener).notified == 0
+    Peer(host, rport=1001).send("S", 0)
+    assert host.drops()["TCP_BACKLOG"] == 1
+    assert host.info(listener).notified == READABLE
+
+
+def test_and_that_the_end_of_a_handshake_did(host: Host) -> None:
+    """A backlog of all that the queue can hold: the SYN before it found room."""
+    listener = host.listen(80)
+    peer = Peer(host)
+    peer.syn()
+    host.lib.host_accept_fail(host.h, 1)
+    peer.send("A", 1, 1)
+    assert host.drops()["TCP_BACKLOG"] == 1
+    assert host.info(listener).notified == READABLE
 
 
 def test_handshake_completes_later_when_the_queue_filled_meanwhile(host: Host) -> None:
@@ -606,6 +669,69 @@ def test_connect_twice_from_the_same_port(host: Host) -> None:
     assert host.connect(THERE, 80, lport=1234) > 0
     assert host.connect(THERE, 80, lport=1234) == -errno.EADDRNOTAVAIL
     assert host.connect(THERE, 81, lport=1234) > 0
+
+
+def exhausted(host: Host, first: int, last: int) -> list[int]:
+    """Slots of connections to THERE, port 80, that have all the ports there are."""
+    host.learn(THERE)
+    host.ports(first, last)
+    slots = [host.connect(THERE, 80) for _ in range(last - first + 1)]
+    assert all(slot > 0 for slot in slots)
+    assert sorted(s.sport for s in host.segments()) == list(range(first, last + 1))
+    assert host.connect(THERE, 80) == -errno.EADDRNOTAVAIL
+    return slots
+
+
+def test_no_port_left_is_found_out_once(host: Host) -> None:
+    """A walk through all of them takes a millisecond, and a program may ask again at once."""
+    exhausted(host, 40000, 40002)
+    asked = host.ports(40000, 40002)
+    for _ in range(50):
+        assert host.connect(THERE, 80) == -errno.EADDRNOTAVAIL
+    assert host.ports(40000, 40002) == asked
+
+
+def test_ports_are_exhausted_for_one_remote_end_only(host: Host) -> None:
+    exhausted(host, 40000, 40002)
+    assert host.connect(THERE, 81) > 0
+    assert host.connect(THERE + 1, 80) > 0
+    assert host.connect(THERE, 80) == -errno.EADDRNOTAVAIL
+
+
+def test_a_port_that_is_free_again_is_found(host: Host) -> None:
+    slots = exhausted(host, 40000, 40002)
+    for _ in range(2):
+        host.abort(slots.pop(0))
+        slots.append(host.connect(THERE, 80))
+        assert slots[-1] > 0
+        assert host.connect(THERE, 80) == -errno.EADDRNOTAVAIL
+    host.ports(40000, 40003)  # bind() there was undone
+    assert host.connect(THERE, 80) > 0
+    assert host.connect(THERE, 80) == -errno.EADDRNOTAVAIL
+
+
+def test_a_port_that_was_in_time_wait_is_found(make: Make) -> None:
+    host = make(time_wait_ms=2000)
+    host.ports(40000, 40000)
+    peer = Peer(host)
+    slot = peer.accept()
+    host.close(slot)
+    assert peer.one().letters == "FA"
+    peer.send("FA", 1, 2)
+    assert peer.one().letters == "A"
+    assert host.time_waits == 1
+    assert host.connect(THERE, peer.rport) == -errno.EADDRNOTAVAIL
+    host.advance(3 * S)
+    assert host.connect(THERE, peer.rport) > 0
+
+
+def test_a_port_of_a_listener_that_is_closed_is_found(host: Host) -> None:
+    listener = host.listen(40003)
+    exhausted(host, 40000, 40002)
+    host.ports(40000, 40003)
+    assert host.connect(THERE, 80) == -errno.EADDRNOTAVAIL
+    host.unlisten(listener)
+    assert host.connect(THERE, 80) > 0
 
 
 def test_chosen_ports_are_in_the_ephemeral_range_and_differ(host: Host) -> None:

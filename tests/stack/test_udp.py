@@ -17,6 +17,7 @@ from tests.stack.host import (
     LOCALHOST,
     OPT_FLAGS,
     OPT_RCVBUF,
+    OPT_SNDBUF,
     OPT_TOS,
     OPT_TTL,
     READABLE,
@@ -29,6 +30,7 @@ from tests.stack.packet import checksum, ip
 
 REUSEPORT = 256
 LARGEST = 65507
+RING = 2 << 20  # NEAT_TX_LOG2_MAX
 
 
 def udp(
@@ -173,13 +175,13 @@ def test_the_receive_buffer_bounds(host: Host) -> None:
 
 def test_the_ring_itself_bounds(host: Host) -> None:
     slot = host.udp(53, options={OPT_RCVBUF: 0xFFFFFFFF})
-    for _ in range(20):
+    for _ in range(70):
         host.send_to(slot, LOCALHOST, 53, bytes(LARGEST))
     count = 0
     while host.recv_from(slot):
         count += 1
-    assert count == (1 << 20) // (LARGEST + 12)
-    assert host.drops() == {"UDP_FULL": 20 - count}
+    assert count == (4 << 20) // (LARGEST + 12)
+    assert host.drops() == {"UDP_FULL": 70 - count}
 
 
 @pytest.mark.parametrize("value", [1, 5000, 1 << 40, 2**64 - 1])
@@ -368,6 +370,15 @@ def test_writable_after_a_full_buffer(host: Host) -> None:
     host.write_raw(a, b"".join(
         struct.pack("=IIHH", 60000, LOCALHOST, 2000, 0) + bytes(60000) for _ in range(3)
     ))  # fmt: skip
+    assert host.info(a).notified == WRITABLE
+    assert host.recv_from(b)
+
+
+def test_writable_after_a_full_ring(host: Host) -> None:
+    """A send buffer of 8 MiB, which SO_SNDBUF gives, is more than the ring has."""
+    a, b = host.udp(1000, options={OPT_SNDBUF: 8 << 20}), host.udp(2000)
+    each = struct.pack("=IIHH", 60000, LOCALHOST, 2000, 0) + bytes(60000)
+    host.write_raw(a, each * (RING // len(each)))
     assert host.info(a).notified == WRITABLE
     assert host.recv_from(b)
 

@@ -241,7 +241,7 @@ def goes_on_without(
     net: Net, url: str, site: Site, out: Path, victim: Callable[[], int | None]
 ) -> None:
     """A download by a kernel peer during which `victim`'s process is killed three times."""
-    options = ("--max-time", "60", "--limit-rate", "8M", "-o", str(out))
+    options = ("--max-time", "60", "--limit-rate", "4M", "-o", str(out))
     fetch = net.peer.start(need("curl"), "-sS", *options, f"{url}/large.bin")
     for _ in range(3):
         pid = victim()

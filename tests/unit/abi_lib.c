@@ -9,7 +9,8 @@ void seg_free(void *seg);
 uint64_t ring_write(void *seg, uint32_t slot, int dir, uint64_t word, uint64_t una, uint64_t tail,
 		    const uint8_t *from, uint32_t len);
 void ring_read(void *seg, uint32_t slot, int dir, uint64_t word, uint64_t off, uint8_t *to, uint32_t len);
-uint32_t ring_log2(uint64_t word);
+uint32_t ring_log2(uint64_t word, int dir);
+uint32_t ring_max(int dir);
 int span_inside(void *seg, uint32_t slot, int dir, uint64_t word, uint64_t off, uint32_t len);
 struct neat_channel *channel_new(void);
 int channel_push(struct neat_channel *c, uint64_t e);
@@ -44,18 +45,20 @@ void ring_read(void *seg, uint32_t slot, int dir, uint64_t word, uint64_t off, u
 	neat_span_read(&s, to);
 }
 
-uint32_t ring_log2(uint64_t word) { return neat_ringword_log2(word); }
+uint32_t ring_log2(uint64_t word, int dir) { return neat_ringword_log2(word, (enum neat_dir)dir); }
+uint32_t ring_max(int dir) { return neat_ring_max((enum neat_dir)dir); }
 
 /* Both pieces lie in the memory that belongs to (slot, dir) and to nobody else. */
 int span_inside(void *seg, uint32_t slot, int dir, uint64_t word, uint64_t off, uint32_t len)
 {
 	struct neat_span s = neat_ring_span(seg, slot, (enum neat_dir)dir, word, off, len);
 	uint8_t *small = (uint8_t *)seg + NEAT_SEG_SMALL + (uint64_t)slot * NEAT_PAGE + (uint64_t)dir * 2048;
-	uint8_t *large = (uint8_t *)seg + NEAT_SEG_LARGE + (((uint64_t)slot * 2 + (uint64_t)dir) << 21);
+	uint8_t *large = (uint8_t *)seg + NEAT_SEG_LARGE + ((uint64_t)slot * 12 + (dir == NEAT_TX ? 8 : 0)) * (1 << 20);
+	uint32_t size = dir == NEAT_TX ? 4 << 20 : 8 << 20;
 
 	for (int i = 0; i < 2; i++) {
 		int in_small = s.p[i] >= small && s.p[i] + s.len[i] <= small + 2048;
-		int in_large = s.p[i] >= large && s.p[i] + s.len[i] <= large + (2u << 20);
+		int in_large = s.p[i] >= large && s.p[i] + s.len[i] <= large + size;
 
 		if (!in_small && !in_large)
 			return 0;

@@ -192,7 +192,7 @@ static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *a
 	w->stack.ops.world = w;
 	w->stack.api = &w->api;
 	w->stack.cfg.epoch = epoch;
-	w->api = (struct api){ .stack = &w->stack, .ops = { wake, forget, w }, .batch = 64, .registry = registry };
+	w->api = (struct api){ .stack = &w->stack, .ops = { .wake = wake, .forget = forget, .world = w }, .batch = 64, .registry = registry };
 	w->registry = registry;
 	w->app = (struct app){ .app_id = 7, .mem = { .pub = pub, .app = app }, .channels = channels };
 	w->app.slots = zeroed(sizeof(struct slot_user) * NEAT_SLOTS);

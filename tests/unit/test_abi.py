@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from neatsock import abi, instance
 
 ROOT = Path(__file__).resolve().parents[2]
-RING_MAX = 1 << 20
 CMD_ENTRIES = 4096
 
 CDEF = """
@@ -23,7 +22,8 @@ void *seg_new(void);
 void seg_free(void *seg);
 uint64_t ring_write(void *, uint32_t, int, uint64_t, uint64_t, uint64_t, const uint8_t *, uint32_t);
 void ring_read(void *, uint32_t, int, uint64_t, uint64_t, uint8_t *, uint32_t);
-uint32_t ring_log2(uint64_t);
+uint32_t ring_log2(uint64_t, int);
+uint32_t ring_max(int);
 int span_inside(void *, uint32_t, int, uint64_t, uint64_t, uint32_t);
 void *channel_new(void);
 int channel_push(void *, uint64_t);
@@ -64,7 +64,8 @@ class Stream:
         self.words: list[tuple[int, int]] = []
 
     def write(self, length: int) -> None:
-        length = min(length, RING_MAX - (self.tail - self.una))
+        most = self.lib.ring_max(self.direction)
+        length = min(length, most - (self.tail - self.una))
         data = bytes((self.tail + i) * 31 % 251 for i in range(length))
         self.words.append((self.word, self.tail))
         self.word = self.lib.ring_write(
@@ -142,13 +143,13 @@ def test_unconsumed_bytes_stay_where_an_old_word_finds_them(
 def test_an_idle_small_ring_is_one_page_and_shrinks_back(lib: Any, seg: Any) -> None:
     stream = Stream(lib, seg, 9, 1)
     stream.write(2048)
-    assert lib.ring_log2(stream.word) == 11
+    assert lib.ring_log2(stream.word, stream.direction) == 11
     stream.una = stream.tail
     stream.write(2049)
-    assert lib.ring_log2(stream.word) == 16
+    assert lib.ring_log2(stream.word, stream.direction) == 16
     stream.una = stream.tail
     stream.write(64)
-    assert lib.ring_log2(stream.word) == 11
+    assert lib.ring_log2(stream.word, stream.direction) == 11
 
 
 @settings(max_examples=300)

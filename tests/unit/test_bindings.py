@@ -4,6 +4,7 @@ successor makes of the keeper's store and of the registry page."""
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 
 from neatsock import abi
 from replicas.bindings import Bindings
+from replicas.ports import Quarantine
 from replicas.registry import Registry
 
 APP, SOCK, GEN, PORT = 7, 3, 5, 8080
@@ -30,6 +32,12 @@ class Clock:
     def __init__(self) -> None:
         self.timers: list[Callable[[], None]] = []
 
+    def time(self) -> float:
+        return 0.0
+
+    def call_soon(self, act: Callable[[], None]) -> None:
+        act()
+
     def call_later(self, _seconds: float, act: Callable[..., None], *args: Any) -> Any:
         self.timers.append(lambda: act(*args))
         return SimpleNamespace(cancel=lambda: None)
@@ -46,7 +54,9 @@ def listener(replica_slot: int, status: int = 0) -> bytes:
 class Successor:
     """A neatd that has read the store: replica 0 has the listener, replica 1 was asked for it."""
 
-    def __init__(self, published: int, answered: tuple[int, ...]) -> None:
+    def __init__(
+        self, published: int, answered: tuple[int, ...], asked: tuple[int, ...] = (0, 1)
+    ) -> None:
         before = Registry.create(1)
         before.hold(KEY)
         before.set_mask(KEY, published)
@@ -54,7 +64,7 @@ class Successor:
         self.clock = Clock()
         self.orders: list[bytes] = []
         replicas = [SimpleNamespace(index=0), SimpleNamespace(index=1)]
-        link = SimpleNamespace(
+        self.link = link = SimpleNamespace(
             remember=lambda *args, **kwargs: None,
             drop=lambda *args: None,
             forget=lambda *args: None,
@@ -62,12 +72,13 @@ class Successor:
             store=lambda role, index, key, data: self.orders.append(data),
         )
         state: Any = SimpleNamespace(
-            registry=self.registry, replicas=replicas, apps={}, link=link, running=lambda: replicas
-        )
+            registry=self.registry, replicas=replicas, apps={}, link=link, running=lambda: replicas,
+            options=SimpleNamespace(time_wait_ms=60000),
+        )  # fmt: skip
         loop: Any = self.clock
         self.bindings = Bindings(state, loop)
         self.bindings.recover(BIND, [])
-        for replica in (0, 1):
+        for replica in asked:
             self.bindings.recover_listener(replica, listener(9 if replica in answered else 0))
         self.bindings.recovered()
 
@@ -152,10 +163,151 @@ def test_and_fails_if_one_never_comes() -> None:
     after.clock.timers.pop()()
     assert after.mask == 0
     assert not after.listening
-    assert [abi.unpack("struct neat_msg_r_listen", o).slot for o in after.orders] == [9]
+    assert {abi.unpack("struct neat_msg_r_listen", o).slot for o in after.orders} == {9}
 
 
 def test_a_port_in_use_with_all_answers_is_published_as_it_was() -> None:
     after = Successor(published=0b11, answered=(0, 1))
     assert after.mask == 0b11
     assert not after.clock.timers
+
+
+@pytest.mark.parametrize("published", [0b01, 0])
+def test_a_new_replica_gets_the_listeners_that_a_dead_neatd_did_not_install(published: int) -> None:
+    """It would refuse connections to a port that others listen on."""
+    neatd = Successor(published, answered=(0,), asked=(0,))
+    assert [abi.unpack("struct neat_msg_r_listen", order).slot for order in neatd.orders] == [0]
+    neatd.bindings.acknowledged(1, listener(7))
+    assert neatd.mask == 0b11
+
+
+@pytest.mark.parametrize("homes", [(0, 0, 1), (0, 0, 0)], ids=["some", "all"])
+def test_sockets_of_a_port_whose_neatd_died_while_it_moved_them_have_one_home(
+    homes: tuple[int, ...],
+) -> None:
+    """The one that is in the page: a home that nobody moves would hold its replica for ever."""
+    at = (socket.IPPROTO_UDP, 0, PORT)
+    registry = Registry.create(1)
+    for _ in range(3):
+        registry.hold(at)
+    registry.set_home(at, 1, APP)
+    registry.set_also(at, 0)
+    told: list[tuple[int, int]] = []
+    link = SimpleNamespace(
+        remember=lambda kind, app, sock, fds, **known: told.append((sock, known["home"]))
+    )
+    state: Any = SimpleNamespace(
+        registry=Registry.adopt(registry.page.fd), replicas=[], apps={}, link=link,
+        running=list, options=SimpleNamespace(time_wait_ms=60000),
+    )  # fmt: skip
+    loop: Any = Clock()
+    bindings = Bindings(state, loop)
+    for sock, home in zip((3, 4, 5), homes, strict=True):
+        bindings.recover(
+            BIND | {"number": sock, "proto": at[0], "listening": False, "home": home}, []
+        )
+    bindings.recovered()
+    assert {b.home for b in bindings.table.values()} == {1}
+    assert told == [(3, 1), (4, 1), (5, 1)]
+    assert state.registry.home(at) == 1 and state.registry.also(at) == 0
+
+
+def test_a_port_rests_after_its_last_use() -> None:
+    rest = Quarantine(60.0)
+    rest.add(1000, 0.0)
+    rest.add(2000, 10.0)
+    rest.add(1000, 20.0)
+    assert rest.holds(1000, 69.0) and rest.holds(2000, 69.0) and not rest.holds(3000, 69.0)
+    assert rest.holds(1000, 79.0) and not rest.holds(2000, 79.0)
+    assert not rest.holds(1000, 80.0) and not rest.ends
+
+
+def test_a_port_that_two_sockets_share_is_listening_while_a_successor_starts() -> None:
+    """The first is bound only; a connect() meanwhile must not be refused for it."""
+    before = Registry.create(1)
+    for _ in range(2):
+        before.hold(KEY)
+    before.set_mask(KEY, 0b1)
+    registry = Registry.adopt(before.page.fd)
+    masks: list[int] = []
+    registry.set_mask = lambda at, mask: masks.append(mask)  # type: ignore[method-assign]
+    link = SimpleNamespace(remember=lambda *args, **kwargs: None)
+    state: Any = SimpleNamespace(
+        registry=registry, replicas=[SimpleNamespace(index=0)], apps={}, link=link,
+        running=lambda: [SimpleNamespace(index=0)], options=SimpleNamespace(time_wait_ms=60000),
+    )  # fmt: skip
+    loop: Any = Clock()
+    bindings = Bindings(state, loop)
+    bindings.recover(BIND | {"number": SOCK + 1, "reuseaddr": True, "listening": False}, [])
+    bindings.recover(BIND | {"reuseaddr": True}, [])
+    bindings.recover_listener(0, listener(9))
+    bindings.recovered()
+    assert masks and set(masks) == {0b1}
+
+
+def test_a_listener_is_ended_before_it_is_forgotten() -> None:
+    """Else a neatd that dies in between leaves one that takes connections and nobody knows."""
+    neatd = Successor(published=0b11, answered=(0, 1))
+    told: list[tuple[str, int]] = []
+    neatd.link.send = lambda role, index, data: told.append(("end", index))
+    neatd.link.drop = lambda role, index, key: told.append(("forget", index))
+    neatd.bindings.app_gone(SimpleNamespace(app_id=APP))  # type: ignore[arg-type]
+    for index in (0, 1):
+        mine = [what for what, replica in told if replica == index]
+        assert mine.index("end") < mine.index("forget")
+        # A replica that was replaced just then got it from the keeper once more.
+        assert mine[-1] == "end"
+
+
+class Keeper:
+    """Holds copies of the descriptors that it stores, and closes them when it gets to it."""
+
+    def __init__(self) -> None:
+        self.stored: dict[int, list[int]] = {}
+        self.forgotten: list[int] = []
+
+    def remember(self, kind: str, app: int, sock: int, fds: list[int], **_: Any) -> None:
+        self.forgotten += self.stored.get(sock, [])
+        self.stored[sock] = [os.dup(fd) for fd in fds]
+
+    def forget(self, kind: str, app: int, sock: int) -> None:
+        self.forgotten += self.stored.pop(sock)
+
+    def barrier(self) -> None:
+        while self.forgotten:
+            os.close(self.forgotten.pop())
+
+
+LOOPBACK = 0x7F000001
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(LOOPBACK, LOOPBACK), (0, LOOPBACK), (LOOPBACK, 0)], ids=hex
+)
+def test_the_last_of_those_who_share_a_port_keeps_it_from_the_kernel(
+    first: int, second: int
+) -> None:
+    keeper = Keeper()
+    state: Any = SimpleNamespace(
+        registry=Registry.create(1), replicas=[], apps={}, link=keeper, running=list,
+        options=SimpleNamespace(time_wait_ms=60000, limits=SimpleNamespace(app_ports=9)),
+    )  # fmt: skip
+    loop: Any = Clock()
+    bindings = Bindings(state, loop)
+    app: Any = SimpleNamespace(app_id=APP, warned=False)
+    port = 0
+    for sock, addr in ((1, first), (2, second)):
+        message = SimpleNamespace(
+            sock=sock, sock_gen=1, proto=socket.IPPROTO_TCP, addr=addr, port=port,
+            flags=abi.lib.NEAT_SOCKF_REUSEADDR,
+        )  # fmt: skip
+        status, port = bindings.bind(app, message, 0)
+        assert status == 0
+    bindings.release(bindings.table[APP, 1])
+    keeper.barrier()
+    with socket.socket() as foreign, pytest.raises(OSError, match="in use"):
+        foreign.bind(("127.0.0.1", port))
+    bindings.release(bindings.table[APP, 2])
+    keeper.barrier()
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", port))

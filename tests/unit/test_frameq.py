@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import random
-import re
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cffi
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from .library import build, declarations
+
 LOWER, UPPER = 0, 1
 ENTRIES, ROOM = 128, 2  # FRAMEQ_ENTRIES, FRAMEQ_ROOM
 FLAGS = [1, 2, 4, 16, 32]  # enum pkt_flags: what goes from one component to the next
 LONGEST = 69632 - 128  # NEAT_QP_BUF less the headroom
 
 ffi = cffi.FFI()
-source = (ROOT / "tests/unit/frameq_lib.c").read_text()
-block = source.split("what the tests drive ---- */")[1].split("/* ---- end")[0]
-ffi.cdef("struct ends;\n" + "\n".join(re.findall(r"^[a-z].*?;$", block, re.M | re.S)))
+ffi.cdef("struct ends;\n" + declarations("frameq_lib.c"))
 
 
 @pytest.fixture(scope="module")
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("frameq") / "frameq.so"
-    files = [ROOT / "tests/unit/frameq_lib.c", ROOT / "replicas/components/frameq.c"]
-    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    include = [f"-I{ROOT}/replicas/{room}" for room in ("abi", "stack", "components")]
-    subprocess.run(["gcc", *flags, *include, *map(str, files), "-o", str(out)], check=True)
-    return ffi.dlopen(str(out))
+    parts, rooms = ["components/frameq.c"], ("abi", "stack", "components")
+    return ffi.dlopen(build(out, "frameq_lib.c", parts, rooms))
 
 
 class Ends:

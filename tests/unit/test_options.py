@@ -36,7 +36,7 @@ NUMBERS = {
     "--hang": ("-0.1", "inf"),
     "--rerandomize": ("0", "1000001"),
     "--scale-up-at": ("0", "101", "x"),
-    "--apps-max": ("0", "257"),
+    "--apps-max": ("0", "161"),
     "--app-sockets": ("0", "65536"),
 }
 

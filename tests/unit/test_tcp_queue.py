@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cffi
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from .library import build, declarations
+
 ENTRIES = 128  # FRAMEQ_ENTRIES
 SYNS = 1000
 
 ffi = cffi.FFI()
-source = (ROOT / "tests/unit/tcp_queue_lib.c").read_text()
-block = source.split("what the tests drive ---- */")[1].split("/* ---- end")[0]
-ffi.cdef("struct way;\n" + "\n".join(re.findall(r"^[a-z].*?;$", block, re.M | re.S)))
+ffi.cdef("struct way;\n" + declarations("tcp_queue_lib.c"))
 
 
 @pytest.fixture(scope="module")
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("tcp_queue") / "tcp_queue.so"
-    rooms = [ROOT / "replicas/components" / f"{name}.c" for name in ("frameq", "tcp_queue")]
-    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    include = [f"-I{ROOT}/replicas/{room}" for room in ("abi", "stack", "components")]
-    files = [str(ROOT / "tests/unit/tcp_queue_lib.c"), *map(str, rooms)]
-    subprocess.run(["gcc", *flags, *include, *files, "-o", str(out)], check=True)
+    parts = ("components/frameq.c", "components/tcp_queue.c")
+    rooms = ("abi", "stack", "components")
     # What is never called here is never looked for.
-    return ffi.dlopen(str(out), ffi.RTLD_LAZY)
+    return ffi.dlopen(build(out, "tcp_queue_lib.c", parts, rooms), ffi.RTLD_LAZY)
 
 
 @pytest.fixture

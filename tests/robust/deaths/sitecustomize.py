@@ -1,0 +1,56 @@
+"""First in the Python path of an instance, lets a test kill its neatd at a place of its choice.
+
+The file that NEAT_DEATH names says where, and for which message type: "send TYPE N" is before the
+N-th message of that type goes to a program, "take TYPE N" after the N-th was answered, but before
+it is off the socket. Who dies there removes the file, so that a successor goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+TYPE = slice(6, 8)  # of struct neat_msg_header
+
+
+def install(order: Path) -> None:
+    """From now on sockets look whether it is their turn."""
+    sendmsg, recvmsg, recv = socket.socket.sendmsg, socket.socket.recvmsg, socket.socket.recv
+    seen: Counter[str] = Counter()
+    peeked: dict[int, int] = {}  # descriptor -> type of its oldest message
+
+    def reached(place: str, kind: int) -> None:
+        try:
+            *where, count = order.read_text().split()
+        except FileNotFoundError:
+            return
+        if where == [place, str(kind)]:
+            seen[place] += 1
+            if seen[place] == int(count):
+                order.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def sending(self: socket.socket, buffers: Any, *args: Any) -> int:
+        reached("send", int.from_bytes(buffers[0][TYPE], "little"))
+        return sendmsg(self, buffers, *args)
+
+    def peeking(self: socket.socket, *args: Any) -> Any:
+        found = recvmsg(self, *args)
+        peeked[self.fileno()] = int.from_bytes(found[0][TYPE], "little")
+        return found
+
+    def taking(self: socket.socket, *args: Any) -> bytes:
+        reached("take", peeked.get(self.fileno(), 0))
+        return recv(self, *args)
+
+    patched: Any = socket.socket
+    patched.sendmsg, patched.recvmsg, patched.recv = sending, peeking, taking
+
+
+if "NEAT_DEATH" in os.environ and "neatsock.replicas.neatd" in sys.orig_argv:
+    install(Path(os.environ["NEAT_DEATH"]))

@@ -1,0 +1,63 @@
+"""Signals, exec and pthread_cancel() while a thread is in a call: what Linux does, we do."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ..worlds import KERNEL
+from .rig import Rig
+
+SOURCE = Path(__file__).with_name("interrupted.c")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    built = tmp_path_factory.mktemp("interrupted") / "interrupted"
+    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(SOURCE), "-o", str(built)]
+    subprocess.run([*command, "-lpthread"], check=True)
+    return str(built)
+
+
+def test_handlers_with_sa_restart_end_no_call(rig: Rig, program: str) -> None:
+    """signal(7): accept(), recv() and recv() of a datagram go on, unless they have a timeout."""
+    expected = KERNEL.run(program, "restart").stdout
+    assert "SA_RESTART\naccept: fine\n" in expected
+    assert "no flags\naccept: EINTR\n" in expected
+    assert rig.world.run(program, "restart").stdout == expected
+
+
+def test_handlers_end_a_call_with_a_timeout(rig1: Rig, program: str) -> None:
+    """signal(7), SO_RCVTIMEO. With several replicas it goes on (docs/differences.md)."""
+    expected = KERNEL.run(program, "timeouts").stdout
+    assert expected.count("EINTR") == 3
+    assert rig1.world.run(program, "timeouts").stdout == expected
+
+
+def same(rig: Rig, program: str, what: str) -> str:
+    expected = KERNEL.run(program, what).stdout
+    assert rig.world.run(program, what, timeout=30).stdout == expected
+    return expected
+
+
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+def test_exec_while_the_main_thread_sends(rig1: Rig, program: str, kind: str) -> None:
+    """The new image has the number of the thread that held the socket's lock (contract L1)."""
+    assert same(rig1, program, f"exec-{kind}") == "all images have sent\n"
+
+
+def test_first_polls_at_once(rig1: Rig, program: str) -> None:
+    """Of the eventfds that they make one stays; the numbers of the others are the program's."""
+    assert same(rig1, program, "first-polls").endswith(": 0\n")
+
+
+def test_cancelled_in_poll(rig1: Rig, program: str) -> None:
+    """Nothing stays behind on a thread's stack; with kernel descriptors only it ends at once."""
+    same(rig1, program, "cancel")
+
+
+def test_a_handler_closes_a_descriptor(rig1: Rig, program: str) -> None:
+    """It comes between lock and unlock of epoll_wait(), too."""
+    assert same(rig1, program, "closes") == "closed\n"

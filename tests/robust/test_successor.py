@@ -1,0 +1,193 @@
+# ruff: noqa: E501 - programs in strings
+"""neatd killed at a chosen place of a request (deaths/sitecustomize.py): its successor finds the request again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from neatsock import abi
+
+from ..control.client import Client, Refused
+from ..waiting import wait_until
+from ..worlds import ROOT
+from .rig import Rig
+
+LIB = abi.lib
+# Requests of both kinds by turns; all of it again and again would be out of step for ever.
+ASKING = """
+import socket, sys
+first = socket.socket()
+print("ready", flush=True); sys.stdin.readline()
+for i in range(3):
+    a = socket.socket(); a.bind(("127.0.0.1", 0)); port = a.getsockname()[1]; a.listen()
+    assert a.getsockname()[1] == port
+    c = socket.create_connection(("127.0.0.1", port), 20); s, _ = a.accept()
+    c.sendall(b"x"); assert s.recv(9) == b"x"
+print("done", flush=True)
+"""
+
+
+class Mortal:
+    """An instance whose neatd dies where die() says."""
+
+    def __init__(self, directory: Path) -> None:
+        self.order = directory / "order"
+        path = f"{ROOT / 'tests/robust/deaths'}:{ROOT}"
+        self.rig = Rig(directory / "run", 2, PYTHONPATH=path, NEAT_DEATH=str(self.order))
+
+    def die(self, place: str, kind: int, count: int = 1) -> None:
+        partial = self.order.with_suffix(".new")
+        partial.write_text(f"{place} {kind} {count}")
+        partial.rename(self.order)
+
+    def start(self, program: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command = sys.executable, "-c", program
+        return self.rig.world.start(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Mortal]:
+    made = Mortal(tmp_path)
+    yield made
+    made.rig.down()
+
+
+@pytest.mark.parametrize("kind", [LIB.NEAT_MSG_BIND, LIB.NEAT_MSG_LISTEN], ids=["bind", "listen"])
+def test_an_answer_that_came_twice_is_skipped(mortal: Mortal, kind: int) -> None:
+    """Its type is not that of the answer to the next request, for which the library waits."""
+    with mortal.start(ASKING) as program:
+        assert program.stdout and program.stdout.readline() == "ready\n"
+        mortal.die("take", kind)
+        out, err = program.communicate("\n", timeout=60)
+    assert (out, err) == ("done\n", "")
+    assert not mortal.order.exists(), "neatd did not die"
+
+
+ATTACHING = """
+import socket
+for i in range(2):
+    a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen()
+    c = socket.create_connection(a.getsockname(), 20); s, _ = a.accept()
+    c.sendall(b"x"); assert s.recv(9) == b"x"
+print("done", flush=True)
+"""
+ATTACHING_AGAIN = """
+import os, socket, sys
+a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen(); a.set_inheritable(True)
+print("ready", flush=True); sys.stdin.readline()
+os.execv(sys.executable, [sys.executable, "-c", '''
+import socket
+a = socket.socket(fileno=%d)
+c = socket.create_connection(a.getsockname(), 20); s, _ = a.accept()
+c.sendall(b"x"); assert s.recv(9) == b"x"
+b = socket.socket(); b.bind(("127.0.0.1", 0)); b.listen()
+print("done", flush=True)
+''' % a.fileno()])
+"""
+# Before the answer, twice in the middle of it, and after it.
+ATTACH_PLACES = [
+    ("send", LIB.NEAT_MSG_ATTACHED, 1),
+    ("send", LIB.NEAT_MSG_SEGMENT, 1),
+    ("send", LIB.NEAT_MSG_SEGMENT, 3),
+    ("take", LIB.NEAT_MSG_ATTACH, 1),
+]
+
+
+@pytest.mark.parametrize("place", ATTACH_PLACES)
+def test_a_program_attaches_whose_neatd_dies_meanwhile(
+    mortal: Mortal, place: tuple[str, int, int]
+) -> None:
+    mortal.die(*place)
+    with mortal.start(ATTACHING) as program:
+        out, err = program.communicate(timeout=60)
+    assert (out, err) == ("done\n", "")
+    assert not mortal.order.exists(), "neatd did not die"
+
+
+@pytest.mark.parametrize("place", ATTACH_PLACES)
+def test_a_program_attaches_again_after_exec_whose_neatd_dies_meanwhile(
+    mortal: Mortal, place: tuple[str, int, int]
+) -> None:
+    with mortal.start(ATTACHING_AGAIN) as program:
+        assert program.stdout and program.stdout.readline() == "ready\n"
+        mortal.die(*place)
+        out, err = program.communicate("\n", timeout=60)
+    assert (out, err) == ("done\n", "")
+    assert not mortal.order.exists(), "neatd did not die"
+
+
+def test_a_second_attach_over_one_connection_is_refused_by_a_successor_too(mortal: Mortal) -> None:
+    mortal.die("take", LIB.NEAT_MSG_ATTACH)
+    client = Client(mortal.rig.path)
+    try:
+        app_id = client.app_id
+        client.read_attached()  # the successor's answer to the same request
+        assert client.app_id == app_id
+        with pytest.raises(Refused, match="attached already"):
+            client.attach()
+    finally:
+        client.close()
+
+
+# A child speaks over the connection of its parent. That ends (daemon(3)), or becomes another image.
+WAYS = {
+    "daemon": "os._exit(0)",
+    "exec": """os.execv(sys.executable, [sys.executable, "-c", "import time; print('again', flush=True); time.sleep(1000)"])""",
+}
+CHILD = """
+import os, signal, socket, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen(); a.set_inheritable(True)
+if os.fork():
+    WAY
+print(a.getsockname()[1], os.getpid(), flush=True); sys.stdin.readline()
+try:
+    b = socket.socket(); b.bind(("127.0.0.1", 0)); b.listen()
+    print("bound", flush=True)
+except OSError as err:
+    print(err, flush=True)
+while True:
+    s, _ = a.accept()
+    if os.fork() == 0:
+        s.sendall(s.recv(9)); os._exit(0)  # neatd sees its end, and closes
+    s.close()
+"""
+CALL = """
+import socket, sys
+c = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 20); c.settimeout(20)
+c.sendall(b"x"); assert c.recv(9) == b"x"; assert c.recv(9) == b""
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_that_only_children_have_outlives_neatd(mortal: Mortal, way: str) -> None:
+    def there() -> list[int]:
+        return [pid for app in mortal.rig.status().get("apps", ()) for pid in app["pids"]]
+
+    with mortal.start(CHILD.replace("WAY", WAYS[way])) as program:
+        assert program.stdin and program.stdout
+        lines = [program.stdout.readline() for _ in range(2 if way == "exec" else 1)]
+        port, child = next(line for line in lines if line != "again\n").split()
+        try:
+            left = {int(child)} if way == "daemon" else {int(child), program.pid}
+            wait_until(lambda: set(there()) == left, "neatd knows who is left")
+            for _ in range(2):
+                before = mortal.rig.pids()["neatd"]
+                os.kill(before, signal.SIGKILL)
+                wait_until(lambda b=before: mortal.rig.pids()["neatd"] != b, "its successor")
+            program.stdin.write("\n")
+            program.stdin.flush()
+            assert program.stdout.readline() == "bound\n"
+            mortal.rig.world.run(sys.executable, "-c", CALL, port)
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+            program.kill()
+    wait_until(lambda: (s := mortal.rig.status()) and not s["apps"], "the application is gone")

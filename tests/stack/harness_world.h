@@ -1,0 +1,36 @@
+/* harness_world.h - part of harness.c: what the stack asks of the world around it (struct stack_ops). */
+#ifndef NEAT_TEST_HARNESS_WORLD_H
+#define NEAT_TEST_HARNESS_WORLD_H
+
+static uint64_t next_random(void *world)
+{
+	struct host *h = world;
+
+	h->seed += 0x9e3779b97f4a7c15ull;
+	uint64_t z = h->seed;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	return z ^ z >> 31;
+}
+
+static bool port_bound(void *world, uint32_t addr, uint16_t port)
+{
+	struct host *h = world;
+	(void)addr;
+
+	h->ports_asked++;
+	return h->port_first && (port < h->port_first || port > h->port_last);
+}
+
+static uint64_t port_changes(void *world) { return ((struct host *)world)->ports_changed; }
+
+uint32_t host_ports(struct host *h, uint16_t first, uint16_t last)
+{
+	h->ports_changed += first != h->port_first || last != h->port_last;
+	h->port_first = first;
+	h->port_last = last;
+	return h->ports_asked;
+}
+
+#endif
