@@ -664,6 +664,7 @@ class Attachments:
     def recovered(self, app: App) -> None:
         """All of an application was recovered; one that has neither process nor connection goes."""
         self._swept(app, lambda: apps.left_over(app))
+        app.shared.at.forked.v = 0  # a predecessor of ours had put off that look
         self.look_for_children(app)
         if self._unborn(app):
             self._look_soon(app)

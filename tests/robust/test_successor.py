@@ -137,6 +137,19 @@ def test_a_second_attach_over_one_connection_is_refused_by_a_successor_too(morta
         client.close()
 
 
+def test_a_fork_that_neatd_did_not_live_to_look_at_is_said_again(mortal: Mortal) -> None:
+    """While the mark is set, nobody says that it has forked: for a second."""
+    client = Client(mortal.rig.path)
+    try:
+        before = mortal.rig.pids()["neatd"]
+        client.app.at.forked.v = 1
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: mortal.rig.pids()["neatd"] != before, "its successor")
+        wait_until(lambda: client.app.at.forked.v == 0, "it looked")
+    finally:
+        client.close()
+
+
 # A child speaks over the connection of its parent. That ends (daemon(3)), or becomes another image.
 WAYS = {
     "daemon": "os._exit(0)",
