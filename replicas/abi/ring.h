@@ -144,6 +144,17 @@ static inline bool neat_ring_push(neat_a64 *ring, uint32_t entries, neat_a64 *ta
 	return true;
 }
 
+/*
+ * Waker, after a publication: how the other side sleeps, NEAT_AWAKE if it does not. The word is ours from here on: who
+ * is killed before the call that wakes leaves a sleeper whose word says AWAKE, so a successor wakes once whatever it says.
+ */
+NEAT_CHECKED static inline uint32_t neat_asleep_take(neat_a32 *asleep)
+{
+	/* What was published before the look at the word; the sleeper stores it, fences, looks at the rings (Dekker). */
+	neat_fence();
+	return a32_relaxed(asleep) == NEAT_AWAKE ? NEAT_AWAKE : a32_xchg(asleep, NEAT_AWAKE);
+}
+
 /* Consumer: number of entries that may be read from *head on; 0 when the tail makes no sense. */
 static inline uint32_t neat_ring_ready(uint32_t entries, const neat_a64 *tail, uint64_t head)
 {

@@ -169,14 +169,8 @@ static unsigned work(struct component *c)
 	for (int i = 0; i < PEERS; i++)
 		if (frameq_pending(&c->queue[i]))
 			done += drain(c, &c->queue[i]);
-	for (int i = 0; i < PEERS; i++) {
-		struct frameq *q = &c->queue[i];
-
-		if (!q->owes_wake)
-			continue;
-		q->owes_wake = false;
-		wake_sleeper(&q->out->asleep, q->doorbell);
-	}
+	for (int i = 0; i < PEERS; i++)
+		frameq_wake(&c->queue[i]);
 	return done;
 }
 

@@ -1,8 +1,8 @@
 /*
- * frameq.c - see frameq.h. What the other end wrote is checked like a packet from the wire; wakes
- * are the caller's.
+ * frameq.c - see frameq.h. What the other end wrote is checked like a packet from the wire.
  */
 #include "frameq.h"
+#include "process.h"
 
 static void open_end(struct frameq *q, struct neat_queue_pair *pair, bool upper, uint32_t entries)
 {
@@ -13,6 +13,7 @@ static void open_end(struct frameq *q, struct neat_queue_pair *pair, bool upper,
 		.in = upper ? &pair->rx : &pair->tx, .out = upper ? &pair->tx : &pair->rx,
 		.in_frames = upper ? rx : tx, .out_frames = upper ? tx : rx,
 		.doorbell = -1, .entries = entries,
+		.owes_wake = true, .inherited = true,
 	};
 	q->head = a64_relaxed(&q->in->head);
 	/* A predecessor that ran wild may have left indices that fit no more: then the ring is empty. */
@@ -32,7 +33,6 @@ void frameq_open(struct frameq *q, struct neat_queue_pair *pair, bool upper, uin
 	/* From here on what our predecessor left in the ring is dropped (W11). Release: it is gone, so
 	 * nothing of it can come after. */
 	a32_release(upper ? &pair->announced : &pair->announced_lower, epoch);
-	q->owes_wake = true;	/* it may have died before a wake that it owed */
 }
 
 void frameq_open_nic(struct frameq *q, struct neat_queue_pair *pair, int doorbell, uint32_t epoch)
@@ -115,6 +115,17 @@ bool frameq_put(struct frameq *q, const struct pkt *p, bool in)
 	a64_release(&q->out->tail, tail + 1);
 	q->owes_wake = true;
 	return true;
+}
+
+void frameq_wake(struct frameq *q)
+{
+	if (!q->owes_wake)
+		return;
+	if (q->inherited)
+		wake_anyway(&q->out->asleep, q->doorbell);
+	else
+		wake_sleeper(&q->out->asleep, q->doorbell);
+	q->owes_wake = q->inherited = false;
 }
 
 bool frameq_pending(const struct frameq *q)

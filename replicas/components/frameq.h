@@ -23,6 +23,7 @@ struct frameq {
 	uint64_t head;
 	uint64_t fenced;		/* frames of an incarnation that has ended */
 	bool owes_wake;			/* the other end has something to look at: frames, or room */
+	bool inherited;			/* not woken yet by us: a predecessor may have taken out->asleep, and died */
 	const struct frameq *waits_for;	/* the frame at head stays until there is room in that one */
 };
 
@@ -38,6 +39,8 @@ void frameq_retire(struct frameq *q);
 bool frameq_room(const struct frameq *q);
 /* A copy of p. False: no room. */
 NEAT_CHECKED bool frameq_put(struct frameq *q, const struct pkt *p, bool in);
+/* Wakes the other end if that is owed. */
+void frameq_wake(struct frameq *q);
 /* There is a frame, and nothing that it waits for. */
 bool frameq_pending(const struct frameq *q);
 /* There is a frame that somebody further from the wire sent. */

@@ -192,12 +192,6 @@ void nicq_sleep_on(struct replica *r, struct sleep_set *set)
 
 void nicq_wake(struct replica *r)
 {
-	for (int i = 0; r->queues && i < QUEUES; i++) {
-		struct frameq *q = &r->queues[i];
-
-		if (!q->owes_wake)
-			continue;
-		q->owes_wake = false;
-		wake_sleeper(&q->out->asleep, -1);
-	}
+	for (int i = 0; r->queues && i < QUEUES; i++)
+		frameq_wake(&r->queues[i]);
 }

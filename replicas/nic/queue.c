@@ -13,8 +13,7 @@ void queue_attach(struct queue *u, struct neat_queue_pair *q, uint32_t epoch)
 	/* Acquire: the replica has read what it retired, and filled what it published. */
 	uint64_t rx_head = a64_acquire(&q->rx.head), tx_tail = a64_acquire(&q->tx.tail);
 
-	/* wake: a predecessor may have died between publishing frames and waking the sleeper. */
-	*u = (struct queue){ .q = q, .epoch = epoch, .wake = true };
+	*u = (struct queue){ .q = q, .epoch = epoch, .wake = true, .inherited = true };
 	u->rx_tail = u->rx_shown = a64_relaxed(&q->rx.tail);
 	u->tx_head = a64_relaxed(&q->tx.head);
 	/* A replica that ran wild may have left indices that fit no more: then the ring is empty. */
@@ -90,11 +89,13 @@ uint32_t queue_release(struct queue *u, uint64_t now_us)
 
 bool queue_must_wake(struct queue *u)
 {
+	bool inherited;
+
 	if (!u->wake)
 		return false;
-	u->wake = false;
-	neat_fence();	/* tail before the look at asleep; the replica stores asleep, fences, looks at tail */
-	return a32_relaxed(&u->q->rx.asleep) != NEAT_AWAKE && a32_xchg(&u->q->rx.asleep, NEAT_AWAKE) != NEAT_AWAKE;
+	inherited = u->inherited;
+	u->wake = u->inherited = false;
+	return neat_asleep_take(&u->q->rx.asleep) != NEAT_AWAKE || inherited;
 }
 
 uint32_t queue_pending(const struct queue *u)

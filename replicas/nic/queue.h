@@ -18,6 +18,7 @@ struct queue {
 	struct neat_queue_pair *q;	/* NULL: no such queue */
 	uint32_t epoch;			/* current incarnation */
 	bool wake;			/* frames were published, or room was made, since the last look at rx.asleep */
+	bool inherited;			/* not woken yet by us: a predecessor may have taken rx.asleep, and died */
 	uint64_t rx_tail;		/* filled by us */
 	uint64_t rx_shown;		/* of these, published; the rest is held for a replica to come */
 	uint64_t tx_head;

@@ -186,15 +186,11 @@ void channels_inherit(struct api *a, struct app *app)
 	api_channels_look(a, app);
 }
 
-/* Publish, fence, look at asleep: the library sets it, fences and looks at ev_tail (L6). */
+/* Published before; the library sets its word, fences and looks at ev_tail (L6). */
 static void channel_wake(struct api *a, struct channel *c)
 {
-	uint32_t how;
+	uint32_t how = neat_asleep_take(&c->mem->asleep);
 
-	neat_fence();
-	if (a32_relaxed(&c->mem->asleep) == NEAT_AWAKE)
-		return;
-	how = a32_xchg(&c->mem->asleep, NEAT_AWAKE);
 	if (how != NEAT_AWAKE)
 		a->ops.wake(a->ops.world, c, how);
 }

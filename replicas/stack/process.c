@@ -323,13 +323,19 @@ bool eventfd_ring_foreign(int fd)
 
 void wake_sleeper(neat_a32 *asleep, int eventfd)
 {
-	neat_fence();	/* what was published before the look at asleep (Dekker, see the sleeper's side) */
-	if (a32_relaxed(asleep) == NEAT_AWAKE)
-		return;
-	if (a32_xchg(asleep, NEAT_AWAKE) == NEAT_ASLEEP_EVENTFD)
+	uint32_t how = neat_asleep_take(asleep);
+
+	if (how == NEAT_ASLEEP_EVENTFD)
 		eventfd_ring(eventfd);
-	else
+	else if (how != NEAT_AWAKE)
 		futex_wake(asleep);
+}
+
+void wake_anyway(neat_a32 *asleep, int eventfd)
+{
+	a32_xchg(asleep, NEAT_AWAKE);
+	eventfd_ring(eventfd);
+	futex_wake(asleep);
 }
 
 /* ---- randomness ---- */

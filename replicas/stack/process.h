@@ -67,6 +67,8 @@ void eventfd_ring(int fd);
 NEAT_CHECKED bool eventfd_ring_foreign(int fd);
 /* After a publication: wakes who sleeps on this word, by the eventfd if it polls that. */
 void wake_sleeper(neat_a32 *asleep, int eventfd);
+/* The same in every way there is, whatever the word says: a predecessor may have taken it, and died before the call. */
+void wake_anyway(neat_a32 *asleep, int eventfd);
 
 /* ---- randomness: xoshiro256** (Blackman, Vigna), seeded once for each process ---- */
 void random_seed(uint64_t state[4]);

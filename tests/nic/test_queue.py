@@ -127,6 +127,7 @@ def test_our_indices_are_not_read_back(pair: Pair) -> None:
 
 
 def test_a_sleeper_is_woken_once_and_an_awake_one_never(pair: Pair) -> None:
+    assert pair.must_wake(), "by a predecessor's debt, whatever the word says"
     pair.announce(3)
     pair.deliver()
     assert not pair.must_wake()

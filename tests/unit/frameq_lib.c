@@ -1,5 +1,6 @@
 /* frameq_lib.c - both ends of one queue pair in one process; see test_frameq.py. */
 #include "frameq.h"
+#include "process.h"
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -7,6 +8,8 @@ struct ends {
 	struct neat_queue_pair *pair;
 	struct frameq end[2];	/* 0 = lower, 1 = upper */
 };
+
+enum { WAKE_NONE, WAKE_SLEEPER, WAKE_ANYWAY };
 
 /* ---- what the tests drive ---- */
 struct ends *ends_new(void);
@@ -17,11 +20,20 @@ int ends_take(struct ends *e, uint32_t which, uint8_t *data, uint32_t cap, uint3
 void ends_retire(struct ends *e, uint32_t which);
 int ends_room(struct ends *e, uint32_t which);
 int ends_pending(struct ends *e, uint32_t which);
-int ends_owes_wake(struct ends *e, uint32_t which);
+int ends_wake(struct ends *e, uint32_t which);
 void ends_wait_for(struct ends *e, uint32_t which, uint32_t other);
 uint64_t ends_fenced(struct ends *e, uint32_t which);
 void ends_lie(struct ends *e, uint32_t which, uint64_t tail, uint32_t len);
 /* ---- end ---- */
+
+/* ---- what frameq.c calls of the process around it ---- */
+
+static int woken;
+
+void wake_sleeper(neat_a32 *asleep, int eventfd) { (void)asleep, (void)eventfd, woken = WAKE_SLEEPER; }
+void wake_anyway(neat_a32 *asleep, int eventfd) { (void)asleep, (void)eventfd, woken = WAKE_ANYWAY; }
+
+/* ---- the tests' side ---- */
 
 struct ends *ends_new(void)
 {
@@ -78,12 +90,11 @@ void ends_retire(struct ends *e, uint32_t which) { frameq_retire(&e->end[which])
 int ends_room(struct ends *e, uint32_t which) { return frameq_room(&e->end[which]); }
 int ends_pending(struct ends *e, uint32_t which) { return frameq_pending(&e->end[which]); }
 
-int ends_owes_wake(struct ends *e, uint32_t which)
+int ends_wake(struct ends *e, uint32_t which)
 {
-	bool owes = e->end[which].owes_wake;
-
-	e->end[which].owes_wake = false;
-	return owes;
+	woken = WAKE_NONE;
+	frameq_wake(&e->end[which]);
+	return woken;
 }
 
 void ends_wait_for(struct ends *e, uint32_t which, uint32_t other) { e->end[which].waits_for = &e->end[other]; }

@@ -12,6 +12,7 @@ import pytest
 from .library import build, declarations
 
 LOWER, UPPER = 0, 1
+NONE, SLEEPER, ANYWAY = 0, 1, 2  # ends_wake()
 ENTRIES, ROOM = 128, 2  # FRAMEQ_ENTRIES, FRAMEQ_ROOM
 FLAGS = [1, 2, 4, 16, 32]  # enum pkt_flags: what goes from one component to the next
 LONGEST = 69632 - 128  # NEAT_QP_BUF less the headroom
@@ -110,22 +111,27 @@ def test_frames_of_an_ended_incarnation_are_dropped(ends: Ends) -> None:
 
 
 def test_wakes(ends: Ends) -> None:
-    """Owed after a frame, after room in a queue that was full, and after a start."""
+    """Owed after a frame, after room in a queue that was full, and after a start.
 
-    def owed() -> tuple[bool, bool]:
-        lower = ends.lib.ends_owes_wake(ends.e, LOWER)
-        return bool(lower), bool(ends.lib.ends_owes_wake(ends.e, UPPER))
+    Then whatever the other end's word says: a predecessor may have taken it.
+    """
 
-    assert owed() == (True, True)
-    assert owed() == (False, False)
+    def owed() -> tuple[int, int]:
+        return ends.lib.ends_wake(ends.e, LOWER), ends.lib.ends_wake(ends.e, UPPER)
+
+    assert owed() == (ANYWAY, ANYWAY)
+    assert owed() == (NONE, NONE)
     for _ in range(ENTRIES):
         ends.put(LOWER, b"x")
-    assert owed() == (True, False)
+    assert owed() == (SLEEPER, NONE)
     for _ in range(ROOM):  # who waits for room may have stopped at any of these
         ends.take(UPPER)
-        assert owed() == (False, True)
+        assert owed() == (NONE, SLEEPER)
     ends.take(UPPER)
-    assert owed() == (False, False)
+    assert owed() == (NONE, NONE)
+    ends.lib.ends_open(ends.e, LOWER, 2)
+    ends.put(LOWER, b"x")
+    assert owed() == (ANYWAY, NONE)
 
 
 def test_a_frame_waits_for_room_elsewhere(ends: Ends) -> None:

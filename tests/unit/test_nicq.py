@@ -86,3 +86,11 @@ def test_ip_is_woken_at_every_step_at_which_it_may_wait(lib: Any, link: Any) -> 
     lib.link_sleep(link)
     assert lib.link_take(link)
     assert not lib.link_wakes(link), "nobody waits for more"
+
+
+def test_a_nic_that_takes_over_wakes_once_whatever_the_word_says(lib: Any, link: Any) -> None:
+    """Its predecessor may have taken the word of a sleeper, and died before it woke him."""
+    lib.link_wakes(link)
+    lib.link_nic(link)
+    assert lib.link_wakes(link)
+    assert not lib.link_wakes(link)
