@@ -153,8 +153,11 @@ static unsigned drain(struct component *c, struct frameq *q)
 
 	while (n < c->batch && frameq_take(q, &p, &in)) {
 		q->waits_for = role_frame(c, q, &p, in);
-		if (q->waits_for)
+		if (q->waits_for) {
+			q->sent = p.sent;
+			q->sent_id = p.sent_id;
 			break;
+		}
 		c->stack.count.frames_in++;
 		frameq_retire(q);
 		n++;

@@ -51,6 +51,7 @@ static void retire(struct frameq *q)
 {
 	uint64_t head = q->head++;
 
+	q->sent = 0;
 	a64_release(&q->in->head, q->head);
 	/* Head before the look at tail: an end whose last frame we do not see yet has not looked for room yet, and finds
 	 * this. One that may wait for what frameq_room() calls room looks again when we wake it. */
@@ -76,7 +77,8 @@ bool frameq_take(struct frameq *q, struct pkt *p, bool *in)
 		if (!fenced(q, &d))
 			break;
 	}
-	*p = (struct pkt){ .buf = q->in_frames + (q->head & (q->entries - 1)) * NEAT_QP_BUF, .gso_size = d.gso_size };
+	*p = (struct pkt){ .buf = q->in_frames + (q->head & (q->entries - 1)) * NEAT_QP_BUF, .gso_size = d.gso_size,
+			 .sent = q->sent, .sent_id = q->sent_id };
 	p->data = p->buf + q->headroom;
 	p->len = d.len <= NEAT_QP_BUF - q->headroom ? d.len : 0;
 	p->flags = pkt_flags_of(d.flags);

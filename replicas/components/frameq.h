@@ -25,6 +25,8 @@ struct frameq {
 	bool owes_wake;			/* the other end has something to look at: frames, or room */
 	bool inherited;			/* not woken yet by us: a predecessor may have taken out->asleep, and died */
 	const struct frameq *waits_for;	/* the frame at head stays until there is room in that one */
+	uint32_t sent;			/* of the frame at head, which leaves in fragments: struct pkt */
+	uint16_t sent_id;
 };
 
 /* The end with `upper` is further from the wire. Heads go on where our predecessor left them. */

@@ -69,8 +69,8 @@ struct ip_fragment {
 	struct pkt p;
 };
 uint16_t ip_fragment_id(struct stack *s, uint32_t daddr);
-/* The fragment whose payload begins at *at, which moves on; p->data at a header of ours. False: that was all. */
-bool ip_fragment_next(const struct pkt *p, uint32_t mtu, uint16_t id, uint32_t *at, struct ip_fragment *f);
+/* The fragment whose payload begins at p->sent: its bytes; 0 = that was all. p->data at a header of ours. */
+uint32_t ip_fragment_next(const struct pkt *p, uint32_t mtu, struct ip_fragment *f);
 
 /* p->data at an ICMP header: checksum, then out. */
 void icmp_send(struct stack *s, struct pkt *p, uint32_t saddr, uint32_t daddr);

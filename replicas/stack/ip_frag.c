@@ -15,14 +15,14 @@ uint16_t ip_fragment_id(struct stack *s, uint32_t daddr)
 	return s->ip->id[hash_mum(key ^ daddr, 0x9e3779b97f4a7c15ull) % IP_ID_COUNTERS]++;
 }
 
-static struct wire_ip fragment_header(const struct pkt *p, uint32_t at, uint32_t len, bool more, uint16_t id)
+static struct wire_ip fragment_header(const struct pkt *p, uint32_t len, bool more)
 {
 	struct wire_ip h;
 
 	memcpy(&h, p->data, sizeof(h));
 	h.total_len = be16_put((uint16_t)(sizeof(h) + len));
-	h.id = be16_put(id);
-	h.frag = be16_put((uint16_t)(at / 8 | (more ? IP_MF : 0)));
+	h.id = be16_put(p->sent_id);
+	h.frag = be16_put((uint16_t)(p->sent / 8 | (more ? IP_MF : 0)));
 	h.csum.v = 0;
 	h.csum = be16_put((uint16_t)~csum_fold(csum_add(0, &h, sizeof(h))));
 	return h;
@@ -62,21 +62,19 @@ static bool take(const struct pkt *p, uint32_t at, uint32_t len, struct pkt *out
 	return len == 0;
 }
 
-bool ip_fragment_next(const struct pkt *p, uint32_t mtu, uint16_t id, uint32_t *at, struct ip_fragment *f)
+uint32_t ip_fragment_next(const struct pkt *p, uint32_t mtu, struct ip_fragment *f)
 {
-	uint32_t all = pkt_total(p) - (uint32_t)sizeof(struct wire_ip), len = all - *at;
+	uint32_t all = pkt_total(p) - (uint32_t)sizeof(struct wire_ip);
 	uint32_t most = mtu > sizeof(struct wire_ip) ? (mtu - (uint32_t)sizeof(struct wire_ip)) & ~7u : 0;
+	uint32_t len;
 	struct wire_ip h;
 
-	if (!len || !most)
-		return false;
-	if (len > most)
-		len = most;
-	h = fragment_header(p, *at, len, *at + len < all, id);
+	/* Who shows a packet again may have a shorter one: its bytes and their number are the application's. */
+	if (p->sent >= all || !most)
+		return 0;
+	len = all - p->sent < most ? all - p->sent : most;
+	h = fragment_header(p, len, p->sent + len < all);
 	f->p = (struct pkt){ .data = f->room + PKT_HEADROOM, .buf = f->room, .len = sizeof(h) };
 	memcpy(f->p.data, &h, sizeof(h));
-	if (!take(p, *at, len, &f->p))
-		return false;
-	*at += len;
-	return true;
+	return take(p, p->sent, len, &f->p) ? len : 0;
 }

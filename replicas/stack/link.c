@@ -179,18 +179,18 @@ static void queue_packet(struct stack *s, const struct neighbour *n, const struc
 	w->used += need;
 }
 
-/* A packet for a neighbour that is known; in fragments if it does not fit. No room for all: again from the first. */
+/* A packet for a neighbour that is known; in fragments if it does not fit. No room for all: p->sent says how far. */
 static bool packet_out(struct stack *s, struct pkt *p, const uint8_t dst[6])
 {
 	const struct wire_ip *h = pkt_get(p, 0, sizeof(*h));
 	struct ip_fragment f;
-	uint32_t at = 0;
-	uint16_t id;
+	uint32_t len;
 
 	if (p->gso_size || pkt_total(p) <= s->cfg.mtu || !h)
 		return frame_out(s, p, dst, ETHERTYPE_IPV4);
-	id = ip_fragment_id(s, be32_get(h->daddr));
-	while (ip_fragment_next(p, s->cfg.mtu, id, &at, &f))
+	if (!p->sent)
+		p->sent_id = ip_fragment_id(s, be32_get(h->daddr));
+	for (; (len = ip_fragment_next(p, s->cfg.mtu, &f)) != 0; p->sent += len)
 		if (!frame_out(s, &f.p, dst, ETHERTYPE_IPV4))
 			return false;
 	return true;

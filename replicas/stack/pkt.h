@@ -31,7 +31,10 @@ struct pkt {
 	uint16_t flags;		/* enum pkt_flags */
 	uint16_t gso_size;	/* payload bytes of each wire segment, 0 = one segment */
 	uint16_t l4_offset;	/* from data, once known */
-	uint16_t pad;
+	/* It leaves in fragments, and there was no room for all of them: bytes of its payload that have left, under this
+	 * identification. Who sends the packet again says so, or the receiver gets beginnings only. */
+	uint16_t sent_id;
+	uint32_t sent;
 };
 
 /* What a nic may say of a frame. */

@@ -59,7 +59,8 @@ static struct wire_tcp *seg_start(struct pkt *p, struct seg_buf *b, uint32_t hdr
 	p->flags = 0;
 	p->gso_size = 0;
 	p->l4_offset = 0;
-	p->pad = 0;
+	p->sent_id = 0;
+	p->sent = 0;
 	return (struct wire_tcp *)(void *)p->data;
 }
 

@@ -273,6 +273,7 @@ void udp_icmp(struct stack *s, const struct flow_key *k, uint8_t type, uint8_t c
 static void broken(struct stack *s, struct udp_sock *u)
 {
 	u->tx_una = u->tx_tail;
+	u->sent = 0;
 	a64_release(&u->ref.pub->tx_una, u->tx_una);
 	sock_status(s, &u->ref, NEAT_SLOT_HUP, 0, EINVAL);
 	sock_notify(s, &u->ref, SOCK_STATE);
@@ -287,16 +288,31 @@ static bool sendable(const struct stack *s, const struct neat_dgram *h, uint32_t
 	return local || saddr >> 24 != 127;
 }
 
-/* False: no room, the datagram stays in the ring. */
+/* Of a datagram whose first fragments have left already, what they say: the rest goes with them. */
+static uint16_t checksum(const struct udp_sock *u, const struct pkt *p, const struct ip_meta *m)
+{
+	uint64_t sum = ip_pseudo_sum(m->saddr, m->daddr, IP_PROTO_UDP, pkt_total(p));
+	uint16_t csum;
+
+	if (p->sent)
+		return u->sent_csum;
+	sum = __builtin_bswap16((uint16_t)sum);
+	csum = (uint16_t)~csum_fold(csum_pkt(sum, p));
+	return csum ? csum : 0xffff;	/* RFC 768: 0 would mean none */
+}
+
+/* False: no room, the datagram, or what is left of it, stays in the ring. */
 static bool emit(struct stack *s, struct udp_sock *u, const struct neat_dgram *h, const struct neat_span *payload)
 {
 	_Alignas(16) uint8_t room[PKT_HEADROOM + sizeof(struct wire_udp)];
-	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = sizeof(struct wire_udp), .flags = PKT_PASS };
+	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = sizeof(struct wire_udp), .flags = PKT_PASS,
+			 .sent = u->sent, .sent_id = u->sent_id };
 	struct wire_udp *w = (struct wire_udp *)(void *)p.data;
 	struct ip_meta m = {
 		.saddr = u->laddr ? u->laddr : ip_source_for(s, h->addr), .daddr = h->addr,
 		.proto = IP_PROTO_UDP, .ttl = u->ttl, .tos = u->tos,
 	};
+	bool done;
 
 	if (!sendable(s, h, m.saddr)) {
 		stack_drop(s, DROP_UDP_SEND);
@@ -309,14 +325,13 @@ static bool emit(struct stack *s, struct udp_sock *u, const struct neat_dgram *h
 	}
 	p.frag_len = h->len;
 	if (!ip_is_local(s, h->addr)) {
-		uint64_t sum = ip_pseudo_sum(m.saddr, m.daddr, IP_PROTO_UDP, pkt_total(&p));
-		uint16_t csum;
-
-		sum = __builtin_bswap16((uint16_t)sum);
-		csum = (uint16_t)~csum_fold(csum_pkt(sum, &p));
-		w->csum = be16_put(csum ? csum : 0xffff);	/* RFC 768: 0 would mean none */
+		u->sent_csum = checksum(u, &p, &m);
+		w->csum = be16_put(u->sent_csum);
 	}
-	return ip_output(s, &p, &m);
+	done = ip_output(s, &p, &m);
+	u->sent = p.sent;
+	u->sent_id = p.sent_id;
+	return done;
 }
 
 /* The next datagram of the send ring. False: there is none. */
@@ -346,6 +361,7 @@ static bool next_datagram(struct stack *s, struct udp_sock *u, struct neat_dgram
 static void retire(struct udp_sock *u, const struct neat_dgram *h)
 {
 	u->tx_una += sizeof(*h) + h->len;
+	u->sent = 0;
 	a64_release(&u->ref.pub->tx_una, u->tx_una);	/* W4: after its effects */
 }
 

@@ -24,6 +24,8 @@ struct udp_sock {
 	uint64_t rx_head, rx_tail, rx_ring;
 	uint64_t tx_una, tx_tail;
 	uint32_t rcvbuf, sndbuf;
+	uint32_t sent;			/* of the datagram at tx_una, which leaves in fragments: struct pkt */
+	uint16_t sent_id, sent_csum;
 	uint32_t optgen;
 	uint32_t next;			/* in its bucket, or of the free ones; index + 1 */
 	uint32_t resume_next;		/* index + 1 */

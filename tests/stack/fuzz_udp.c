@@ -161,7 +161,7 @@ int main(int argc, char **argv)
 		else if (what < 97)
 			host_udp_reborn(f->h);
 		else
-			host_block_tx(f->h, chance(f, 30));
+			host_room_tx(f->h, chance(f, 30) ? below(f, 60) : UINT32_MAX);
 		if (step % 16 == 0)
 			honest(f);
 		while (host_out(f->h, bin, sizeof(bin)) >= 0)

@@ -34,7 +34,7 @@ struct host {
 	uint32_t out_head, out_tail;
 	uint8_t answer[12];	/* to the nic: addresses and ports of it */
 	int answers, used;
-	bool tx_blocked;
+	uint32_t tx_room;	/* frames that it takes yet */
 	uint32_t accept_fail;
 	uint32_t pushed_limit;
 	uint8_t pushed_state;
@@ -116,8 +116,9 @@ static bool tx(void *world, const struct pkt *p)
 	uint32_t len = pkt_total(p), at = p->len;
 	uint8_t *flat;
 
-	if (h->tx_blocked)
+	if (!h->tx_room)
 		return false;
+	h->tx_room -= h->tx_room != UINT32_MAX;
 	flat = malloc(len);
 	memcpy(flat, p->data, p->len);
 	for (int i = 0; i < 2; i++) {
@@ -166,6 +167,7 @@ struct host *host_new(const struct host_config *c)
 	for (unsigned i = 0; i < sizeof(cfg.secret); i++)
 		cfg.secret[i] = (uint8_t)next_random(h);
 	h->next_born = 1;
+	h->tx_room = UINT32_MAX;
 	h->mem.pub = zeroed(sizeof(struct neat_seg_pub));
 	h->mem.app = zeroed(NEAT_SEG_APP_SIZE);
 	h->memory_size = stack_memory(&cfg);
@@ -211,7 +213,6 @@ void host_time(struct host *h, uint64_t now_us)
 
 uint64_t host_now(struct host *h) { return h->stack.now_us; }
 uint64_t host_deadline(struct host *h) { return stack_deadline(&h->stack); }
-void host_block_tx(struct host *h, int on) { h->tx_blocked = on; }
 void host_accept_fail(struct host *h, uint32_t count) { h->accept_fail = count; }
 
 /* The neighbour is learnt as from the wire: an ARP request of the sender for our address. */

@@ -29,6 +29,7 @@ API uint64_t host_now(struct host *h);
 API uint64_t host_deadline(struct host *h);
 API void host_drain(struct host *h);
 API void host_block_tx(struct host *h, int on);
+API void host_room_tx(struct host *h, uint32_t frames);
 API void host_learn(struct host *h, uint32_t addr);
 API void host_in(struct host *h, const uint8_t *ip, uint32_t len);
 API void host_return(struct host *h, const uint8_t *ip, uint32_t len);
@@ -64,6 +65,7 @@ API void host_accept_fail(struct host *h, uint32_t count);
 API void host_icmp(struct host *h, uint32_t laddr, uint16_t lport, uint32_t raddr, uint16_t rport,
 		   uint32_t seq, uint8_t type, uint8_t code, uint32_t mtu);
 API int host_udp_open(struct host *h, uint32_t addr, uint16_t port, const uint32_t *opts);
+API void host_udp_relength(struct host *h, uint32_t slot, uint32_t len);
 API void host_udp_send(struct host *h, uint32_t slot, uint32_t addr, uint16_t port, const uint8_t *data, uint32_t len);
 API void host_udp_write(struct host *h, uint32_t slot, const uint8_t *data, uint32_t len);
 API int host_udp_recv(struct host *h, uint32_t slot, uint8_t *data, uint32_t cap, uint32_t *addr, uint16_t *port);

@@ -14,6 +14,10 @@ static uint64_t next_random(void *world)
 	return z ^ z >> 31;
 }
 
+/* The nic takes so many frames more. */
+void host_room_tx(struct host *h, uint32_t frames) { h->tx_room = frames; }
+void host_block_tx(struct host *h, int on) { host_room_tx(h, on ? 0 : UINT32_MAX); }
+
 static bool port_bound(void *world, uint32_t addr, uint16_t port)
 {
 	struct host *h = world;
@@ -31,6 +35,15 @@ uint32_t host_ports(struct host *h, uint16_t first, uint16_t last)
 	h->port_first = first;
 	h->port_last = last;
 	return h->ports_asked;
+}
+
+/* What the oldest datagram in the send ring says of its length. */
+void host_udp_relength(struct host *h, uint32_t slot, uint32_t len)
+{
+	struct neat_span s = neat_ring_span(h->mem.app, slot, NEAT_TX, a64_relaxed(&h->mem.app->slots[slot].tx_ring),
+					    a64_relaxed(&h->mem.pub->slots[slot].tx_una), sizeof(len));
+
+	neat_span_write(&s, &len);
 }
 
 #endif

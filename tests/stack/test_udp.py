@@ -271,6 +271,51 @@ def test_fragments_wait_for_room(host: Host) -> None:
     assert joined(host.packets())[8:] == b"z" * 9000
 
 
+def let_out(host: Host, frames: int) -> list[bytes]:
+    """The nic takes so many frames more, in two turns: which they are."""
+    for part in (frames // 2, frames - frames // 2):
+        host.lib.host_room_tx(host.h, part)
+        host.lib.host_drain(host.h)
+    host.collect()
+    return host.packets()
+
+
+def by_id(packets: list[bytes]) -> list[list[bytes]]:
+    groups: dict[bytes, list[bytes]] = {}
+    for packet in packets:
+        groups.setdefault(packet[4:6], []).append(packet)
+    return list(groups.values())
+
+
+@pytest.mark.parametrize("frames", [2, 5, 44, 45, 89, 100])
+def test_fragments_are_sent_once_however_little_room_there_is(host: Host, frames: int) -> None:
+    """First pieces without the last fill the receiver's reassembly for 30 s (RFC 1122 3.3.2)."""
+    slots = [host.udp(53), host.udp(54)]
+    host.learn(THERE)
+    host.lib.host_block_tx(host.h, 1)
+    sent = [random.Random(i).randbytes(LARGEST - i) for i in range(6)]
+    for i, data in enumerate(sent):
+        host.send_to(slots[i % 2], THERE, 4000, data)
+    seen: list[bytes] = []
+    while len(seen) < 6 * 45 and (more := let_out(host, frames)):
+        seen += more
+    assert let_out(host, frames) == []
+    assert sorted(joined(group)[8:] for group in by_id(seen)) == sorted(sent)
+
+
+def test_a_datagram_that_shrinks_between_its_fragments(host: Host) -> None:
+    """Its length is the application's: what it says later costs nobody else anything."""
+    slot = host.udp(53)
+    host.learn(THERE)
+    host.lib.host_room_tx(host.h, 20)
+    host.send_to(slot, THERE, 4000, b"s" * LARGEST)
+    host.lib.host_udp_relength(host.h, slot, 9000)
+    assert len(let_out(host, 100)) == 20
+    other = host.udp(54)
+    host.send_to(other, THERE, 4000, b"o" * 9000)
+    assert joined(let_out(host, 100))[8:] == b"o" * 9000
+
+
 @pytest.mark.parametrize("size", [0, 1, 1999, 2048, 9000, LARGEST])
 def test_local_datagrams(host: Host, size: int) -> None:
     a, b = host.udp(1000), host.udp(2000, LOCALHOST)

@@ -525,16 +525,22 @@ print("whole")
 """
 
 
-def send_fragments(server: World, address: str, client: World) -> None:
+@contextmanager
+def hashing(server: World, address: str) -> Iterator[list[str]]:
+    """Ports at which it says what came."""
     serving = server.start(sys.executable, "-c", FRAGMENTS_SERVER, address, stdout=subprocess.PIPE)
     assert serving.stdout
     try:
-        ports = serving.stdout.readline().split()
-        said = client.run(sys.executable, "-c", FRAGMENTS_CLIENT, address, *ports).stdout
-        assert said == "whole\n"
+        yield serving.stdout.readline().split()
     finally:
         serving.kill()
         serving.wait()
+
+
+def send_fragments(server: World, address: str, client: World) -> None:
+    with hashing(server, address) as ports:
+        said = client.run(sys.executable, "-c", FRAGMENTS_CLIENT, address, *ports).stdout
+        assert said == "whole\n"
 
 
 def test_fragments_of_a_kernel_peer_reach_the_home_of_their_port(net: Net) -> None:
@@ -545,6 +551,33 @@ def test_fragments_of_a_kernel_peer_reach_the_home_of_their_port(net: Net) -> No
 def test_fragments_of_ours_reach_a_kernel_peer(net: Net) -> None:
     """The first datagram to a neighbour that is not known yet, too; IP_MTU_DISCOVER as ip(7)."""
     send_fragments(net.peer, PEER, net.neat)
+
+
+BURST = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(20); s.sendto(b"x", (sys.argv[1], int(sys.argv[2]))); s.recv(100)  # neighbours now
+s.settimeout(None); print("burst", flush=True)
+for i in range(300):
+    assert s.sendto(bytes(60000), (sys.argv[1], 9)) == 60000
+"""
+
+
+def reassembled(world: World) -> tuple[int, int]:
+    """ipReasmReqds, ipReasmOKs (RFC 2011): fragments that came, packets that they became."""
+    text = world.run("cat", "/proc/net/snmp").stdout
+    names, values = (line.split() for line in text.splitlines() if line.startswith("Ip:"))
+    found = dict(zip(names, values, strict=True))
+    return int(found["ReasmReqds"]), int(found["ReasmOKs"])
+
+
+def test_no_fragment_of_a_burst_is_sent_twice(net: Net) -> None:
+    """The nic's ring is full again and again: the others follow when there is room."""
+    before = reassembled(net.peer)
+    with hashing(net.peer, PEER) as ports:
+        net.neat.run(sys.executable, "-c", BURST, PEER, ports[0])
+    wait_until(lambda: reassembled(net.peer)[1] - before[1] == 300, "all are whole")
+    assert reassembled(net.peer)[0] - before[0] == 300 * 41  # of 1480 bytes, RFC 791
 
 
 def test_a_datagram_larger_than_the_wire(net: Net) -> None:

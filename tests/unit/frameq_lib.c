@@ -23,6 +23,7 @@ int ends_pending(struct ends *e, uint32_t which);
 int ends_wake(struct ends *e, uint32_t which);
 void ends_wait_for(struct ends *e, uint32_t which, uint32_t other);
 uint64_t ends_fenced(struct ends *e, uint32_t which);
+uint32_t ends_sent(struct ends *e, uint32_t which, uint32_t more);
 void ends_lie(struct ends *e, uint32_t which, uint64_t tail, uint32_t len);
 /* ---- end ---- */
 
@@ -99,6 +100,18 @@ int ends_wake(struct ends *e, uint32_t which)
 
 void ends_wait_for(struct ends *e, uint32_t which, uint32_t other) { e->end[which].waits_for = &e->end[other]; }
 uint64_t ends_fenced(struct ends *e, uint32_t which) { return e->end[which].fenced; }
+
+/* Of the oldest frame; so much more of it leaves, as component.c says. */
+uint32_t ends_sent(struct ends *e, uint32_t which, uint32_t more)
+{
+	struct pkt p;
+	bool in;
+
+	if (!frameq_take(&e->end[which], &p, &in))
+		return UINT32_MAX;
+	e->end[which].sent = p.sent + more;
+	return p.sent;
+}
 
 /* The other end writes nonsense: a tail, and the length of the next frame. */
 void ends_lie(struct ends *e, uint32_t which, uint64_t tail, uint32_t len)

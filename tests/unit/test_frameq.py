@@ -149,6 +149,18 @@ def test_a_frame_waits_for_room_elsewhere(ends: Ends) -> None:
     assert lib.ends_pending(ends.e, UPPER)
 
 
+def test_what_has_left_of_a_frame_is_known_until_it_is_gone(ends: Ends) -> None:
+    """Retired, or of an incarnation that has ended: the next one begins at its beginning."""
+    for frame in (b"first", b"second", b"fenced"):
+        ends.put(LOWER, frame)
+    assert [ends.lib.ends_sent(ends.e, UPPER, 8) for _ in range(3)] == [0, 8, 16]
+    ends.take(UPPER)
+    assert [ends.lib.ends_sent(ends.e, UPPER, 8) for _ in range(2)] == [0, 8]
+    ends.lib.ends_open(ends.e, LOWER, 2)
+    ends.put(LOWER, b"new")
+    assert ends.lib.ends_sent(ends.e, UPPER, 0) == 0
+
+
 @pytest.mark.parametrize("tail", [ENTRIES + 1, 2**63, 2**64 - 1])
 def test_a_tail_that_makes_no_sense_is_no_frame(ends: Ends, tail: int) -> None:
     ends.lib.ends_lie(ends.e, UPPER, tail, 10)
