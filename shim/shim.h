@@ -25,8 +25,8 @@
 
 /* shim_process.c: LD_PRELOAD brought us, so every call of the program arrives here. */
 bool shim_preloaded(void);
-/* syscall.c: system call `nr` itself, past our syscall(); -errno on failure. */
-long shim_kernel(long nr, const long a[6]);
+/* shim_poll.c: a system call that waits for descriptors. NT_KERNEL: it is none, or has nothing of ours to wait for; -errno. */
+long shim_wait_by_number(long nr, const long a[6]);
 /* shim_stdio.c: this image was exec'ed with sockets; stdin, stdout or stderr may be among them. */
 void shim_standard_streams(void);
 

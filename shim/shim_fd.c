@@ -19,7 +19,7 @@ SHIM int close(int fd)
 static int kernel_close_range(unsigned first, unsigned last, int flags)
 {
 	const long a[6] = { (long)first, (long)last, flags };
-	long rc = first > last ? 0 : shim_kernel(SYS_close_range, a);
+	long rc = first > last ? 0 : nt_kernel_call(SYS_close_range, a);
 
 	if (!rc)
 		return 0;

@@ -117,7 +117,7 @@ SHIM int epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout, con
 
 static int kernel_pwait2(int epfd, struct epoll_event *ev, int max, const struct timespec *t, const sigset_t *mask)
 {
-	return (int)syscall(SYS_epoll_pwait2, epfd, ev, max, t, mask, (size_t)(_NSIG / 8));
+	return (int)nt_syscall(SYS_epoll_pwait2, epfd, ev, max, t, mask, (size_t)(_NSIG / 8));
 }
 
 SHIM int epoll_pwait2(int epfd, struct epoll_event *ev, int max, const struct timespec *t, const sigset_t *mask)
@@ -126,4 +126,102 @@ SHIM int epoll_pwait2(int epfd, struct epoll_event *ev, int max, const struct ti
 
 	SHIM_RETURN(ns == -2 ? NT_KERNEL : nt_epoll_wait(epfd, ev, max, ns, mask),
 		    kernel_pwait2(epfd, ev, max, t, mask));
+}
+
+/* ---- by number: the system calls themselves, which libc's functions of that name are not quite ---- */
+
+enum { MASK_SIZE = _NSIG / 8 };
+
+/* The kernel says in its own way what is wrong with the other arguments. */
+static bool wrong_mask(const sigset_t *mask, size_t size) { return mask && (nt_bad_pointer(mask) || size != MASK_SIZE); }
+
+static bool wrong_time(const struct timespec *t) { return t && nt_bad_pointer(t); }
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Unlike libc's functions, ppoll and pselect6 say how much was left. */
+static void say_left(struct timespec *t, int64_t ns, int64_t since_ns)
+{
+	int64_t left = ns - (now_ns() - since_ns);
+
+	if (ns < 0)
+		return;
+	left = left < 0 ? 0 : left;
+	*t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
+}
+
+static long ppoll_by_number(struct pollfd *fds, nfds_t n, struct timespec *t, const sigset_t *mask, size_t size)
+{
+	int64_t ns, since_ns;
+	long rc;
+
+	if (wrong_time(t) || wrong_mask(mask, size) || (ns = from_timespec(t)) == -2)
+		return NT_KERNEL;
+	since_ns = now_ns();
+	rc = nt_poll(fds, n, ns, mask);
+	if (rc != NT_KERNEL)
+		say_left(t, ns, since_ns);
+	return rc;
+}
+
+static long pselect_by_number(const long a[6])
+{
+	const struct { const sigset_t *mask; size_t size; } *packed = (const void *)a[5], none = { NULL, 0 };
+	struct timespec *t = (void *)a[4];
+	int64_t ns, since_ns;
+	long rc;
+
+	if (!packed)
+		packed = &none;
+	if (nt_bad_pointer(packed) || wrong_time(t) || wrong_mask(packed->mask, packed->size) || (ns = from_timespec(t)) == -2)
+		return NT_KERNEL;
+	since_ns = now_ns();
+	rc = nt_select((int)a[0], (void *)a[1], (void *)a[2], (void *)a[3], ns, NULL, packed->mask);
+	if (rc != NT_KERNEL)
+		say_left(t, ns, since_ns);
+	return rc;
+}
+
+static long epoll_by_number(const long a[6], int64_t ns)
+{
+	const sigset_t *mask = (const void *)a[4];
+
+	if (wrong_mask(mask, (size_t)a[5]) || ns == -2)
+		return NT_KERNEL;
+	return nt_epoll_wait((int)a[0], (void *)a[1], (int)a[2], ns, mask);
+}
+
+long shim_wait_by_number(long nr, const long a[6])
+{
+	switch (nr) {
+#ifdef SYS_poll
+	case SYS_poll:
+		return nt_poll((void *)a[0], (nfds_t)a[1], from_ms((int)a[2]), NULL);
+#endif
+	case SYS_ppoll:
+		return ppoll_by_number((void *)a[0], (nfds_t)a[1], (void *)a[2], (const void *)a[3], (size_t)a[4]);
+#ifdef SYS_select
+	case SYS_select:
+		if (a[4] && nt_bad_pointer((void *)a[4]))
+			return NT_KERNEL;
+		return select_ours((int)a[0], (void *)a[1], (void *)a[2], (void *)a[3], (void *)a[4]);
+#endif
+	case SYS_pselect6:
+		return pselect_by_number(a);
+#ifdef SYS_epoll_wait
+	case SYS_epoll_wait:
+		return nt_epoll_wait((int)a[0], (void *)a[1], (int)a[2], from_ms((int)a[3]), NULL);
+#endif
+	case SYS_epoll_pwait:
+		return epoll_by_number(a, from_ms((int)a[3]));
+	case SYS_epoll_pwait2:
+		return wrong_time((void *)a[3]) ? NT_KERNEL : epoll_by_number(a, from_timespec((void *)a[3]));
+	}
+	return NT_KERNEL;
 }

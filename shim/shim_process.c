@@ -182,7 +182,7 @@ static void note_static(const char *file, bool search)
 
 static int real_execve(const char *path, char *const argv[], char *const envp[])
 {
-	return (int)syscall(SYS_execve, path, argv, envp);
+	return (int)nt_syscall(SYS_execve, path, argv, envp);
 }
 
 SHIM int execve(const char *path, char *const argv[], char *const envp[])

@@ -16,38 +16,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-long shim_kernel(long nr, const long a[6])
-{
-#if defined(__x86_64__)
-	register long r10 __asm__("r10") = a[3];
-	register long r8 __asm__("r8") = a[4];
-	register long r9 __asm__("r9") = a[5];
-	long rc;
-
-	__asm__ volatile("syscall"
-			 : "=a"(rc)
-			 : "a"(nr), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return rc;
-#elif defined(__aarch64__)
-	register long x8 __asm__("x8") = nr;
-	register long x0 __asm__("x0") = a[0];
-	register long x1 __asm__("x1") = a[1];
-	register long x2 __asm__("x2") = a[2];
-	register long x3 __asm__("x3") = a[3];
-	register long x4 __asm__("x4") = a[4];
-	register long x5 __asm__("x5") = a[5];
-
-	__asm__ volatile("svc 0"
-			 : "+r"(x0)
-			 : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
-			 : "memory");
-	return x0;
-#else
-#error "neatsock runs on x86-64 and aarch64"
-#endif
-}
-
 /* Bytes of a socket of ours; *done tells whether it is a call about them. */
 static long bytes(long nr, const long a[6], bool *done)
 {
@@ -141,13 +109,40 @@ static long numbers(long nr, const long a[6], bool *done)
 		return splice((int)a[0], (void *)a[1], (int)a[2], (void *)a[3], (size_t)a[4], (unsigned)a[5]);
 	case SYS_epoll_ctl:
 		return epoll_ctl((int)a[0], (int)a[1], (int)a[2], (void *)a[3]);
-#ifdef SYS_epoll_wait
-	case SYS_epoll_wait:
-		return epoll_wait((int)a[0], (void *)a[1], (int)a[2], (int)a[3]);
-#endif
 	}
 	*done = false;
 	return 0;
+}
+
+/* Also before we are attached: the first socket of the program's, sets that it makes before that, and who waits there. */
+static long early(long nr, const long a[6], bool *done)
+{
+	*done = true;
+	switch (nr) {
+	case SYS_socket:
+		return socket((int)a[0], (int)a[1], (int)a[2]);
+	case SYS_epoll_create1:
+		return epoll_create1((int)a[0]);
+#ifdef SYS_epoll_create
+	case SYS_epoll_create:
+		return epoll_create((int)a[0]);
+#endif
+#ifdef SYS_fork
+	case SYS_fork:
+		return fork();
+#endif
+	}
+	*done = false;
+	return shim_wait_by_number(nr, a);
+}
+
+/* As libc's function says it. */
+static long said(long rc)
+{
+	if ((unsigned long)rc <= -4096ul)
+		return rc;
+	errno = (int)-rc;
+	return -1;
 }
 
 SHIM long syscall(long nr, ...)
@@ -160,6 +155,11 @@ SHIM long syscall(long nr, ...)
 	for (int i = 0; i < 6; i++)
 		a[i] = va_arg(ap, long);
 	va_end(ap);
+	rc = early(nr, a, &done);
+	if (done)
+		return rc;
+	if (rc != NT_KERNEL)
+		return said(rc);
 	if (nt_attached()) {
 		rc = numbers(nr, a, &done);
 		if (!done && (unsigned long)a[0] < NEAT_FDS_MAX && nt_lookup((int)a[0])) {
@@ -171,10 +171,5 @@ SHIM long syscall(long nr, ...)
 			return rc;
 	}
 	/* Event loops make their ring before the first socket, so before we are attached. */
-	rc = nr == SYS_io_uring_setup && nt_has_instance() ? -ENOSYS : shim_kernel(nr, a);
-	if ((unsigned long)rc > -4096ul) {
-		errno = (int)-rc;
-		return -1;
-	}
-	return rc;
+	return said(nr == SYS_io_uring_setup && nt_has_instance() ? -ENOSYS : nt_kernel_call(nr, a));
 }

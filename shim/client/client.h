@@ -127,6 +127,10 @@ struct nt_real {
 #undef NT_CALL
 };
 extern struct nt_real nt_real;
+/* System call `nr` itself: no cancellation point, and not routed to our sockets as syscall(2) of the program is. -errno. */
+long nt_kernel_call(long nr, const long a[6]);
+/* The same as syscall(2) says it: -1 and errno. */
+long nt_syscall(long nr, ...);
 
 /* Counters of this process, for `neatsock stat` and the tests: fast = no system call was made. */
 struct nt_counters { uint64_t fast, slow, doorbells, sleeps, spins_won; };

@@ -152,7 +152,7 @@ static int wait_in_kernel(int epfd, struct epoll_event *ev, int max, int64_t dea
 	left = deadline_ns - nt_now_ns();
 	left = left > 0 ? left : 0;
 	t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
-	return (int)syscall(SYS_epoll_pwait2, epfd, ev, max, &t, mask, (size_t)(_NSIG / 8));
+	return (int)nt_syscall(SYS_epoll_pwait2, epfd, ev, max, &t, mask, (size_t)(_NSIG / 8));
 }
 
 static bool is_fine(int64_t timeout_ns) { return timeout_ns > 0 && timeout_ns % 1000000; }
@@ -198,7 +198,7 @@ static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max, uin
 {
 	static const struct timespec zero;
 	/* No cancellation point, as we may be waiting in the set: wait.c. */
-	int n = filter(ep, ev, (int)syscall(SYS_epoll_pwait2, ep->epfd, ev, max, &zero, NULL, 0));
+	int n = filter(ep, ev, (int)nt_syscall(SYS_epoll_pwait2, ep->epfd, ev, max, &zero, NULL, 0));
 
 	n = n > 0 ? n : 0;
 	if (ep->twin_news && n < max)
@@ -561,8 +561,10 @@ static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 			ep->spin = true;
 			return n;
 		}
-		if (k->deadline != INT64_MAX && nt_now_ns() >= k->deadline)
-			return ep->nkernel ? kernel_look(ep, k->ev, k->max, &k->call) : 0;
+		if (k->deadline != INT64_MAX && nt_now_ns() >= k->deadline) {
+			n = ep->nkernel ? kernel_look(ep, k->ev, k->max, &k->call) : 0;
+			return n ? n : nt_let_in(k->mask);
+		}
 		if ((ep->spin || !ep->nkernel) && nt_spin(&w->w, k->deadline))
 			continue;
 		n = epoll_sleep(ep, w, k);

@@ -20,7 +20,7 @@ void epoll_ring(int efd)
 {
 	uint64_t one = 1;
 
-	if (syscall(SYS_write, efd, &one, sizeof(one)) < 0 && errno != EAGAIN)	/* as in nt_wake() */
+	if (nt_syscall(SYS_write, efd, &one, sizeof(one)) < 0 && errno != EAGAIN)	/* as in nt_wake() */
 		nt_say("cannot wake a thread: %s", strerror(errno));
 }
 

@@ -365,6 +365,11 @@ bool nt_writable(const struct nt_conn *c);
 uint64_t nt_readable(const struct nt_conn *c);
 
 /* ---- readiness: poll.c ---- */
+/*
+ * A wait found nothing and its time is over: a signal that is pending and that its mask lets in is delivered (-EINTR), as
+ * do_poll() in Linux looks for one before the time. 0: there is none.
+ */
+int nt_let_in(const sigset_t *mask);
 unsigned nt_ready(uint32_t sock);	/* EPOLL* bits that hold now */
 
 /* ---- epoll.c, epoll_set.c ---- */

@@ -145,7 +145,7 @@ static int kernel_look(struct poll_call *p)
 	struct timespec zero = { 0 };
 
 	/* No cancellation point, as we may be watching: wait.c. */
-	if (!p->nkernel || syscall(SYS_ppoll, p->kernel, p->n, &zero, NULL, 0) <= 0)
+	if (!p->nkernel || nt_syscall(SYS_ppoll, p->kernel, p->n, &zero, NULL, 0) <= 0)
 		return 0;
 	return kernel_results(p);
 }
@@ -185,18 +185,30 @@ static void watch_all(struct poll_call *p, struct nt_waiter *w)
 			nt_epoll_watch(&p->watch[i], p->fds[i].fd, w);
 }
 
+int nt_let_in(const sigset_t *mask)
+{
+	struct timespec zero = { 0 };
+
+	if (NT_LIKELY(!mask))
+		return 0;
+	return nt_syscall(SYS_ppoll, NULL, 0l, &zero, mask, (size_t)(_NSIG / 8)) < 0 ? -errno : 0;
+}
+
 static int poll_wait(struct poll_call *p)
 {
 	struct nt_waiter w = { .efd = -1 };
 	bool looked = false;
 
 	for (;;) {
-		int ready, kernel = 0;
+		int ready, kernel;
 
 		nt_waiter_begin(&w);
 		ready = scan_ours(p, true);
-		if (ready || (p->deadline != INT64_MAX && nt_now_ns() >= p->deadline && looked))
-			return (kernel = kernel_look(p)) ? kernel : ready;
+		if (ready || (p->deadline != INT64_MAX && nt_now_ns() >= p->deadline && looked)) {
+			kernel = kernel_look(p);
+			ready = kernel ? kernel : ready;
+			return ready ? ready : nt_let_in(p->mask);
+		}
 		if (!looked) {
 			looked = true;
 			watch_all(p, &w);
@@ -281,7 +293,8 @@ static int poll_run(struct poll_call *p, int64_t timeout_ns)
 		if (!ready)
 			nt_over_look();
 		nt_batch(ready > 0);
-		return poll_now(p, ready);
+		ready = poll_now(p, ready);
+		return ready ? ready : nt_let_in(p->mask);
 	}
 	p->deadline = nt_deadline(timeout_ns);
 	ready = poll_blocking(p);

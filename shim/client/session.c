@@ -89,7 +89,7 @@ static int send_message(int sock, void *msg, size_t len, int fd, int flags)
 		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
 	}
 	do
-		n = syscall(SYS_sendmsg, sock, &mh, MSG_NOSIGNAL | flags);	/* no cancellation point: we hold control_lock */
+		n = nt_syscall(SYS_sendmsg, sock, &mh, MSG_NOSIGNAL | flags);	/* no cancellation point: we hold control_lock */
 	while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : 0;
 }
@@ -103,7 +103,7 @@ static int receive_message(int sock, struct received *m)
 
 	m->nfds = 0;
 	do
-		n = syscall(SYS_recvmsg, sock, &mh, MSG_CMSG_CLOEXEC);
+		n = nt_syscall(SYS_recvmsg, sock, &mh, MSG_CMSG_CLOEXEC);
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;

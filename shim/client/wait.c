@@ -67,10 +67,10 @@ int nt_eventfd_drop(int efd)
 {
 	uint64_t count;
 
-	if (syscall(SYS_read, efd, &count, sizeof(count)) < 0)
+	if (nt_syscall(SYS_read, efd, &count, sizeof(count)) < 0)
 		return errno == EAGAIN ? 0 : -errno;
 	count = 1;
-	if (a32_acquire(&nt.rung) && syscall(SYS_write, efd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+	if (a32_acquire(&nt.rung) && nt_syscall(SYS_write, efd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 		return -errno;
 	return 0;
 }
@@ -84,7 +84,7 @@ void nt_wake(struct nt_waiter *w)
 	if (w->efd >= 0) {
 		if (shares_eventfd(w))
 			a32_add(&nt.rung, 1);
-		if (syscall(SYS_write, w->efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		if (nt_syscall(SYS_write, w->efd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 			nt_say("cannot wake a thread: %s", strerror(errno));
 	} else {
 		syscall(SYS_futex, &w->signaled.v, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);

@@ -9,8 +9,10 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from .tools import bits, listener, outside, pair, say, scenario, settled, sink, until
@@ -200,6 +202,143 @@ def syscall_by_number() -> None:
     else:
         by_number(close, again)
     print(d.recv(1))
+
+
+# poll, ppoll, select, pselect6, epoll_wait, epoll_pwait, epoll_pwait2
+WAITS = {
+    "x86_64": (7, 271, 23, 270, 232, 281, 441),
+    "aarch64": (None, 73, None, 72, None, 22, 441),
+}
+
+
+class Waits:
+    """Each wait for input by its number, with a time-out of whole seconds: what it returned."""
+
+    def __init__(self, fd: int, ep: int) -> None:
+        self.fd, self.ep = fd, ep
+        numbers = WAITS[os.uname().machine]
+        calls = (self.poll, self.ppoll, self.select, self.pselect, *[self.epoll] * 3)
+        self.calls = [(nr, call) for nr, call in zip(numbers, calls, strict=True) if nr]
+        self.mask = ctypes.c_ulong(0)
+        self.size = 8  # of the mask
+        self.left: list[float] = []  # what select() and the like said
+
+    def each(self, seconds: int) -> list[tuple[int, ...]]:
+        return [call(nr, seconds) for nr, call in self.calls]
+
+    def poll(self, nr: int, seconds: int) -> tuple[int, ...]:
+        at = (ctypes.c_short * 4)(*struct.unpack("hh", struct.pack("i", self.fd)), select.POLLIN)
+        return by_number(nr, at, 1, seconds * 1000), at[3]
+
+    def ppoll(self, nr: int, seconds: int) -> tuple[int, ...]:
+        at = (ctypes.c_short * 4)(*struct.unpack("hh", struct.pack("i", self.fd)), select.POLLIN)
+        t = (ctypes.c_long * 2)(seconds)
+        rc = by_number(nr, at, 1, t, ctypes.byref(self.mask), self.size)
+        self.left.append(t[0] + t[1] / 1e9)
+        return rc, at[3]
+
+    def select(self, nr: int, seconds: int, *mask: Any) -> tuple[int, ...]:
+        reads, t = (ctypes.c_ulong * 16)(), (ctypes.c_long * 2)(seconds)
+        reads[self.fd // 64] = 1 << self.fd % 64
+        rc = by_number(nr, self.fd + 1, reads, None, None, t, *mask)
+        self.left.append(t[0])
+        return rc, int(any(reads))
+
+    def pselect(self, nr: int, seconds: int) -> tuple[int, ...]:
+        packed = (ctypes.c_ulong * 2)(ctypes.addressof(self.mask), self.size)
+        return self.select(nr, seconds, packed)
+
+    def epoll(self, nr: int, seconds: int) -> tuple[int, ...]:
+        at = (ctypes.c_uint32 * 3)() if os.uname().machine == "x86_64" else (ctypes.c_uint32 * 4)()
+        t = (ctypes.c_long * 2)(seconds)
+        timeout: Any = t if nr == 441 else seconds * 1000
+        rc = by_number(nr, self.ep, at, 1, timeout, ctypes.byref(self.mask), self.size)
+        return rc, at[0] if rc > 0 else 0
+
+
+@scenario
+def wait_by_number() -> None:
+    c, d = pair()
+    ep = select.epoll()
+    ep.register(d, select.EPOLLIN)
+    waits = Waits(d.fileno(), ep.fileno())
+    print(waits.each(0))
+    threading.Timer(0.05, c.send, (b"x",)).start()
+    print(waits.calls[0][1](waits.calls[0][0], 5), waits.each(5))
+    print([3 < left <= 5 for left in waits.left[-3:]])  # it says what is left
+    d.recv(1)
+    for nr, call in waits.calls:
+        threading.Timer(0.05, c.send, (b"x",)).start()
+        print(call(nr, 5), d.recv(1))
+    waits.size = 4
+    print(waits.each(0))
+
+
+@scenario
+def wait_by_number_for_the_kernels() -> None:
+    c, d = pair()
+    r, w = os.pipe()
+    ep = select.epoll()
+    ep.register(d, select.EPOLLIN)
+    ep.register(r, select.EPOLLIN)
+    waits = Waits(r, ep.fileno())
+    print(waits.each(0))
+    os.write(w, b"x")
+    print(waits.each(5))
+    c.close()
+
+
+# socket, accept, accept4, epoll_create, epoll_create1, fork
+MAKERS = {
+    "x86_64": (41, 43, 288, 213, 291, 57),
+    "aarch64": (198, 202, 242, None, 20, None),
+}
+
+
+@scenario
+def made_by_number() -> None:
+    make, accept, accept4, create, create1, fork = MAKERS[os.uname().machine]
+    stream = (socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, 0)
+    for nr in (accept, accept4):
+        a = listener()
+        c = socket.socket(fileno=by_number(make, *stream))
+        c.connect(a.getsockname())
+        d = socket.socket(fileno=by_number(nr, a.fileno(), None, None, 0))
+        print(os.get_inheritable(c.fileno()), os.get_inheritable(d.fileno()))
+        print(c.getsockname() == d.getpeername(), c.send(b"x"), d.recv(1))
+        for made, flags in ((create, 1), (create1, os.O_CLOEXEC)):
+            if made is None:
+                continue
+            ep = select.epoll.fromfd(by_number(made, flags))
+            ep.register(d, select.EPOLLIN)
+            c.send(b"y")
+            print(len(ep.poll(5)), os.get_inheritable(ep.fileno()), d.recv(1), ep.poll(0.01))
+    if fork is not None:
+        child = by_number(fork)
+        if not child:
+            d.send(b"from the child")
+            os._exit(0)
+        print(c.recv(14, socket.MSG_WAITALL), os.waitpid(child, 0)[1])
+    d.close()
+    print(c.recv(1))
+    print(by_number(make, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_UDP))
+
+
+@scenario
+def first_socket_by_number() -> None:
+    r, w = os.pipe()
+    child = os.fork()
+    if not child:
+        a = listener()
+        a.settimeout(5)
+        os.write(w, b"%d" % a.getsockname()[1])
+        a.accept()[0].send(b"hello")
+        os._exit(0)
+    port = int(os.read(r, 10))
+    make = MAKERS[os.uname().machine][0]
+    c = socket.socket(fileno=by_number(make, socket.AF_INET, socket.SOCK_STREAM, 0))
+    say("connect", c.connect, ("127.0.0.1", port))
+    say("recv", c.recv, 5, socket.MSG_WAITALL)
 
 
 @scenario

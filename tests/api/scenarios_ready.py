@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import select
+import signal
 import socket
 import struct
 import threading
@@ -240,3 +242,63 @@ def epoll_parts_of_a_millisecond() -> None:
         print([wait(one.fileno(), events, 4, timeout, None) for one in (ep, mixed)], flush=True)
         os._exit(0)
     print(os.waitpid(pid, 0)[1], c.send(b"x"))
+
+
+class Unmasked:
+    """ppoll() and the like for input, with a mask that lets SIGUSR1 in, which is pending."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.fds = fds
+        self.ep = select.epoll()
+        for fd in fds:
+            self.ep.register(fd, select.EPOLLIN)
+        self.nothing = ctypes.create_string_buffer(128)
+
+    def ppoll(self, t: bytes | None) -> int:
+        fds = b"".join(struct.pack("ihh", fd, select.POLLIN, 0) for fd in self.fds)
+        at = ctypes.create_string_buffer(fds)
+        return int(self.libc.ppoll(at, len(self.fds), t, self.nothing))
+
+    def pselect(self, t: bytes | None) -> int:
+        reads = (ctypes.c_ulong * 16)()
+        for fd in self.fds:
+            reads[fd // 64] |= 1 << fd % 64
+        return int(self.libc.pselect(max(self.fds) + 1, reads, None, None, t, self.nothing))
+
+    def epoll_pwait(self, t: bytes | None) -> int:
+        timeout = 0 if t == bytes(16) else 1
+        events = ctypes.create_string_buffer(16 * 4)
+        return int(self.libc.epoll_pwait(self.ep.fileno(), events, 4, timeout, self.nothing))
+
+    def epoll_pwait2(self, t: bytes | None) -> int:
+        events = ctypes.create_string_buffer(16 * 4)
+        return int(self.libc.epoll_pwait2(self.ep.fileno(), events, 4, t, self.nothing))
+
+    def each(self, ns: int) -> None:
+        for call in (self.ppoll, self.pselect, self.epoll_pwait, self.epoll_pwait2):
+            signal.raise_signal(signal.SIGUSR1)
+            ctypes.set_errno(0)
+            rc = call(struct.pack("qq", 0, ns))
+            why = errno.errorcode.get(ctypes.get_errno(), "") if rc < 0 else ""
+            left = signal.sigtimedwait([signal.SIGUSR1], 0) is not None
+            print(call.__name__, ns, rc, why, "still pending" if left else "delivered")
+
+
+@scenario
+def mask_that_lets_a_pending_signal_in() -> None:
+    """Whatever the time-out; not to epoll with none, nor where something is ready."""
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    c, d = pair()
+    r, w = os.pipe()
+    sets = ([d.fileno()], [r], [d.fileno(), r])
+    for fds in sets:
+        for ns in (0, 1, 1_000_000):
+            Unmasked(fds).each(ns)
+    c.send(b"x")
+    until(lambda: revents(d, 0, select.POLLIN) != "0")
+    os.write(w, b"x")
+    for fds in sets:
+        for ns in (0, 1_000_000):
+            Unmasked(fds).each(ns)
