@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 40) -> Any:
     """The first true value of `condition`. AssertionError at the deadline."""
     end = time.monotonic() + seconds
     while True:
