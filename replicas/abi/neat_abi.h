@@ -515,6 +515,7 @@ struct neat_replica_status {	/* replica writes; everyone maps it read-only */
 enum {
 	NEAT_QP_ENTRIES = 512,		/* per direction, power of two */
 	NEAT_QP_BUF = 69632,		/* 17 pages: a 64 KiB super-segment with headers; touched on demand */
+	NEAT_QP_ROOM = 2,		/* places that a producer may wait for: a frame makes at most so many others for one ring */
 };
 enum neat_frame_flags {
 	NEAT_FRAME_CSUM_OK = 1,		/* rx: checksums verified (or the frame never left memory) */

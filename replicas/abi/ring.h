@@ -163,6 +163,57 @@ static inline uint32_t neat_ring_ready(uint32_t entries, const neat_a64 *tail, u
 	return n <= entries ? (uint32_t)n : 0;
 }
 
+/*
+ * Frame rings. Both index words are in memory that the other end writes as well, and a process that runs wild may
+ * overwrite either. A consumer keeps its own index to itself and puts its word right; a producer whose words do not fit
+ * goes on where the consumer's word says, as if the ring were empty. Frames are lost by that, as on a wire.
+ */
+
+/* Consumer that begins: where its predecessor stopped. */
+static inline uint64_t neat_frames_resume(uint32_t entries, struct neat_frame_ring *r)
+{
+	/* Acquire: a ring that fits no more is empty, and what is in it was written before its tail. */
+	uint64_t tail = a64_acquire(&r->tail), head = a64_relaxed(&r->head);
+
+	if (tail - head > entries) {
+		head = tail;
+		a64_release(&r->head, head);
+	}
+	return head;
+}
+
+/* Consumer: frames that may be read from `head` on. */
+static inline uint32_t neat_frames_ready(uint32_t entries, struct neat_frame_ring *r, uint64_t head)
+{
+	uint32_t n = neat_ring_ready(entries, &r->tail, head);
+
+	/* While frames come, the word is stored anyway. */
+	if (!n && NEAT_UNLIKELY(a64_relaxed(&r->head) != head))
+		a64_release(&r->head, head);
+	return n;
+}
+
+/* Consumer: the frame at `head` is the producer's again. True: it may wait for the room. */
+NEAT_CHECKED static inline bool neat_frames_retire(uint32_t entries, struct neat_frame_ring *r, uint64_t head)
+{
+	/* Release: we have read the buffer before it is filled again. */
+	a64_release(&r->head, head + 1);
+	/* Head before the look at tail: a producer whose last frame we do not see yet has not looked for room yet, and
+	 * finds this. One that waits for any of NEAT_QP_ROOM places looks again when it is woken. */
+	neat_fence();
+	return a64_relaxed(&r->tail) - head + NEAT_QP_ROOM > entries;
+}
+
+/* Producer: frames that the consumer has not retired, the next one's index being *tail. */
+NEAT_CHECKED static inline uint32_t neat_frames_used(uint32_t entries, const struct neat_frame_ring *r, uint64_t *tail)
+{
+	uint64_t head = a64_acquire(&r->head);	/* acquire: the buffer that is filled again was read */
+
+	if (NEAT_UNLIKELY(*tail - head > entries))
+		*tail = head;
+	return (uint32_t)(*tail - head);
+}
+
 /* Port entries of the registry page start their search here. */
 static inline uint32_t neat_port_hash(uint16_t port, uint16_t proto)
 {

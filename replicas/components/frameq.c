@@ -15,13 +15,7 @@ static void open_end(struct frameq *q, struct neat_queue_pair *pair, bool upper,
 		.doorbell = -1, .entries = entries,
 		.owes_wake = true, .inherited = true,
 	};
-	q->head = a64_relaxed(&q->in->head);
-	/* A predecessor that ran wild may have left indices that fit no more: then the ring is empty. */
-	if (a64_acquire(&q->in->tail) - q->head > entries)
-		q->head = a64_acquire(&q->in->tail);
-	a64_release(&q->in->head, q->head);
-	if (a64_relaxed(&q->out->tail) - a64_acquire(&q->out->head) > entries)
-		a64_release(&q->out->tail, a64_acquire(&q->out->head));
+	q->head = neat_frames_resume(entries, q->in);
 }
 
 void frameq_open(struct frameq *q, struct neat_queue_pair *pair, bool upper, uint32_t epoch)
@@ -49,14 +43,8 @@ static bool fenced(const struct frameq *q, const struct neat_frame_desc *d)
 
 static void retire(struct frameq *q)
 {
-	uint64_t head = q->head++;
-
 	q->sent = 0;
-	a64_release(&q->in->head, q->head);
-	/* Head before the look at tail: an end whose last frame we do not see yet has not looked for room yet, and finds
-	 * this. One that may wait for what frameq_room() calls room looks again when we wake it. */
-	neat_fence();
-	if (a64_relaxed(&q->in->tail) - head + FRAMEQ_ROOM > q->entries)
+	if (neat_frames_retire(q->entries, q->in, q->head++))
 		q->owes_wake = true;
 }
 
@@ -71,7 +59,7 @@ bool frameq_take(struct frameq *q, struct pkt *p, bool *in)
 	struct neat_frame_desc d;
 
 	for (;; q->fenced++, retire(q)) {
-		if (!neat_ring_ready(q->entries, &q->in->tail, q->head))
+		if (!neat_frames_ready(q->entries, q->in, q->head))
 			return false;
 		d = q->in->desc[q->head & (q->entries - 1)];
 		if (!fenced(q, &d))
@@ -90,19 +78,21 @@ bool frameq_take(struct frameq *q, struct pkt *p, bool *in)
 
 bool frameq_room(const struct frameq *q)
 {
-	/* Acquire: the other end has read the buffers that we fill again. */
-	return a64_relaxed(&q->out->tail) - a64_acquire(&q->out->head) + FRAMEQ_ROOM <= q->entries;
+	uint64_t tail = a64_relaxed(&q->out->tail);
+
+	return neat_frames_used(q->entries, q->out, &tail) + NEAT_QP_ROOM <= q->entries;
 }
 
 bool frameq_put(struct frameq *q, const struct pkt *p, bool in)
 {
 	uint64_t tail = a64_relaxed(&q->out->tail);
-	uint8_t *to = q->out_frames + (tail & (q->entries - 1)) * NEAT_QP_BUF + q->headroom;
+	uint8_t *to;
 
-	if (tail - a64_acquire(&q->out->head) >= q->entries)
+	if (neat_frames_used(q->entries, q->out, &tail) >= q->entries)
 		return false;
 	if (pkt_total(p) > NEAT_QP_BUF - q->headroom)
 		return true;	/* too long for any frame: lost like on a wire */
+	to = q->out_frames + (tail & (q->entries - 1)) * NEAT_QP_BUF + q->headroom;
 	memcpy(to, p->data, p->len);
 	for (uint32_t i = 0, at = p->len; i < 2 && p->frag_len; at += p->frag[i].len, i++)
 		memcpy(to + at, p->frag[i].p, p->frag[i].len);
@@ -132,13 +122,13 @@ void frameq_wake(struct frameq *q)
 
 bool frameq_pending(const struct frameq *q)
 {
-	return frameq_is_open(q) && neat_ring_ready(q->entries, &q->in->tail, q->head) &&
+	return frameq_is_open(q) && neat_frames_ready(q->entries, q->in, q->head) &&
 	       (!q->waits_for || frameq_room(q->waits_for));
 }
 
 bool frameq_waits_outward(const struct frameq *q)
 {
-	return frameq_is_open(q) && q->in == &q->pair->tx && neat_ring_ready(q->entries, &q->in->tail, q->head);
+	return frameq_is_open(q) && q->in == &q->pair->tx && neat_frames_ready(q->entries, q->in, q->head);
 }
 
 bool packet_header(struct stack *s, struct pkt *p, struct ip_meta *m, uint32_t *ihl)

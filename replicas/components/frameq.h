@@ -10,7 +10,6 @@
 
 enum {
 	FRAMEQ_ENTRIES = 128,	/* of NEAT_QP_ENTRIES, between components: what is in flight stays small */
-	FRAMEQ_ROOM = 2,	/* a frame makes at most so many others for one queue */
 };
 
 struct frameq {
@@ -38,7 +37,7 @@ static inline bool frameq_is_open(const struct frameq *q) { return q->pair != NU
 NEAT_CHECKED bool frameq_take(struct frameq *q, struct pkt *p, bool *in);
 /* After the effects of the frame that frameq_take() gave: its memory belongs to the other end again. */
 void frameq_retire(struct frameq *q);
-bool frameq_room(const struct frameq *q);
+bool frameq_room(const struct frameq *q);	/* for NEAT_QP_ROOM frames */
 /* A copy of p. False: no room. */
 NEAT_CHECKED bool frameq_put(struct frameq *q, const struct pkt *p, bool in);
 /* Wakes the other end if that is owed. */

@@ -8,19 +8,23 @@ static uint8_t *buffer(const struct queue *u, bool tx, uint64_t index)
 	       ((tx ? (uint64_t)NEAT_QP_ENTRIES : 0) + (index & (NEAT_QP_ENTRIES - 1))) * NEAT_QP_BUF;
 }
 
+/* Places of rx that are taken. What was held is lost with the rest when the replica's word does not fit. */
+static uint64_t used(struct queue *u)
+{
+	uint64_t tail = u->rx_tail;
+	uint32_t n = neat_frames_used(NEAT_QP_ENTRIES, &u->q->rx, &tail);
+
+	if (NEAT_UNLIKELY(tail != u->rx_tail))
+		u->rx_tail = u->rx_shown = tail;
+	return n;
+}
+
 void queue_attach(struct queue *u, struct neat_queue_pair *q, uint32_t epoch)
 {
-	/* Acquire: the replica has read what it retired, and filled what it published. */
-	uint64_t rx_head = a64_acquire(&q->rx.head), tx_tail = a64_acquire(&q->tx.tail);
-
 	*u = (struct queue){ .q = q, .epoch = epoch, .wake = true, .inherited = true };
-	u->rx_tail = u->rx_shown = a64_relaxed(&q->rx.tail);
-	u->tx_head = a64_relaxed(&q->tx.head);
-	/* A replica that ran wild may have left indices that fit no more: then the ring is empty. */
-	if (u->rx_tail - rx_head > NEAT_QP_ENTRIES)
-		u->rx_tail = u->rx_shown = rx_head;
-	if (tx_tail - u->tx_head > NEAT_QP_ENTRIES)
-		u->tx_head = tx_tail;
+	u->rx_shown = u->rx_tail = a64_relaxed(&q->rx.tail);
+	(void)used(u);
+	u->tx_head = neat_frames_resume(NEAT_QP_ENTRIES, &q->tx);
 	queue_fence(u, epoch);
 }
 
@@ -53,10 +57,7 @@ static void publish(struct queue *u)
 
 bool queue_put(struct queue *u, const uint8_t *bytes, const struct frame_meta *m, uint64_t now_us)
 {
-	uint64_t used = u->rx_tail - a64_acquire(&u->q->rx.head);	/* acquire: the buffer was read */
-
-	/* A head ahead of our tail gives a huge difference: no room, which harms only its owner. */
-	if (used >= NEAT_QP_ENTRIES || m->len > NEAT_QP_BUF)
+	if (used(u) >= NEAT_QP_ENTRIES || m->len > NEAT_QP_BUF)
 		return false;
 	memcpy(buffer(u, false, u->rx_tail), bytes, m->len);
 	u->q->rx.desc[u->rx_tail & (NEAT_QP_ENTRIES - 1)] = (struct neat_frame_desc){
@@ -100,7 +101,7 @@ bool queue_must_wake(struct queue *u)
 
 uint32_t queue_pending(const struct queue *u)
 {
-	return u->q ? neat_ring_ready(NEAT_QP_ENTRIES, &u->q->tx.tail, u->tx_head) : 0;
+	return u->q ? neat_frames_ready(NEAT_QP_ENTRIES, &u->q->tx, u->tx_head) : 0;
 }
 
 const uint8_t *queue_peek(const struct queue *u, struct frame_meta *m, uint32_t *epoch)
@@ -116,13 +117,6 @@ const uint8_t *queue_peek(const struct queue *u, struct frame_meta *m, uint32_t 
 
 void queue_done(struct queue *u)
 {
-	uint64_t head = u->tx_head++;
-
-	/* Release: we have read the buffer before the replica fills it again. */
-	a64_release(&u->q->tx.head, u->tx_head);
-	/* Head before the look at tail: an end whose last frame we do not see yet has not looked for room yet, and finds
-	 * this. One that waits for room (nicq_pending(), frameq_room()) looks again when we wake it. */
-	neat_fence();
-	if (a64_relaxed(&u->q->tx.tail) - head + QUEUE_ROOM > NEAT_QP_ENTRIES)
+	if (neat_frames_retire(NEAT_QP_ENTRIES, &u->q->tx, u->tx_head++))
 		u->wake = true;
 }

@@ -2,7 +2,7 @@
  * queue.h - the nic's end of one replica's queue pair: producer of rx, consumer of tx.
  *
  * Pure. The replica is hostile: its indices are checked by difference, its descriptors are copied
- * once, and nothing of ours is read back from the shared words.
+ * once, and no index of ours is read back from the shared words.
  */
 #ifndef NEAT_QUEUE_H
 #define NEAT_QUEUE_H
@@ -11,7 +11,6 @@
 
 enum {
 	QUEUE_HOLD_US = 2000000,	/* a frame older than that was sent again already (RFC 6298: 1 s) */
-	QUEUE_ROOM = 2,			/* places that the other end may wait for: FRAMEQ_ROOM of components/frameq.h */
 };
 
 struct queue {

@@ -27,12 +27,7 @@ void nicq_attach(struct replica *r, struct message *msg)
 	q = map_written(msg->fds[0], NEAT_OBJ_QUEUE_PAIR, NEAT_QP_SIZE,
 			(struct owner){ r->cfg.index, r->cfg.epoch, r->instance });
 	r->queue = q;
-	r->nic_rx_head = a64_relaxed(&q->rx.head);
-	/* A predecessor that ran wild may have left indices that fit no more; of tx see nicq_room(). */
-	if (a64_acquire(&q->rx.tail) - r->nic_rx_head > NEAT_QP_ENTRIES) {
-		r->nic_rx_head = a64_acquire(&q->rx.tail);
-		a64_release(&q->rx.head, r->nic_rx_head);
-	}
+	r->nic_rx_head = neat_frames_resume(NEAT_QP_ENTRIES, &q->rx);
 	if (msg->nfds > 1) {
 		r->nic_eventfd = msg->fds[1];
 		msg->fds[1] = -1;

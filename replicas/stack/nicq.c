@@ -13,16 +13,11 @@ static uint8_t *nicq_buffer(struct neat_queue_pair *q, bool tx, uint64_t index)
 	       ((tx ? (uint64_t)NEAT_QP_ENTRIES : 0) + (index & (NEAT_QP_ENTRIES - 1))) * NEAT_QP_BUF;
 }
 
-/* Room for a frame at *tail. Words that fit no more, whoever wrote them, leave an empty ring: the nic says where. */
+/* Room for a frame at *tail. */
 static bool nicq_room(const struct replica *r, uint64_t *tail)
 {
-	/* Acquire: the nic has read the buffer that we fill again. */
-	uint64_t head = a64_acquire(&r->queue->tx.head);
-
 	*tail = a64_relaxed(&r->queue->tx.tail);
-	if (*tail - head > NEAT_QP_ENTRIES)
-		*tail = head;
-	return *tail - head < NEAT_QP_ENTRIES;
+	return neat_frames_used(NEAT_QP_ENTRIES, &r->queue->tx, tail) < NEAT_QP_ENTRIES;
 }
 
 /* Somebody was refused for want of room, and there is room now: tcp_resume() has work. */
@@ -36,14 +31,13 @@ static bool nicq_unblocked(const struct replica *r)
 /* The nic wakes us through rx.asleep after it emptied a ring that was full. */
 bool nicq_pending(const struct replica *r)
 {
-	return r->queue && (neat_ring_ready(NEAT_QP_ENTRIES, &r->queue->rx.tail, r->nic_rx_head) ||
-			    nicq_unblocked(r));
+	return r->queue && (neat_frames_ready(NEAT_QP_ENTRIES, &r->queue->rx, r->nic_rx_head) || nicq_unblocked(r));
 }
 
 unsigned nicq_receive(struct replica *r, unsigned budget)
 {
 	struct neat_queue_pair *q = r->queue;
-	uint32_t n = q ? neat_ring_ready(NEAT_QP_ENTRIES, &q->rx.tail, r->nic_rx_head) : 0;
+	uint32_t n = q ? neat_frames_ready(NEAT_QP_ENTRIES, &q->rx, r->nic_rx_head) : 0;
 
 	if (n > budget)
 		n = budget;
@@ -65,7 +59,7 @@ unsigned nicq_receive(struct replica *r, unsigned budget)
 
 void nicq_drop_one(struct replica *r)
 {
-	if (!r->queue || !neat_ring_ready(NEAT_QP_ENTRIES, &r->queue->rx.tail, r->nic_rx_head))
+	if (!r->queue || !neat_frames_ready(NEAT_QP_ENTRIES, &r->queue->rx, r->nic_rx_head))
 		return;
 	r->nic_rx_head++;
 	a64_release(&r->queue->rx.head, r->nic_rx_head);

@@ -36,10 +36,10 @@ def sleeping(replica: Replica, words: Callable[[], list[int]]) -> int:
     return int(wait_until(asleep, "it sleeps"))
 
 
-def test_a_successor_of_the_nic_wakes_the_replica(nic_binary: Path, replica_binary: Path) -> None:
-    nic = Nic(nic_binary, Plan(ABI.NEAT_NIC_NONE), [])
+def test_a_successor_of_the_nic_wakes_the_replica() -> None:
+    nic = Nic(NATIVE / "neat-nic", Plan(ABI.NEAT_NIC_NONE), [])
     nic.configured()
-    replica = NicReplica(replica_binary, nic)
+    replica = NicReplica(NATIVE / "neat-replica", nic)
     try:
         replica.go()
         word = nic.pairs[0].at.rx.asleep

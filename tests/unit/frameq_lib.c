@@ -25,6 +25,7 @@ void ends_wait_for(struct ends *e, uint32_t which, uint32_t other);
 uint64_t ends_fenced(struct ends *e, uint32_t which);
 uint32_t ends_sent(struct ends *e, uint32_t which, uint32_t more);
 void ends_lie(struct ends *e, uint32_t which, uint64_t tail, uint32_t len);
+void ends_overwrite(struct ends *e, uint32_t which, int head, uint64_t value);
 /* ---- end ---- */
 
 /* ---- what frameq.c calls of the process around it ---- */
@@ -120,4 +121,12 @@ void ends_lie(struct ends *e, uint32_t which, uint64_t tail, uint32_t len)
 
 	q->in->desc[q->head & (q->entries - 1)].len = len;
 	a64_release(&q->in->tail, tail);
+}
+
+/* Of the ring that this end reads. */
+void ends_overwrite(struct ends *e, uint32_t which, int head, uint64_t value)
+{
+	struct neat_frame_ring *in = e->end[which].in;
+
+	a64_store(head ? &in->head : &in->tail, value);
 }

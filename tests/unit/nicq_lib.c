@@ -5,8 +5,6 @@
 #include "tcp.h"
 #include <sys/mman.h>
 
-_Static_assert((int)QUEUE_ROOM == (int)FRAMEQ_ROOM, "one number, in two programs");
-
 struct link {
 	struct neat_queue_pair *pair;
 	struct queue nic;

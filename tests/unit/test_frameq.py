@@ -12,8 +12,9 @@ import pytest
 from .library import build, declarations
 
 LOWER, UPPER = 0, 1
+TAIL, HEAD = 0, 1
 NONE, SLEEPER, ANYWAY = 0, 1, 2  # ends_wake()
-ENTRIES, ROOM = 128, 2  # FRAMEQ_ENTRIES, FRAMEQ_ROOM
+ENTRIES, ROOM = 128, 2  # FRAMEQ_ENTRIES, NEAT_QP_ROOM
 FLAGS = [1, 2, 4, 16, 32]  # enum pkt_flags: what goes from one component to the next
 LONGEST = 69632 - 128  # NEAT_QP_BUF less the headroom
 
@@ -172,9 +173,26 @@ def test_a_successor_mends_indices_that_fit_no_more(ends: Ends, repairer: int) -
     """Of the lower end's ring, whichever end is started again."""
     ends.put(LOWER, b"lost")
     ends.lib.ends_lie(ends.e, UPPER, 2**40, 10)
-    assert not ends.put(LOWER, b"refused")
     ends.lib.ends_open(ends.e, repairer, 2)
     assert ends.take(UPPER) is None
+    assert ends.put(LOWER, b"works")
+    assert ends.take(UPPER) == (b"works", 0, False)
+
+
+@pytest.mark.parametrize("value", [2**40, 2**63, 2**64 - 2 * ENTRIES])
+@pytest.mark.parametrize("waiting", [0, 3])
+@pytest.mark.parametrize("word", [TAIL, HEAD])
+def test_both_ends_go_on_after_an_index_was_overwritten(
+    ends: Ends, word: int, waiting: int, value: int
+) -> None:
+    """What was under way may be lost, and a frame."""
+    for _ in range(waiting):
+        assert ends.put(LOWER, b"lost")
+    ends.lib.ends_overwrite(ends.e, UPPER, word, value)
+    assert ends.lib.ends_room(ends.e, LOWER)
+    assert ends.put(LOWER, b"may be lost")
+    while ends.take(UPPER):
+        pass
     assert ends.put(LOWER, b"works")
     assert ends.take(UPPER) == (b"works", 0, False)
 
