@@ -8,7 +8,7 @@
 
 SHIM ssize_t read(int fd, void *buf, size_t len)
 {
-	SHIM_RETURN(nt_recv(fd, buf, len, 0), nt_real.read(fd, buf, len));
+	SHIM_RETURN(nt_read(fd, buf, len), nt_real.read(fd, buf, len));
 }
 
 SHIM ssize_t write(int fd, const void *buf, size_t len)

@@ -190,7 +190,7 @@ enum neat_sock_flags {
 	NEAT_SOCKF_KERNEL_PEER = 1024,	/* DGRAM: the twin is connected, the peer is the kernel's */
 	NEAT_SOCKF_EXPLICIT = 2048,	/* DGRAM: bind() was called */
 	NEAT_SOCKF_LEAVING = 8192,	/* CONNECT, DGRAM: the slots are being given up */
-	NEAT_SOCKF_PORT_LOCK = 4096,	/* DGRAM: and named the port: AF_UNSPEC keeps it */
+	NEAT_SOCKF_PORT_LOCK = 4096,	/* bind() named the port: AF_UNSPEC keeps it */
 };
 
 struct neat_sock {		/* app writes */
@@ -251,6 +251,8 @@ enum neat_opt_flags {
 	NEAT_OPTF_OOBINLINE = 64,
 	NEAT_OPTF_MORE = 128,		/* last send had MSG_MORE: the tail may wait like under CORK */
 	NEAT_OPTF_REUSEPORT = 256,	/* DGRAM: one of a group that shares the port */
+	NEAT_OPTF_BROADCAST = 512,	/* for getsockopt() alone */
+	NEAT_OPTF_DONTROUTE = 1024,	/* the same: nothing of ours passes a gateway */
 	/* Slots of connections only: events, counted modulo 256. Whoever sees a count move acts once. */
 	NEAT_OPTF_QUICKACKS = 0x10000,	/* TCP_QUICKACK set: ACKs at once, until it is a conversation again */
 	NEAT_OPTF_PUSHES = 0x1000000,	/* what is queued leaves, whatever CORK and MSG_MORE say */

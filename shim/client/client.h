@@ -95,6 +95,7 @@ ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags);
 ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags);
 /* The hot pair, without building a msghdr. */
 ssize_t nt_recv(int fd, void *buf, size_t len, int flags);
+ssize_t nt_read(int fd, void *buf, size_t len);
 ssize_t nt_send(int fd, const void *buf, size_t len, int flags);
 /* With addresses: sendto(2), recvfrom(2). */
 ssize_t nt_recvfrom(int fd, void *buf, size_t len, int flags, struct sockaddr *addr, socklen_t *addr_len);

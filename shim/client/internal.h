@@ -363,6 +363,7 @@ int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadli
 /* ---- io.c ---- */
 bool nt_writable(const struct nt_conn *c);
 uint64_t nt_readable(const struct nt_conn *c);
+size_t nt_rcvlowat(const struct neat_sock *s);	/* bytes that make it readable: SO_RCVLOWAT, but reachable */
 
 /* ---- readiness: poll.c ---- */
 /*

@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "cursor.h"
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -96,8 +97,12 @@ static bool rx_ready(void *arg)
 
 static int rx_end(const struct nt_conn *c)
 {
-	int err = nt_take_error(c);
+	int err;
 
+	/* A reset behind the peer's FIN is for who sends: tcp_fin() in Linux has set SOCK_DONE. */
+	if (neat_status_errno(a64_acquire(&c->pub->status)) == EPIPE)
+		return 0;
+	err = nt_take_error(c);
 	if (err)
 		return err;
 	return nt_conn_flags(c) & NEAT_SLOT_CONNECTING ? -ENOTCONN : 0;
@@ -117,6 +122,8 @@ static ssize_t receive(uint32_t handle, struct cursor *to, int flags)
 	if (flags & MSG_OOB)
 		return -EINVAL;
 	w.c = nt_conn_of(handle);
+	if (NT_UNLIKELY(flags & MSG_PEEK))
+		low = nt_rcvlowat(s);	/* the bytes stay where they are */
 	target = flags & MSG_WAITALL ? all : low < all ? low : all;
 	for (;;) {
 		bool over = rx_over(&w.c);
@@ -125,7 +132,7 @@ static ssize_t receive(uint32_t handle, struct cursor *to, int flags)
 		if (n < 0)
 			return got ? (ssize_t)got : n;
 		got += (size_t)n;
-		if (got >= target && (got || !all))
+		if (got >= target && (got || readable(&w.c)))	/* of no length: waits for data, and leaves it */
 			return (ssize_t)got;
 		if (over || rx_over(&w.c)) {
 			if (!over)
@@ -165,6 +172,14 @@ ssize_t nt_recv(int fd, void *buf, size_t len, int flags)
 	return n;
 }
 
+/* read(2) of nothing does not get as far as the socket, which recv(2) does. */
+ssize_t nt_read(int fd, void *buf, size_t len)
+{
+	if (NT_LIKELY(len))
+		return nt_recv(fd, buf, len, 0);
+	return nt_lookup(fd) ? 0 : NT_KERNEL;
+}
+
 ssize_t nt_readv(int fd, const struct iovec *iov, int n)
 {
 	uint32_t handle = nt_fd_handle(fd);
@@ -175,7 +190,7 @@ ssize_t nt_readv(int fd, const struct iovec *iov, int n)
 	if (!handle)
 		return NT_KERNEL;
 	err = cursor_init(&c, iov, n);
-	if (err)
+	if (err || !c.left)
 		return err;
 	got = receive(handle, &c, 0);
 	if (NT_UNLIKELY(got == NO_STREAM)) {
@@ -229,6 +244,22 @@ static uint64_t room(const struct nt_conn *c)
 static bool writable(const struct nt_conn *c)
 {
 	return room(c) > a32_relaxed(&c->pub->tx_limit) / 3;
+}
+
+/*
+ * Beyond the window a mark would never be reached while nothing is read. Its edge moves in steps of up to half the
+ * buffer (RFC 9293 3.8.6.2.2), told in units of the scale. Linux gives the buffer the room instead (tcp_set_rcvlowat).
+ */
+size_t nt_rcvlowat(const struct neat_sock *s)
+{
+	const uint32_t unit = 1u << (NEAT_RX_LOG2_MAX - 15);
+	uint32_t buffer = s->opts.w[NEAT_OPT_RCVBUF] / 2, most;
+
+	if (NT_LIKELY(s->rcvlowat <= 1))
+		return 1;
+	buffer = !buffer || buffer > UINT16_MAX ? UINT16_MAX : buffer < 2048 ? 2048 : buffer;
+	most = buffer / 2 - unit;
+	return s->rcvlowat < most ? s->rcvlowat : most;
 }
 
 bool nt_writable(const struct nt_conn *c) { return writable(c); }
@@ -403,7 +434,7 @@ ssize_t nt_writev(int fd, const struct iovec *iov, int n)
 	if (!handle)
 		return NT_KERNEL;
 	err = cursor_init(&c, iov, n);
-	if (err)
+	if (err || !c.left)	/* unlike write(2) */
 		return err;
 	sent = transmit(handle, &c, 0);
 	if (NT_UNLIKELY(sent == NO_STREAM)) {
@@ -472,16 +503,28 @@ static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_
 	return n;
 }
 
-/* sendfile(2): the input is like a file. What may sleep is read under no lock of ours. */
-static int check_input(int fd, bool at_offset)
+/*
+ * sendfile(2): the input is like a file. What may sleep is read under no lock of ours; it has no offsets (ESPIPE), so
+ * with one the question can wait until something failed.
+ */
+static int check_input(int fd, const off_t *offset, size_t count)
 {
+	bool seeks = lseek(fd, 0, SEEK_CUR) >= 0;
+	int flags = nt_real.fcntl(fd, F_GETFL);
 	struct stat st;
 
-	if (lseek(fd, 0, SEEK_CUR) < 0)
-		return errno != ESPIPE ? -errno : at_offset ? -ESPIPE : -EINVAL;
+	if (flags < 0 || flags & O_PATH || (flags & O_ACCMODE) == O_WRONLY)
+		return -EBADF;
 	if (fstat(fd, &st))
 		return -errno;
-	return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode) ? 0 : -EINVAL;
+	/* What has no name in a file system has no offset, whatever lseek(2) says (FMODE_PREAD). */
+	if (offset && !(seeks && st.st_mode & S_IFMT))
+		return -ESPIPE;
+	if (offset && *offset < 0)
+		return -EINVAL;
+	if (seeks && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode)))
+		return 0;
+	return count || S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) ? -EINVAL : 0;
 }
 
 ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
@@ -490,21 +533,37 @@ ssize_t nt_sendfile(int out_fd, int in_fd, off_t *offset, size_t count)
 	struct neat_sock *s = nt_sock(handle);
 	int64_t deadline = INT64_MAX;
 	struct nt_conn c;
+	bool connected, checked = false;
 	size_t sent = 0;
 	ssize_t n = 0;
 
 	if (!handle)
-		return nt_lookup(in_fd) ? -EINVAL : NT_KERNEL;
-	n = check_input(in_fd, offset);
-	if (n)
-		return n;
+		return !nt_lookup(in_fd) ? NT_KERNEL : offset ? -ESPIPE : -EINVAL;
+	if (offset && nt_bad_pointer(offset))
+		return -EFAULT;
+	connected = a32_acquire(&s->state) == NEAT_SOCK_CONNECT;
+	if (!offset || !count || !connected) {
+		n = check_input(in_fd, offset, count);
+		checked = true;
+		if (n)
+			return n;
+	}
+	if (!count)
+		return 0;
 	if (no_stream(s))
 		return -EINVAL;		/* sendfile(2): programs fall back to read and write */
-	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
+	if (!connected)
 		return not_connected(handle, 0);
 	c = nt_conn_of(handle);
 	while (sent < count) {
 		n = put_file(&c, in_fd, offset, count - sent);
+		if (n < 0 && !checked) {
+			int err = check_input(in_fd, offset, count);
+
+			checked = true;
+			if (err)
+				return sent ? (ssize_t)sent : err;
+		}
 		if (n == NO_ROOM) {
 			n = tx_wait(&c, 0, &deadline);
 			if (n)

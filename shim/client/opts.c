@@ -26,7 +26,8 @@ struct int_option {
 static const struct int_option OPTIONS[] = {
 	{ SOL_SOCKET, SO_KEEPALIVE, NEAT_OPT_FLAGS, NEAT_OPTF_KEEPALIVE, 0, 0, 0 },
 	{ SOL_SOCKET, SO_OOBINLINE, NEAT_OPT_FLAGS, NEAT_OPTF_OOBINLINE, 0, 0, 0 },
-	{ SOL_SOCKET, SO_PRIORITY, NEAT_OPT_PRIORITY, 0, 0, 6, 0 },
+	{ SOL_SOCKET, SO_BROADCAST, NEAT_OPT_FLAGS, NEAT_OPTF_BROADCAST, 0, 0, 0 },
+	{ SOL_SOCKET, SO_DONTROUTE, NEAT_OPT_FLAGS, NEAT_OPTF_DONTROUTE, 0, 0, 0 },
 	{ IPPROTO_TCP, TCP_NODELAY, NEAT_OPT_FLAGS, NEAT_OPTF_NODELAY, 0, 0, 0 },
 	{ IPPROTO_TCP, TCP_CORK, NEAT_OPT_FLAGS, NEAT_OPTF_CORK, 0, 0, 0 },
 	{ IPPROTO_TCP, TCP_KEEPIDLE, NEAT_OPT_KEEPIDLE_S, 0, 1, 32767, 7200 },
@@ -34,8 +35,48 @@ static const struct int_option OPTIONS[] = {
 	{ IPPROTO_TCP, TCP_KEEPCNT, NEAT_OPT_KEEPCNT, 0, 1, 127, 9 },
 	{ IPPROTO_TCP, TCP_SYNCNT, NEAT_OPT_SYNCNT, 0, 1, 127, 6 },
 	{ IPPROTO_TCP, TCP_USER_TIMEOUT, NEAT_OPT_USER_TIMEOUT_MS, 0, 0, INT32_MAX, 0 },
-	{ IPPROTO_IP, IP_TOS, NEAT_OPT_TOS, 0, 0, 255, 0 },
-	{ IPPROTO_IP, IP_TTL, NEAT_OPT_TTL, 0, 1, 255, 64 },
+	{ IPPROTO_IP, IP_TOS, NEAT_OPT_TOS, 0, INT32_MIN, INT32_MAX, 0 },
+	{ IPPROTO_IP, IP_TTL, NEAT_OPT_TTL, 0, -1, 255, 64 },
+	/* Behind IP_TOS, which sets it. */
+	{ SOL_SOCKET, SO_PRIORITY, NEAT_OPT_PRIORITY, 0, INT32_MIN, INT32_MAX, 0 },
+};
+
+enum { LINGER2_MAX = 120 };	/* seconds (TCP_FIN_TIMEOUT_MAX) */
+
+/*
+ * What cannot be had is off, and says so: these have one value, which setsockopt() takes, too. Any other is ENOPROTOOPT
+ * (docs/differences.md).
+ */
+static const struct { int level, name, value; } FIXED[] = {
+	{ SOL_SOCKET, SO_DEBUG, 0 },
+	{ SOL_SOCKET, SO_NO_CHECK, 0 },
+	{ SOL_SOCKET, SO_TIMESTAMP, 0 },
+	{ SOL_SOCKET, SO_TIMESTAMPNS, 0 },
+	{ SOL_SOCKET, SO_MARK, 0 },
+	{ SOL_SOCKET, SO_RXQ_OVFL, 0 },
+	{ SOL_SOCKET, SO_PEEK_OFF, -1 },
+	{ SOL_SOCKET, SO_LOCK_FILTER, 0 },
+	{ SOL_SOCKET, SO_BUSY_POLL, 0 },
+	{ SOL_SOCKET, SO_ZEROCOPY, 0 },
+	{ IPPROTO_IP, IP_RECVOPTS, 0 },
+	{ IPPROTO_IP, IP_RETOPTS, 0 },
+	{ IPPROTO_IP, IP_PKTINFO, 0 },
+	{ IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT },
+	{ IPPROTO_IP, IP_RECVERR, 0 },
+	{ IPPROTO_IP, IP_RECVTTL, 0 },
+	{ IPPROTO_IP, IP_RECVTOS, 0 },
+	{ IPPROTO_IP, IP_FREEBIND, 0 },
+	{ IPPROTO_IP, IP_TRANSPARENT, 0 },
+	{ IPPROTO_IP, IP_RECVORIGDSTADDR, 0 },
+	{ IPPROTO_IP, IP_MINTTL, 0 },
+	{ IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0 },
+	{ IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 0 },
+	{ IPPROTO_TCP, TCP_THIN_DUPACK, 0 },
+	{ IPPROTO_TCP, TCP_FASTOPEN, 0 },
+	{ IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 0 },
+	{ IPPROTO_TCP, TCP_SAVE_SYN, 0 },
+	{ IPPROTO_TCP, TCP_NOTSENT_LOWAT, 0 },
+	{ IPPROTO_TCP, TCP_INQ, 0 },
 };
 
 static const struct int_option *find_option(int level, int name)
@@ -43,6 +84,14 @@ static const struct int_option *find_option(int level, int name)
 	for (size_t i = 0; i < sizeof(OPTIONS) / sizeof(OPTIONS[0]); i++)
 		if (OPTIONS[i].level == level && OPTIONS[i].name == name)
 			return &OPTIONS[i];
+	return NULL;
+}
+
+static const int *fixed_value(int level, int name)
+{
+	for (size_t i = 0; i < sizeof(FIXED) / sizeof(FIXED[0]); i++)
+		if (FIXED[i].level == level && FIXED[i].name == name)
+			return &FIXED[i].value;
 	return NULL;
 }
 
@@ -80,7 +129,22 @@ static void set_flag(struct neat_sock *s, uint32_t flag, bool on)
 	*w = on ? *w | flag : *w & ~flag;
 }
 
-static int set_int(uint32_t sock, const struct int_option *o, int v)
+/* rt_tos2priority(), with TC_PRIO_* of linux/pkt_sched.h. */
+static uint32_t priority_of(uint32_t tos)
+{
+	static const uint8_t priority[] = { 0, 2, 6, 4 };	/* best effort, bulk, interactive, both */
+
+	return priority[tos >> 3 & 3];
+}
+
+/* ip(7): the ECN bits are TCP's own. */
+static void set_tos(struct neat_sock *s, int v)
+{
+	s->opts.w[NEAT_OPT_TOS] = (uint32_t)v & 0xfc;
+	s->opts.w[NEAT_OPT_PRIORITY] = priority_of(s->opts.w[NEAT_OPT_TOS]);
+}
+
+static int set_int(uint32_t sock, int fd, const struct int_option *o, int v)
 {
 	struct neat_sock *s = nt_sock(sock);
 	uint32_t event = 0;
@@ -91,9 +155,16 @@ static int set_int(uint32_t sock, const struct int_option *o, int v)
 		if (o->flag == (v ? NEAT_OPTF_NODELAY : NEAT_OPTF_CORK))
 			event = NEAT_OPTF_PUSHES;
 	} else {
-		if (v < o->min || v > o->max)
+		if (v < o->min || v > o->max || (o->word == NEAT_OPT_TTL && v == 0))
 			return -EINVAL;
-		s->opts.w[o->word] = (uint32_t)v;
+		/* The kernel knows whose privilege it is. */
+		if (o->word == NEAT_OPT_PRIORITY && (v < 0 || v > 6) &&
+		    nt_real.setsockopt(fd, o->level, o->name, &v, sizeof(v)))
+			return -errno;
+		if (o->word == NEAT_OPT_TOS)
+			set_tos(s, v);
+		else
+			s->opts.w[o->word] = o->word == NEAT_OPT_TTL && v < 0 ? 0 : (uint32_t)v;
 	}
 	publish(sock, event);
 	return 0;
@@ -126,7 +197,8 @@ static int set_linger(uint32_t sock, const void *value, socklen_t len)
 		return -EINVAL;
 	memcpy(&l, value, sizeof(l));
 	set_flag(s, NEAT_OPTF_LINGER, l.l_onoff != 0);
-	s->opts.w[NEAT_OPT_LINGER_S] = (uint32_t)l.l_linger;
+	if (l.l_onoff)
+		s->opts.w[NEAT_OPT_LINGER_S] = (uint32_t)l.l_linger;
 	nt_opts_publish(sock);
 	return 0;
 }
@@ -139,6 +211,15 @@ static int set_buffer(uint32_t sock, enum neat_opt word, int v)
 	v = v < 0 || v > max ? max : v;
 	nt_sock(sock)->opts.w[word] = (uint32_t)(2 * v < min ? min : 2 * v);
 	nt_opts_publish(sock);
+	return 0;
+}
+
+/* Linux: tcp_set_rcvlowat(). */
+static int set_rcvlowat(struct neat_sock *s, int v)
+{
+	uint32_t most = s->opts.w[NEAT_OPT_RCVBUF] ? s->opts.w[NEAT_OPT_RCVBUF] / 2 : INT32_MAX;
+
+	s->rcvlowat = v < 0 || (uint32_t)v > most ? most : v ? (uint32_t)v : 1;
 	return 0;
 }
 
@@ -160,18 +241,19 @@ static int set_socket_level(uint32_t sock, int name, int v, const void *value, s
 		return set_sockflag(s, NEAT_SOCKF_REUSEADDR, v);
 	case SO_REUSEPORT:
 		return set_sockflag(s, NEAT_SOCKF_REUSEPORT, v);
-	case SO_BROADCAST:	/* no meaning on a stream socket, and Linux says nothing */
+	case SO_BSDCOMPAT:	/* socket(7): has no effect any more */
 		return 0;
 	case SO_RCVBUF:
 		return set_buffer(sock, NEAT_OPT_RCVBUF, v);
 	case SO_SNDBUF:
 		return set_buffer(sock, NEAT_OPT_SNDBUF, v);
 	case SO_RCVLOWAT:
-		s->rcvlowat = v < 0 ? INT32_MAX : v ? (uint32_t)v : 1;
-		return 0;
+		return set_rcvlowat(s, v);
 	case SO_RCVTIMEO:
+	case SO_RCVTIMEO_NEW:
 		return set_timeout(&s->rcvtimeo_ms, value, len);
 	case SO_SNDTIMEO:
+	case SO_SNDTIMEO_NEW:
 		return set_timeout(&s->sndtimeo_ms, value, len);
 	case SO_LINGER:
 		return set_linger(sock, value, len);
@@ -196,6 +278,18 @@ static int set_congestion(uint32_t sock, const char *name, socklen_t len)
 	return -ENOENT;
 }
 
+/* Linux counts retransmissions of the SYN instead: the time until the one that is not before it (secs_to_retrans()). */
+static uint32_t defer_s(int v)
+{
+	uint32_t end = v > 0, step = 1;
+
+	for (int n = 1; (int)end < v && n < UINT8_MAX; n++) {
+		step = 2 * step < 120 ? 2 * step : 120;
+		end += step;
+	}
+	return end;
+}
+
 static int set_tcp_level(uint32_t sock, int name, int v)
 {
 	struct neat_sock *s = nt_sock(sock);
@@ -211,12 +305,14 @@ static int set_tcp_level(uint32_t sock, int name, int v)
 		publish(sock, v ? NEAT_OPTF_QUICKACKS : 0);
 		return 0;
 	case TCP_LINGER2:
-		s->opts.w[NEAT_OPT_LINGER2_S] = v < 0 ? 0 : (uint32_t)v + 1;
+		/* Linux: a negative one does not linger, and 0 is the default. */
+		v = v > LINGER2_MAX ? LINGER2_MAX : v;
+		s->opts.w[NEAT_OPT_LINGER2_S] = v < 0 ? 1 : v == 0 ? 0 : (uint32_t)v + 1;
 		break;
 	case TCP_DEFER_ACCEPT:
 		/* Taken over by listen(). Set later it does not delay the wake-up, which tcp(7)'s
 		 * time-out always allowed: docs/differences.md. */
-		s->opts.w[NEAT_OPT_DEFER_ACCEPT_S] = v < 0 ? 0 : (uint32_t)v;
+		s->opts.w[NEAT_OPT_DEFER_ACCEPT_S] = defer_s(v);
 		return 0;
 	default:
 		return -ENOPROTOOPT;
@@ -225,34 +321,50 @@ static int set_tcp_level(uint32_t sock, int name, int v)
 	return 0;
 }
 
+/* ip(7): a byte will do, and mostly nothing, for 0. */
+static socklen_t shortest(int level, int name)
+{
+	if (level == IPPROTO_IP)
+		return name == IP_TTL;
+	return level == IPPROTO_TCP && name == TCP_CONGESTION ? 1 : sizeof(int);
+}
+
+static int set_fixed(int level, int name, int v)
+{
+	const int *fixed = fixed_value(level, name);
+
+	return fixed && *fixed == v ? 0 : -ENOPROTOOPT;
+}
+
 int nt_setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 {
 	uint32_t sock = nt_lookup(fd);
 	const struct int_option *o = find_option(level, name);
-	int v = 0;
+	int v = 0, err;
 
 	if (!sock)
 		return NT_KERNEL;
 	if (nt_is_dgram(nt_sock(sock)))
 		return nt_dgram_setsockopt(fd, level, name, value, len);
-	/* ip(7): IP level options take a byte too. */
-	if ((int)len < 0 || len < (level == IPPROTO_IP || (level == IPPROTO_TCP && name == TCP_CONGESTION) ? 1 : sizeof(v)))
+	if ((int)len < 0)
 		return -EINVAL;
-	if (nt_bad_pointer(value))
+	if (level != SOL_SOCKET && level != IPPROTO_TCP && level != IPPROTO_IP)
+		return -ENOPROTOOPT;
+	if (len < shortest(level, name))
+		return -EINVAL;
+	if (len && nt_bad_pointer(value))
 		return -EFAULT;
 	if (level == IPPROTO_TCP && name == TCP_CONGESTION)
 		return set_congestion(sock, value, len);
-	if (len < sizeof(v))
-		v = *(const unsigned char *)value;
-	else
+	if (len >= sizeof(v))
 		memcpy(&v, value, sizeof(v));
+	else if (len)
+		v = *(const unsigned char *)value;
 	if (o)
-		return set_int(sock, o, v);
-	if (level == SOL_SOCKET)
-		return set_socket_level(sock, name, v, value, len);
-	if (level == IPPROTO_TCP)
-		return set_tcp_level(sock, name, v);
-	return -ENOPROTOOPT;
+		return set_int(sock, fd, o, v);
+	err = level == SOL_SOCKET ? set_socket_level(sock, name, v, value, len) :
+	      level == IPPROTO_TCP ? set_tcp_level(sock, name, v) : -ENOPROTOOPT;
+	return err == -ENOPROTOOPT ? set_fixed(level, name, v) : err;
 }
 
 /* ---- getsockopt ---- */
@@ -269,6 +381,14 @@ static int give(void *out, socklen_t *len, const void *from, size_t size)
 }
 
 static int give_int(void *out, socklen_t *len, int v) { return give(out, len, &v, sizeof(v)); }
+
+/* ip(7): a number that fits a byte is given as one, if there is no room for more. */
+static int give_ip(void *out, socklen_t *len, int v)
+{
+	unsigned char byte = (unsigned char)v;
+
+	return *len && *len < sizeof(v) && v == byte ? give(out, len, &byte, 1) : give_int(out, len, v);
+}
 
 static int give_timeout(void *out, socklen_t *len, uint32_t ms)
 {
@@ -307,7 +427,7 @@ static int get_socket_level(struct neat_sock *s, int name, void *out, socklen_t 
 		return give_int(out, len, (a32_relaxed(&s->flags) & NEAT_SOCKF_REUSEADDR) != 0);
 	case SO_REUSEPORT:
 		return give_int(out, len, (a32_relaxed(&s->flags) & NEAT_SOCKF_REUSEPORT) != 0);
-	case SO_BROADCAST:
+	case SO_BSDCOMPAT:
 		return give_int(out, len, 0);
 	case SO_RCVBUF:
 		return give_int(out, len, w[NEAT_OPT_RCVBUF] ? (int)w[NEAT_OPT_RCVBUF] : 131072);
@@ -318,8 +438,10 @@ static int get_socket_level(struct neat_sock *s, int name, void *out, socklen_t 
 	case SO_SNDLOWAT:
 		return give_int(out, len, 1);
 	case SO_RCVTIMEO:
+	case SO_RCVTIMEO_NEW:
 		return give_timeout(out, len, s->rcvtimeo_ms);
 	case SO_SNDTIMEO:
+	case SO_SNDTIMEO_NEW:
 		return give_timeout(out, len, s->sndtimeo_ms);
 	case SO_LINGER:
 		return give(out, len, &l, sizeof(l));
@@ -365,6 +487,9 @@ static int get_info(struct neat_sock *s, void *out, socklen_t *len)
 	return give(out, len, &i, sizeof(i));
 }
 
+/* As setsockopt() takes it. */
+static int linger2(const uint32_t *w) { return w[NEAT_OPT_LINGER2_S] == 1 ? -1 : (int)w[NEAT_OPT_LINGER2_S] - 1; }
+
 static int get_tcp_level(struct neat_sock *s, int name, void *out, socklen_t *len)
 {
 	const uint32_t *w = s->opts.w;
@@ -378,7 +503,7 @@ static int get_tcp_level(struct neat_sock *s, int name, void *out, socklen_t *le
 	case TCP_QUICKACK:
 		return give_int(out, len, !(w[NEAT_OPT_FLAGS] & NEAT_OPTF_QUICKACK_OFF));
 	case TCP_LINGER2:
-		return give_int(out, len, w[NEAT_OPT_LINGER2_S] ? (int)w[NEAT_OPT_LINGER2_S] - 1 : 60);
+		return give_int(out, len, w[NEAT_OPT_LINGER2_S] ? linger2(w) : 60);
 	case TCP_DEFER_ACCEPT:
 		return give_int(out, len, (int)w[NEAT_OPT_DEFER_ACCEPT_S]);
 	case TCP_CONGESTION:
@@ -391,14 +516,28 @@ static int get_tcp_level(struct neat_sock *s, int name, void *out, socklen_t *le
 	return -ENOPROTOOPT;
 }
 
+/* Linux: what getpeername() says, but never more room than that. */
+static int give_peer(int fd, void *out, socklen_t *len)
+{
+	struct sockaddr_in in;
+	socklen_t size = sizeof(in);
+	int err = nt_bad_pointer(len) ? -EFAULT : nt_getpeername(fd, (struct sockaddr *)&in, &size);
+
+	return err ? err : *len > size ? -EINVAL : give(out, len, &in, size);
+}
+
 int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 {
 	uint32_t sock = nt_lookup(fd);
 	struct neat_sock *s = nt_sock(sock);
 	const struct int_option *o = find_option(level, name);
+	const int *fixed = fixed_value(level, name);
+	int v = 0;
 
 	if (!sock)
 		return NT_KERNEL;
+	if (level == SOL_SOCKET && name == SO_PEERNAME)
+		return give_peer(fd, value, len);
 	if (nt_is_dgram(s))
 		return nt_dgram_getsockopt(fd, level, name, value, len);
 	if (nt_bad_pointer(len))
@@ -408,7 +547,11 @@ int nt_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 	if (o && o->flag)
 		return give_int(value, len, (s->opts.w[NEAT_OPT_FLAGS] & o->flag) != 0);
 	if (o)
-		return give_int(value, len, s->opts.w[o->word] ? (int)s->opts.w[o->word] : o->dflt);
+		v = s->opts.w[o->word] ? (int)s->opts.w[o->word] : o->dflt;
+	else if (fixed)
+		v = *fixed;
+	if (o || fixed)
+		return level == IPPROTO_IP ? give_ip(value, len, v) : give_int(value, len, v);
 	if (level == SOL_SOCKET)
 		return get_socket_level(s, name, value, len);
 	if (level == IPPROTO_TCP)
@@ -421,7 +564,7 @@ static void tcp_to_kernel(const uint32_t *w, int fd)
 {
 	const int set[][3] = {	/* name, whether it was set, value */
 		{ TCP_MAXSEG, w[NEAT_OPT_MAXSEG] != 0, (int)w[NEAT_OPT_MAXSEG] },
-		{ TCP_LINGER2, w[NEAT_OPT_LINGER2_S] != 0, (int)w[NEAT_OPT_LINGER2_S] - 1 },
+		{ TCP_LINGER2, w[NEAT_OPT_LINGER2_S] != 0, linger2(w) },
 		{ TCP_DEFER_ACCEPT, w[NEAT_OPT_DEFER_ACCEPT_S] != 0, (int)w[NEAT_OPT_DEFER_ACCEPT_S] },
 		{ TCP_QUICKACK, (w[NEAT_OPT_FLAGS] & NEAT_OPTF_QUICKACK_OFF) != 0, 0 },
 	};
@@ -478,8 +621,9 @@ void nt_opts_to_kernel(const struct neat_sock *s, int fd)
 
 static int set_status_flags(struct neat_sock *s, int fd, long flags)
 {
-	if (flags & O_ASYNC)
-		return -EINVAL;		/* no SIGIO from our sockets: docs/differences.md */
+	/* fcntl(2): no O_DIRECT for sockets; and no SIGIO from ours (docs/differences.md). */
+	if (flags & (O_ASYNC | O_DIRECT))
+		return -EINVAL;
 	/* The fd is the twin itself, so the kernel's flag says the same. */
 	if (nt_is_dgram(s) && nt_real.fcntl(fd, F_SETFL, flags))
 		return -errno;
@@ -505,6 +649,8 @@ int nt_fcntl(int fd, int cmd, long arg)
 		return NT_KERNEL;
 	switch (cmd) {
 	case F_GETFL:
+		if (nt_is_dgram(nt_sock(sock)))
+			return NT_KERNEL;	/* the twin's are the same */
 		return O_RDWR | (a32_relaxed(&nt_sock(sock)->flags) & NEAT_SOCKF_NONBLOCK ? O_NONBLOCK : 0);
 	case F_SETFL:
 		return set_status_flags(nt_sock(sock), fd, arg);
@@ -530,6 +676,26 @@ static int queue_bytes(struct neat_sock *s, bool in)
 	return (int)(a64_relaxed(&c.app->tx_tail) - a64_acquire(&c.pub->tx_una));
 }
 
+/*
+ * netdevice(7) and what else any socket of the kernel's answers, if it is of our family: what lies below a stream
+ * socket of ours is not.
+ */
+static int kernel_ioctl(struct neat_sock *s, unsigned long request, void *arg)
+{
+	int fd, rc;
+
+	if (nt_is_dgram(s) || request < SIOCGSTAMP_OLD || request > 0x89ff || request == SIOCOUTQNSD)
+		return NT_KERNEL;
+	fd = nt_real.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	rc = nt_real.ioctl(fd, request, arg);
+	if (rc < 0)
+		rc = -errno;
+	nt_real.close(fd);
+	return rc;
+}
+
 int nt_ioctl(int fd, unsigned long request, void *arg)
 {
 	uint32_t sock = nt_lookup(fd);
@@ -538,6 +704,8 @@ int nt_ioctl(int fd, unsigned long request, void *arg)
 
 	if (!sock)
 		return NT_KERNEL;
+	if (request >= SIOCGSTAMP_OLD && request <= 0x89ff)
+		return kernel_ioctl(s, request, arg);
 	if (request != FIOCLEX && request != FIONCLEX && nt_bad_pointer(arg))
 		return NT_KERNEL;	/* EFAULT, or ENOTTY where it is no pointer */
 	switch (request) {
@@ -559,6 +727,8 @@ int nt_ioctl(int fd, unsigned long request, void *arg)
 		*(int *)arg = n;
 		return 0;
 	case SIOCATMARK:
+		if (nt_is_dgram(s))
+			return NT_KERNEL;
 		*(int *)arg = 0;	/* no urgent data: docs/differences.md */
 		return 0;
 	}

@@ -25,7 +25,6 @@ static unsigned connection_ready(const struct neat_sock *s)
 	struct nt_conn c = nt_conn(s);
 	uint32_t flags = nt_conn_flags(&c), shut = a32_relaxed(&c.app->shut);
 	bool rx_over = flags & NEAT_SLOT_RX_EOF || shut & 1, tx_over = flags & NEAT_SLOT_TX_SHUT || shut & 2;
-	uint64_t low = s->rcvlowat ? s->rcvlowat : 1;
 	unsigned bits = 0;
 
 	if (nt_has_error(&c, flags))
@@ -36,7 +35,7 @@ static unsigned connection_ready(const struct neat_sock *s)
 		bits |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 	if (!(flags & (NEAT_SLOT_CONNECTED | NEAT_SLOT_HUP)))
 		return bits;	/* connecting */
-	if (nt_readable(&c) >= low)
+	if (nt_readable(&c) >= nt_rcvlowat(s))
 		bits |= EPOLLIN | EPOLLRDNORM;
 	if (tx_over || nt_writable(&c))
 		bits |= EPOLLOUT | EPOLLWRNORM;

@@ -245,10 +245,13 @@ int nt_bind(int fd, const struct sockaddr *sa, socklen_t len)
 		return err;
 	if (!lock_record(handle))
 		return record_gone(fd);
-	if (a32_relaxed(&s->state) != NEAT_SOCK_NEW || a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND)
+	if (a32_relaxed(&s->state) != NEAT_SOCK_NEW ||
+	    a32_relaxed(&s->flags) & (NEAT_SOCKF_BOUND | NEAT_SOCKF_PORT_LOCK))
 		err = -EINVAL;
 	else
 		err = nt_over() ? -EADDRNOTAVAIL : bind_request(handle, addr, port);
+	if (!err && port && nt_live(handle))
+		a32_or(&s->flags, NEAT_SOCKF_PORT_LOCK);	/* it is the socket's, also when it listens no more */
 	/* An address of the kernel's, not of ours, or nothing is ours any more: the socket is the kernel's business. */
 	if (err == -EADDRNOTAVAIL && nt_live(handle))
 		err = to_kernel(handle);
@@ -511,13 +514,37 @@ static int connect_again(uint32_t sock)
 	return -EAGAIN;
 }
 
+static void fire(uint32_t sock)
+{
+	nt_lock(&nt.watch_lock);
+	nt_watch_fire(sock);
+	nt_unlock(&nt.watch_lock);
+}
+
+static void end_listening(uint32_t sock)
+{
+	struct neat_sock *s = nt_sock(sock);
+	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
+				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
+
+	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
+	a32_release(&s->state, NEAT_SOCK_NEW);
+	nt_drop_subsockets(s);
+	nt_notify_neatd(&m, sizeof(m), -1);
+	fire(sock);
+}
+
+/* connect() to AF_UNSPEC: tcp_disconnect() in Linux. The socket is as after socket() and bind(). */
 static int disconnect(int fd, uint32_t handle)
 {
 	struct neat_sock *s = nt_sock(handle);
 
 	if (!lock_record(handle))
 		return record_gone(fd);
-	if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT) {
+	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_SHUT);
+	if (a32_relaxed(&s->state) == NEAT_SOCK_LISTEN) {
+		end_listening(handle & (NEAT_SOCKS_MAX - 1));
+	} else if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT) {
 		nt_command(&nt.rep[s->replica & (NEAT_REPLICAS_MAX - 1)], NEAT_CMD_ABORT, s->slot_gen, s->slot);
 		nt_drop_slot(s);
 		a32_release(&s->state, NEAT_SOCK_NEW);
@@ -591,27 +618,6 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 
 /* ---- shutdown and names ---- */
 
-static void fire(uint32_t sock)
-{
-	nt_lock(&nt.watch_lock);
-	nt_watch_fire(sock);
-	nt_unlock(&nt.watch_lock);
-}
-
-static int listener_shutdown(uint32_t sock)
-{
-	struct neat_sock *s = nt_sock(sock);
-	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
-				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
-
-	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
-	a32_release(&s->state, NEAT_SOCK_NEW);
-	nt_drop_subsockets(s);
-	nt_notify_neatd(&m, sizeof(m), -1);
-	fire(sock);
-	return 0;
-}
-
 static int set_shut(const struct nt_conn *c, uint32_t bits)
 {
 	enum nt_entered how = nt_conn_enter(c);
@@ -649,8 +655,10 @@ int nt_shutdown(int fd, int how)
 	if (nt_is_dgram(s))
 		return nt_dgram_shutdown(fd, how);
 	state = a32_acquire(&s->state);
-	if (state == NEAT_SOCK_LISTEN && how != SHUT_WR)
-		return listener_shutdown(sock);
+	if (state == NEAT_SOCK_LISTEN && how != SHUT_WR) {
+		end_listening(sock);
+		return 0;
+	}
 	if (state != NEAT_SOCK_CONNECT) {
 		/* Linux notes it nevertheless, and poll() shows it (inet_shutdown, "hack to wake up"). */
 		if (how == SHUT_RDWR)

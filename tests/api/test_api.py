@@ -12,6 +12,7 @@ from . import (
     scenarios_edge,
     scenarios_moves,
     scenarios_nested,
+    scenarios_opts,
     scenarios_process,
     scenarios_ready,
     scenarios_tcp,
@@ -30,6 +31,7 @@ SUBJECTS = {
         scenarios_moves,
         scenarios_process,
         scenarios_edge,
+        scenarios_opts,
         scenarios_threads,
         scenarios_udp,
     )

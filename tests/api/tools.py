@@ -76,7 +76,9 @@ def until(condition: Callable[[], Any], seconds: float = 5.0) -> bool:
     return True
 
 
-WAITS = {str(nr) for nr in (7, 23, 42, 232, 270, 271, 281, 441, 202, 449, 22, 72, 73, 98, 203)}
+WAITS = {
+    str(nr) for nr in (0, 7, 23, 42, 45, 47, 232, 270, 271, 281, 441, 202, 449, 22, 72, 73, 98, 203)
+}
 
 
 def asleep(thread: threading.Thread) -> None:
