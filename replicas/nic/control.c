@@ -6,10 +6,10 @@
  */
 #define _GNU_SOURCE
 #include "nic.h"
+#include "control.h"
 #include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,24 +37,13 @@ struct message {
 
 /* ---- answers ---- */
 
-/* The keeper never waits for us; what it asked for must not be lost. */
-static void await_room(void)
-{
-	struct pollfd room = { .fd = CONTROL_FD, .events = POLLOUT };
-
-	ppoll(&room, 1, NULL, NULL);
-}
-
 static void reply(uint16_t type, void *message, size_t len, uint32_t seq)
 {
-	struct neat_msg_header *h = message;
+	int err = -neat_control_send(CONTROL_FD, type, message, len, seq);
 
-	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
-	while (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0) {
-		if (errno == EAGAIN)
-			await_room();
-		else if (errno != EINTR)
-			nic_die("send on the control socket");
+	if (err) {
+		errno = err;
+		nic_die("send on the control socket");
 	}
 }
 

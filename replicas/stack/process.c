@@ -3,10 +3,10 @@
  */
 #define _GNU_SOURCE
 #include "process.h"
+#include "control.h"
 #include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -177,28 +177,15 @@ void message_done(struct message *m)
 			close(m->fds[i]);
 }
 
-/* The keeper, which never waits for us, has answers of ours to read: none may be lost, R_READY least of all. */
-static void await_room(void)
-{
-	struct pollfd room = { .fd = CONTROL_FD, .events = POLLOUT };
-
-	poll(&room, 1, -1);
-}
-
 void message_send(uint16_t type, void *message, size_t len, uint32_t seq)
 {
-	struct neat_msg_header *h = message;
+	int err = -neat_control_send(CONTROL_FD, type, message, len, seq);
 
-	*h = (struct neat_msg_header){ NEAT_ABI_MAGIC, NEAT_ABI_VERSION, type, (uint32_t)len, seq };
-	while (send(CONTROL_FD, message, len, MSG_NOSIGNAL) < 0) {
-		if (errno == EAGAIN) {
-			await_room();
-		} else if (errno == EPIPE || errno == ECONNRESET) {
-			a32_release(&control_word, 1);
-			return;
-		} else if (errno != EINTR) {
-			replica_die("send on the control socket");
-		}
+	if (err == EPIPE || err == ECONNRESET) {
+		a32_release(&control_word, 1);
+	} else if (err) {
+		errno = err;
+		replica_die("send on the control socket");
 	}
 }
 
