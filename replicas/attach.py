@@ -575,12 +575,14 @@ class Attachments:
 
     def _owned_gone(self, app: App, connection: Connection, process: Process) -> None:
         self._disown(connection)
-        self._remember_process(app, process)
         # Not if it was us who hung up: then the program goes on with its sockets.
         if connection.hung_up:
             self._exec_closed(app, process)
             if not apps.has_descriptors(app, process.index):
                 self._died(app, process)  # the new image has nothing of ours
+                return
+        # Last: until then a successor of ours sees that connection end, too.
+        self._remember_process(app, process)
 
     def _exec_closed(self, app: App, process: Process) -> None:
         """The process left its image (exec): what was close-on-exec is closed."""
@@ -656,7 +658,6 @@ class Attachments:
             return
         assert self.server is not None
         connection = Connection(socket.socket(fileno=fd), self.server)
-        connection.recovered = True
         connection.app_id, connection.pid, connection.kept = app.app_id, pid, number
         app.connections.add(connection)
         self.server.adopt(connection)

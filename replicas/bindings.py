@@ -92,6 +92,8 @@ class Binding:
     published: bool = False  # listens for all to see; listen() again takes nothing back
     failure: int = 0  # errno of the first replica that refused
     lost: set[int] = field(default_factory=set)  # replicas whose successor did not find it
+    anew: set[int] = field(default_factory=set)  # ... and which will be asked again in a moment
+    refusals: dict[int, int] = field(default_factory=dict)  # recovery: replica -> errno
     waiters: list[tuple[Connection, int]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
@@ -449,11 +451,19 @@ class Bindings:
         if code in (errno.ESTALE, errno.EINVAL):
             binding.lost.add(replica)
             # Closed, and UNBIND is on its way; else the words were overwritten: a new one, then.
-            self.loop.call_later(CLOSED_S, self._install_anew, binding, replica)
+            if replica not in binding.anew:
+                binding.anew.add(replica)
+                self.loop.call_later(CLOSED_S, self._install_anew, binding, replica)
         else:
             self.refused(replica)
 
+    def _lost_before(self, binding: Binding, replica: int, code: int) -> None:
+        """A predecessor of ours heard of it, and may have died before it did anything."""
+        if self.table.get(binding.claim.owner) is binding and replica not in binding.subs:
+            self._lost(binding, replica, code)
+
     def _install_anew(self, binding: Binding, replica: int) -> None:
+        binding.anew.discard(replica)
         running = any(at.index == replica for at in self.state.running())
         if running and binding.claim.listening and self.table.get(binding.claim.owner) is binding:
             self._store(binding, replica)
@@ -617,8 +627,12 @@ class Bindings:
             at = key(LIB.NEAT_MSG_R_LISTEN, int(order.app_id), int(order.sock) & 0xFFFF)
             self.state.link.drop(REPLICA, replica, at)
             return
-        binding.order = data
-        if order.slot:
+        refused = -int(order.status)
+        order.status = 0
+        binding.order = bytes(abi.ffi.buffer(order))
+        if refused:
+            binding.refusals[replica] = refused
+        elif order.slot:
             binding.subs[replica] = (int(order.slot), int(order.gen))
         else:
             binding.pending.add(replica)
@@ -634,7 +648,7 @@ class Bindings:
 
     def _complete(self, binding: Binding) -> None:
         """A predecessor died while it installed listeners in a new replica, or this one in all."""
-        known = binding.subs.keys() | binding.pending
+        known = binding.subs.keys() | binding.pending | binding.refusals.keys()
         for replica in self.state.running():
             if binding.order and binding.claim.listening and replica.index not in known:
                 binding.pending.add(replica.index)
@@ -649,9 +663,16 @@ class Bindings:
             # In use already: it is new replicas that have not answered, and nobody waits for those.
             if binding.subs and self.state.registry.listening(binding.key):
                 binding.pending.clear()
-            binding.published = binding.claim.listening and not binding.pending
+                for replica, code in binding.refusals.items():
+                    self.loop.call_soon(self._lost_before, binding, replica, code)
+            else:  # who asked will ask again
+                binding.failure = next(iter(binding.refusals.values()), 0)
+            waits = binding.pending or binding.failure
+            binding.published = binding.claim.listening and not waits
             if binding.pending:
                 binding.timer = self.loop.call_later(ANSWER_S, self._too_late, binding)
+            elif binding.failure:
+                self._settled(binding)
             elif binding.claim.listening:
                 for replica in range(len(self.state.replicas)):
                     self._name_subsocket(binding, replica)

@@ -30,11 +30,13 @@ def key(kind: int, app: int = 0, number: int = 0) -> int:
     return kind << 48 | (app & 0xFFFFFFFF) << 16 | number & 0xFFFF
 
 
+# Kinds of neatd's own state; the order makes their keys, so a new one is the last.
+STATES = ("boot", "counter", "app", "proc", "bind", "wire", "scale", "hold", "uplink", "conn")
+
+
 def state_key(kind: str, app: int = 0, number: int = 0) -> int:
     """Key of a piece of neatd's own state."""
-    names = "boot counter app proc bind wire scale hold uplink conn"
-    kinds = names.split()
-    return key(LIB.NEAT_MSG_N_STATE + kinds.index(kind), app, number)
+    return key(LIB.NEAT_MSG_N_STATE + STATES.index(kind), app, number)
 
 
 @dataclass

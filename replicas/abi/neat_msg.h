@@ -220,7 +220,7 @@ struct neat_msg_r_listen {
 	uint32_t backlog;
 	uint32_t slot;		/* 0 = choose; else the one this listener had before */
 	uint32_t gen;
-	int32_t status;
+	int32_t status;		/* -errno of the answer; in the keeper's store what was answered last */
 	uint32_t flags;		/* enum neat_sock_flags */
 	uint32_t sock;		/* neatd's own handle, echoed */
 	struct neat_opts opts;

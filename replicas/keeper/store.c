@@ -128,16 +128,18 @@ void store_listening(struct child *c, const struct neat_msg_r_listen *answer)
 	struct neat_msg_r_listen *l;
 	struct entry *e;
 
-	if (answer->status)
-		return;
 	e = find_listen(c->listen_hint, answer);
 	if (!e)
 		e = find_listen(c->stored, answer);
 	if (!e)
 		return;
 	l = (void *)e->m->u.bytes;
-	l->slot = answer->slot;
-	l->gen = answer->gen;
+	/* A refusal, too: a neatd that dies with it has a successor that must know. */
+	l->status = answer->status;
+	if (!answer->status) {
+		l->slot = answer->slot;
+		l->gen = answer->gen;
+	}
 	c->listen_hint = e->next;
 }
 

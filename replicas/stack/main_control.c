@@ -222,8 +222,9 @@ static void on_release(struct replica *r, struct neat_msg_r_listen *m)
 {
 	struct app *app = api_app_find(&r->api, m->app_id);
 
-	if (app && app->owed)
-		api_channels_look(&r->api, app);	/* what a dead process asked for, before the end of what it held */
+	/* What a dead process asked for, before the end of what it held: R_CHANNEL_GONE comes after this. */
+	if (app)
+		api_channels_look(&r->api, app);
 	/* A connection that the dead process had not accepted, or that a sibling has accepted since, stays. */
 	if (app && (m->h.type == NEAT_MSG_R_UNLISTEN || api_owner(app, m->slot) == m->sock))
 		api_release(&r->api, app, m->slot, m->gen);

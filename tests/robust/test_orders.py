@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .rig import Rig, wait_until
+from .rig import Rig, stopped, wait_until
 
 # The child holds the only reference to an accepted connection.
 HOLDER = """
@@ -136,3 +136,59 @@ def holds_segments(rig: Rig) -> bool:
 def maps_segments(rig: Rig) -> bool:
     with open(f"/proc/{rig.pids()['replica0']}/maps", encoding="ascii") as maps:
         return "memfd:neat_seg" in maps.read()
+
+
+# The child asks for a connection when it is told to.
+ASKER = """
+import os, signal, socket, sys
+s = socket.socket(); s.setblocking(False)
+pid = os.fork()
+if pid == 0:
+    sys.stdin.readline()
+    c = socket.socket(); c.setblocking(False)
+    c.connect_ex(("127.0.0.1", int(sys.argv[1])))
+    print("asked", flush=True)
+    signal.pause()
+print(pid, flush=True)
+signal.pause()
+"""
+ENDS = """
+import socket, threading
+a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen(16)
+print(a.getsockname()[1], flush=True)
+def serve(s):
+    with s:
+        while data := s.recv(9): s.sendall(data)
+while True:
+    threading.Thread(target=serve, args=[a.accept()[0]], daemon=True).start()
+"""
+ECHO = """
+import socket, sys
+c = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 10)
+c.sendall(b"x"); assert c.recv(9) == b"x"
+"""
+
+
+def test_a_connect_that_was_not_obeyed_yet_ends_with_its_process(rig1: Rig) -> None:
+    """The replica hears of the end before it looks at what the process had asked for."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = rig1.world.start(sys.executable, "-c", ENDS, stdout=subprocess.PIPE)
+    assert server.stdout
+    port = server.stdout.readline().strip()
+    asker = rig1.world.start(sys.executable, "-c", ASKER, port, **pipes)
+    try:
+        assert asker.stdin and asker.stdout
+        child = int(asker.stdout.readline())
+        wait_until(lambda: child in pids_of(rig1), "the child is known")
+        with stopped(rig1.pids()["replica0"]):
+            asker.stdin.write("\n")
+            asker.stdin.flush()
+            assert asker.stdout.readline() == "asked\n"
+            os.kill(child, signal.SIGKILL)
+            wait_until(lambda: child not in pids_of(rig1), "neatd saw the death")
+        rig1.world.run(sys.executable, "-c", ECHO, port)
+        wait_until(lambda: rig1.status()["replicas"][0]["connections"] == 0, "all have ended")
+    finally:
+        for process in (server, asker):
+            process.kill()
+            process.communicate()

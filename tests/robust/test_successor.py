@@ -18,6 +18,7 @@ from ..control.client import Client, Refused
 from ..waiting import wait_until
 from ..worlds import ROOT
 from .rig import Rig
+from .test_lost_listener import SERVER, overwrite_listeners, served
 
 LIB = abi.lib
 # Requests of both kinds by turns; all of it again and again would be out of step for ever.
@@ -42,7 +43,7 @@ class Mortal:
         path = f"{ROOT / 'tests/robust/deaths'}:{ROOT}"
         self.rig = Rig(directory / "run", 2, PYTHONPATH=path, NEAT_DEATH=str(self.order))
 
-    def die(self, place: str, kind: int, count: int = 1) -> None:
+    def die(self, place: str, kind: int | str, count: int = 1) -> None:
         partial = self.order.with_suffix(".new")
         partial.write_text(f"{place} {kind} {count}")
         partial.rename(self.order)
@@ -148,6 +149,76 @@ def test_a_fork_that_neatd_did_not_live_to_look_at_is_said_again(mortal: Mortal)
         wait_until(lambda: client.app.at.forked.v == 0, "it looked")
     finally:
         client.close()
+
+
+def test_a_lost_listener_that_neatd_did_not_live_to_install_anew(mortal: Mortal) -> None:
+    server = mortal.start(SERVER)
+    try:
+        assert server.stdout
+        port = server.stdout.readline().strip()
+        pid, epoch = mortal.rig.pids()["replica1"], mortal.rig.epochs()[1]
+        assert overwrite_listeners(pid) == 1
+        mortal.die("hear", LIB.NEAT_MSG_R_LISTENING)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not mortal.order.exists(), "neatd dies")
+        mortal.rig.ready(1, epoch + 1)
+        pid = mortal.rig.pids()["replica1"]
+        wait_until(lambda: overwrite_listeners(pid) == 1, "it has a listener again")
+        served(mortal.rig, port)
+    finally:
+        server.kill()
+        server.communicate()
+
+
+# As many as a replica has room for, and one more when it is told to.
+LISTENERS = """
+import errno, resource, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+def listener():
+    a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen()
+    return a
+have = [listener() for _ in range(MOST)]
+for _ in range(2):
+    print("full", flush=True); sys.stdin.readline()
+    try: listener(); print("listens", flush=True)
+    except OSError as err: print(errno.errorcode[err.errno], flush=True)
+""".replace("MOST", str(LIB.NEAT_LISTENERS_MAX))
+
+
+def test_a_refusal_that_neatd_did_not_live_to_tell(mortal: Mortal) -> None:
+    """The same as without its death: its successor does not wait for an answer that came."""
+    with mortal.start(LISTENERS) as program:
+        assert program.stdin and program.stdout
+
+        def one_more() -> str:
+            assert program.stdin and program.stdout
+            assert program.stdout.readline() == "full\n"
+            program.stdin.write("\n")
+            program.stdin.flush()
+            return program.stdout.readline()
+
+        expected = one_more()
+        mortal.die("hear", LIB.NEAT_MSG_R_LISTENING, 2)  # of both replicas
+        assert one_more() == expected
+        assert not mortal.order.exists(), "neatd did not die"
+
+
+BECOMING = """
+import os, socket
+a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen()
+print("listens", flush=True)
+os.execve("/bin/sleep", ["sleep", "1000"], {})
+"""
+
+
+def test_what_exec_closed_is_closed_although_neatd_dies_meanwhile(mortal: Mortal) -> None:
+    mortal.die("told", "proc", 2)  # the first is when it attached
+    with mortal.start(BECOMING) as program:
+        assert program.stdout and program.stdout.readline() == "listens\n"
+        try:
+            wait_until(lambda: mortal.rig.status().get("apps") == [], "nothing is left of it")
+        finally:
+            program.kill()
 
 
 # A child speaks over the connection of its parent. That ends (daemon(3)), or becomes another image.

@@ -183,6 +183,7 @@ void overwrite_head(struct world *w, uint32_t slot, uint64_t head);
 void overwrite_status(struct world *w, uint32_t slot, uint64_t value);
 void set_foreign(struct world *w, uint32_t listener, int foreign);
 void forget_listeners(struct world *w);
+/* ---- end ---- */
 
 static struct world *world_make(struct neat_seg_pub *pub, struct neat_seg_app *app, struct neat_channels *channels,
 				uint32_t epoch, struct neat_registry *registry)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import cffi
 
-ROOT = Path(__file__).resolve().parents[2]
+from .library import build, declarations
+
 KICK, CONNECT, CLOSE, ABORT, UDP = 1, 2, 3, 4, 5
 CLAIMED = 32768
 LISTENING, CONNECTING, CONNECTED, RX_EOF, TX_SHUT, ERROR, HUP, DEAD = 2, 4, 8, 16, 32, 64, 128, 256
@@ -17,27 +16,13 @@ DATAGRAM = 1024
 APP = 7  # api_lib.c
 
 ffi = cffi.FFI()
+ffi.cdef("struct world;\n" + declarations("api_lib.c"))
 
 
-def prototypes() -> str:
-    source = (ROOT / "tests/unit/api_lib.c").read_text()
-    block = source.split("what the tests drive ---- */")[1].split("static struct world")[0]
-    return "struct world;\n" + "\n".join(re.findall(r"^[a-z].*?;$", block, re.M | re.S))
-
-
-ffi.cdef(prototypes())
-
-
-def build(directory: Path) -> Any:
-    out = directory / "api_lib.so"
-    stack = ROOT / "replicas/stack"
+def library(directory: Path) -> Any:
     names = ("api", "api_adopt", "api_channel", "api_cmd", "api_drain", "api_udp")
-    own = [stack / f"{name}.c" for name in names]
-    sources = [ROOT / "tests/unit/api_lib.c", *own]
-    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    includes = [f"-I{ROOT}/replicas/abi", f"-I{stack}"]
-    subprocess.run(["gcc", *flags, *includes, *map(str, sources), "-o", str(out)], check=True)
-    return ffi.dlopen(str(out))
+    parts = [f"stack/{name}.c" for name in names]
+    return ffi.dlopen(build(directory / "api_lib.so", "api_lib.c", parts, ("abi", "stack")))
 
 
 class Replica:

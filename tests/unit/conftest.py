@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from .api_world import Replica, build, ffi
+from .api_world import Replica, ffi, library
 
 
 @pytest.fixture(scope="package")
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return build(tmp_path_factory.mktemp("api"))
+    return library(tmp_path_factory.mktemp("api"))
 
 
 @pytest.fixture

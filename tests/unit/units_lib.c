@@ -52,6 +52,8 @@ uint32_t pseudo_sum(uint32_t saddr, uint32_t daddr, uint8_t proto, uint32_t len)
 uint32_t trimmed(uint32_t linear, uint32_t first, uint32_t second, uint32_t total, uint32_t *out);
 uint32_t field_offsets(uint32_t *out, uint32_t cap);
 
+/* ---- end ---- */
+
 /* ---- timing wheel ---- */
 
 struct item { struct timer t; uint32_t index; uint32_t again; uint64_t again_us; };

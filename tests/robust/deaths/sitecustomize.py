@@ -2,11 +2,14 @@
 
 The file that NEAT_DEATH names says where, and for which message type: "send TYPE N" is before the
 N-th message of that type goes to a program, "take TYPE N" after the N-th was answered, but before
-it is off the socket. Who dies there removes the file, so that a successor goes on.
+it is off the socket. Of what neatd and the keeper wrap: "told TYPE N" is when the N-th is sent,
+"hear TYPE N" when the N-th was read; TYPE is a word for a piece of neatd's own state. Who dies
+there removes the file, so that a successor goes on.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -16,6 +19,15 @@ from pathlib import Path
 from typing import Any
 
 TYPE = slice(6, 8)  # of struct neat_msg_header
+HEADER, WRAP = 16, 48  # struct neat_msg_header, neat_msg_keeper
+KEEPER_FD = 3
+
+
+def wrapped(data: bytes) -> str:
+    """What a message of the keeper, or for it, wraps."""
+    if data[WRAP + HEADER : WRAP + HEADER + 1] == b"{":
+        return str(json.loads(data[WRAP + HEADER :])["kind"])
+    return str(int.from_bytes(data[WRAP:][TYPE], "little"))
 
 
 def install(order: Path) -> None:
@@ -24,7 +36,7 @@ def install(order: Path) -> None:
     seen: Counter[str] = Counter()
     peeked: dict[int, int] = {}  # descriptor -> type of its oldest message
 
-    def reached(place: str, kind: int) -> None:
+    def reached(place: str, kind: object) -> None:
         try:
             *where, count = order.read_text().split()
         except FileNotFoundError:
@@ -36,11 +48,17 @@ def install(order: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def sending(self: socket.socket, buffers: Any, *args: Any) -> int:
-        reached("send", int.from_bytes(buffers[0][TYPE], "little"))
-        return sendmsg(self, buffers, *args)
+        if self.fileno() != KEEPER_FD:
+            reached("send", int.from_bytes(buffers[0][TYPE], "little"))
+        done = sendmsg(self, buffers, *args)
+        if self.fileno() == KEEPER_FD:
+            reached("told", wrapped(buffers[0]))
+        return done
 
     def peeking(self: socket.socket, *args: Any) -> Any:
         found = recvmsg(self, *args)
+        if self.fileno() == KEEPER_FD:
+            reached("hear", wrapped(found[0]))
         peeked[self.fileno()] = int.from_bytes(found[0][TYPE], "little")
         return found
 
