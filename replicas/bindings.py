@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,6 +80,33 @@ def reserve_rested(claim: Claim, resting: Callable[[int], bool]) -> tuple[socket
     return holder, port
 
 
+def bind_beside(twin: int, claim: Claim, reservations: list[socket.socket]) -> int:
+    """Bind a kernel socket of a program's to the port that it holds by us: 0 or an errno.
+
+    Our reservations share the port for this moment only (SO_REUSEADDR, socket(7)).
+    """
+    name = (socket.inet_ntoa(claim.addr.to_bytes(4, "big")), claim.port)
+    if not stat.S_ISSOCK(os.fstat(twin).st_mode):
+        return errno.ENOTSOCK
+    with socket.socket(fileno=os.dup(twin)) as theirs:
+        if theirs.family != socket.AF_INET or theirs.type != socket.SOCK_STREAM:
+            return errno.EPROTOTYPE
+        if theirs.getsockname() == name:
+            return 0  # a predecessor of ours did it, and died before it took the request off
+        before = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        try:
+            for holder in (theirs, *reservations):
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            theirs.bind(name)
+        except OSError as err:
+            return err.errno or errno.EIO
+        finally:
+            for holder in reservations:
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, before)
+    return 0
+
+
 @dataclass
 class Binding:
     """A socket that holds a port; with `wanted` set it listens or is about to."""
@@ -139,6 +168,20 @@ class Bindings:
             return -code, 0
         binding, code = self._take(claim)
         return (-code, 0) if binding is None else (0, binding.claim.port)
+
+    def bind_twin(self, app: App, message: Any, twin: int) -> tuple[int, int]:
+        """NEAT_MSG_BIND with the kernel twin of a socket that is bound and connects to somebody of
+        the kernel's: (-errno or 0, port). What the socket has it keeps, until UNBIND."""
+        binding = self.table.get((app.app_id, int(message.sock)))
+        if binding is None or binding.datagram or binding.claim.gen != int(message.sock_gen):
+            return -errno.EINVAL, 0
+        claim = binding.claim
+        in_the_way = [
+            other.reservation
+            for other in self.table.values()
+            if other.reservation is not None and overlap(other.claim, claim)
+        ]
+        return -bind_beside(twin, claim, in_the_way), claim.port
 
     def bind_datagram(self, app: App, message: Any, uid: int, twin: int) -> tuple[int, int]:
         """NEAT_MSG_BIND of a UDP socket whose kernel twin holds the port: (-errno or 0, home)."""

@@ -586,6 +586,8 @@ class Neatd:
             if message.proto == socket.IPPROTO_UDP and request.fds:
                 twin = request.fds[0]
                 status, value = self.bindings.bind_datagram(app, message, request.uid, twin)
+            elif request.fds:
+                status, value = self.bindings.bind_twin(app, message, request.fds[0])
             else:
                 status, value = self.bindings.bind(app, message, request.uid)
             connection.result(request.seq, status, value)

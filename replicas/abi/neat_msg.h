@@ -15,7 +15,8 @@ enum neat_msg {
 	NEAT_MSG_ATTACH = 1,	/* neat_msg_attach; reply ATTACHED with fds {registry, app}, then nreplicas
 				 * times SEGMENT with fds {seg_pub, seg_app, channels, status} */
 	NEAT_MSG_BIND = 2,	/* neat_msg_bind; reply RESULT: status 0 or -errno, value = port. UDP: + fd of the
-				 * kernel twin, which holds the port already; value = home replica */
+				 * kernel twin, which holds the port already; value = home replica. TCP with an fd:
+				 * a kernel socket that is to be bound where the socket is already */
 	NEAT_MSG_LISTEN = 3,	/* neat_msg_listen; reply LISTENING when every active replica acknowledged */
 	NEAT_MSG_UNBIND = 4,	/* neat_msg_bind; no reply: the socket that held the port is gone */
 	NEAT_MSG_CHILD = 5,	/* neat_msg_attach + fd of a fresh socketpair end: a forked child's own connection,

@@ -8,6 +8,7 @@
 #include "internal.h"
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { NT_ELSEWHERE = 1 };	/* start_connect(): ask another replica */
@@ -105,10 +106,9 @@ static int record_gone(int fd) { return nt_lookup(fd) ? -EBADF : NT_KERNEL; }
 
 /* ---- to the kernel (L10) ---- */
 
-static int kernel_twin(uint32_t sock)
+static int kernel_twin(uint32_t sock, int nonblock)
 {
 	struct neat_sock *s = nt_sock(sock);
-	int nonblock = a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK ? SOCK_NONBLOCK : 0;
 	int fd = nt_real.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | nonblock, 0);
 
 	if (fd < 0)
@@ -117,18 +117,27 @@ static int kernel_twin(uint32_t sock)
 	return fd;
 }
 
-/* The port moves into the other world: neatd lets go, the kernel socket takes it. */
-static void move_port(uint32_t sock, int fd)
+/*
+ * The twin is bound to the record's port. neatd does it, whose reservation is in the way (replicas/bindings.py): the port
+ * is free at no time, and is the record's again if nothing comes of the twin. Under s->lock.
+ */
+static int bind_twin(uint32_t sock, int fd)
 {
 	struct neat_sock *s = nt_sock(sock);
 	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(s->lport), .sin_addr.s_addr = htonl(s->laddr) };
-	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
-				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
+	struct neat_msg_bind m = { .h.type = NEAT_MSG_BIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen), .addr = s->laddr,
+				   .port = s->lport, .proto = IPPROTO_TCP, .flags = a32_relaxed(&s->flags) };
+	struct neat_msg_result r;
+	int err;
 
-	if (!(a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND) & NEAT_SOCKF_BOUND))
-		return;
-	nt_notify_neatd(&m, sizeof(m), -1);
-	nt_real.bind(fd, (struct sockaddr *)&in, sizeof(in));
+	if (!(m.flags & NEAT_SOCKF_BOUND))
+		return 0;
+	err = nt_request(&m, sizeof(m), fd, &r, sizeof(r), NEAT_MSG_RESULT);
+	/* One that is only ours, of the uplink: the kernel chooses another. */
+	if (!err)
+		return r.status == -EADDRNOTAVAIL ? 0 : r.status;
+	/* Over; there are no reservations any more. */
+	return nt_real.bind(fd, (struct sockaddr *)&in, sizeof(in)) ? -errno : 0;
 }
 
 /* The record is pinned. */
@@ -151,47 +160,97 @@ static void replace_all(uint32_t handle, int fd)
 }
 
 /*
- * Every fd of this process that names the record becomes the kernel socket `fd`, which is consumed. False: nothing did,
- * the record is gone.
+ * Every fd of this process that names the record becomes the kernel socket `fd`; its port is given back with the last one.
+ * False: nothing did, the record is gone.
  */
 static bool take_over(uint32_t handle, int fd)
 {
-	bool ours = nt_fd_pin(handle);
-
-	if (ours) {
-		replace_all(handle, fd);
-		nt_fd_unpin();
-	}
-	nt_real.close(fd);
-	return ours;
+	if (!nt_fd_pin(handle))
+		return false;
+	replace_all(handle, fd);
+	nt_fd_unpin();
+	return true;
 }
 
-/* A socket whose business is the kernel's: same number, options replayed. */
+/* A socket without a port whose business is the kernel's: same number, options replayed. */
 static int to_kernel(uint32_t handle)
 {
 	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
-	int fd = kernel_twin(sock);
+	int fd = kernel_twin(sock, a32_relaxed(&nt_sock(sock)->flags) & NEAT_SOCKF_NONBLOCK ? SOCK_NONBLOCK : 0), err;
 
 	if (fd < 0)
 		return fd;
-	move_port(sock, fd);
-	return take_over(handle, fd) ? NT_KERNEL : -EBADF;
+	err = take_over(handle, fd) ? NT_KERNEL : -EBADF;
+	nt_real.close(fd);
+	return err;
 }
 
-/* connect() to somebody of the kernel's. Refused: the socket stays ours, since the next try may find us. */
+/* The kernel has the answer of a host, which on the loopback comes at once, or when a softirq of this core was run. */
+static bool answered_soon(int fd, const struct sockaddr *sa)
+{
+	const int64_t SOON_NS = 20000000;
+	static const struct timespec zero;
+	struct pollfd p = { .fd = fd, .events = POLLOUT };
+	bool loopback = ntohl(((const struct sockaddr_in *)(const void *)sa)->sin_addr.s_addr) >> 24 == 127;
+	int64_t end_ns = loopback ? nt_deadline(SOON_NS) : 0;
+
+	while (nt_syscall(SYS_ppoll, &p, 1l, &zero, NULL, 0l) <= 0) {
+		if (nt_now_ns() >= end_ns)
+			return false;
+		syscall(SYS_sched_yield);
+	}
+	return true;
+}
+
+/*
+ * connect() of the twin, which does not block. -EINPROGRESS: the answer comes later. A signal ends nothing here, and that
+ * we hold s->lock forbids cancellation points.
+ */
+static int connect_twin(bool blocking, int fd, const struct sockaddr *sa, socklen_t len)
+{
+	if (nt_syscall(SYS_connect, fd, sa, (size_t)len) == 0)
+		return 0;
+	if (errno != EINPROGRESS || !blocking || !answered_soon(fd, sa))
+		return -errno;
+	return nt_syscall(SYS_connect, fd, sa, (size_t)len) ? -errno : 0;
+}
+
+/* Who joins a connect() is told EALREADY when SO_SNDTIMEO is over; it is the program's first. */
+static int wait_in_kernel(int fd, const struct sockaddr *sa, socklen_t len)
+{
+	if (nt_real.connect(fd, sa, len) == 0)
+		return 0;
+	return errno == EALREADY ? -EINPROGRESS : -errno;
+}
+
+/* The kernel goes on with it: NT_KERNEL where the caller blocks, who waits there and not under s->lock. */
+static int goes_on(uint32_t handle, int fd, bool blocking, const struct sockaddr *sa, socklen_t len)
+{
+	if (take_over(handle, fd))
+		return blocking ? NT_KERNEL : -EINPROGRESS;
+	/* Closed meanwhile: the result is the same, as in Linux. */
+	return blocking ? wait_in_kernel(fd, sa, len) : -EINPROGRESS;
+}
+
+/* connect() to somebody of the kernel's. Failed: the socket stays ours and bound, since the next try may find us. */
 static int connect_kernel(uint32_t handle, const struct sockaddr *sa, socklen_t len)
 {
 	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
-	int fd = kernel_twin(sock), err;
+	bool blocking = !(a32_relaxed(&nt_sock(sock)->flags) & NEAT_SOCKF_NONBLOCK);
+	int fd = kernel_twin(sock, SOCK_NONBLOCK), err;
 
 	if (fd < 0)
 		return fd;
-	move_port(sock, fd);
-	err = nt_real.connect(fd, sa, len) ? -errno : 0;
-	if (err == -ECONNREFUSED)
-		nt_real.close(fd);
-	else
-		take_over(handle, fd);	/* closed meanwhile: the result is the same, as in Linux */
+	err = bind_twin(sock, fd);
+	if (!err)
+		err = connect_twin(blocking, fd, sa, len);
+	if (blocking)
+		nt_real.fcntl(fd, F_SETFL, O_RDWR);
+	if (!err)
+		take_over(handle, fd);
+	else if (err == -EINPROGRESS)
+		err = goes_on(handle, fd, blocking, sa, len);
+	nt_real.close(fd);
 	return err;
 }
 
@@ -567,7 +626,7 @@ static int connect_wait(uint32_t handle)
 	if (err)
 		return err == -ETIMEDOUT ? -EINPROGRESS : err;
 	if (!nt_live(handle))
-		return -ECONNABORTED;
+		return -EBADF;	/* closed by another thread, as in accept() */
 	a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN);
 	err = nt_take_error(&c);
 	if (!err && !(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED))
@@ -607,6 +666,8 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 	if (err == -EAGAIN) {
 		err = begin_connect(handle, sa, len, addr, port);
 		unlock_record(handle);
+		if (err == NT_KERNEL)
+			return wait_in_kernel(fd, sa, len);
 		return err || nt_fd_handle(fd) != handle ? err : connect_wait(handle);
 	}
 	unlock_record(handle);

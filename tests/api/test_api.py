@@ -9,6 +9,7 @@ import pytest
 
 from ..worlds import KERNEL, World
 from . import (
+    scenarios_bound,
     scenarios_edge,
     scenarios_moves,
     scenarios_nested,
@@ -32,6 +33,7 @@ SUBJECTS = {
         scenarios_process,
         scenarios_edge,
         scenarios_opts,
+        scenarios_bound,
         scenarios_threads,
         scenarios_udp,
     )
