@@ -94,7 +94,17 @@ NEAT_SHIM(execvpe)
 NEAT_SHIM(execl)
 NEAT_SHIM(execlp)
 NEAT_SHIM(execle)
+
+/* shim_signal.c */
 NEAT_SHIM(sigaction)
+NEAT_SHIM(__sigaction)
 NEAT_SHIM(signal)
+NEAT_SHIM(bsd_signal)
+NEAT_SHIM(ssignal)
+NEAT_SHIM(sysv_signal)
+NEAT_SHIM(__sysv_signal)
+NEAT_SHIM(sigset)
 NEAT_SHIM(siginterrupt)
+
+/* syscall.c */
 NEAT_SHIM(syscall)

@@ -173,6 +173,7 @@ SHIM int neatsock_patch(int default_on)
 	if (!patching) {
 		patching = true;
 		dl_iterate_phdr(each_object, &count);
+		nt_adopt_handlers();
 	}
 	return count;
 }

@@ -14,7 +14,10 @@
 #define SHIM_RETURN(ours, real)                 \
 	do {                                    \
 		int saved_ = errno;             \
-		__typeof__(real) r_ = (ours);   \
+		__typeof__(real) r_;            \
+		nt_enter();                     \
+		r_ = (ours);                    \
+		nt_leave();                     \
 		if (r_ == NT_KERNEL) {          \
 			errno = saved_;         \
 			return (real);          \

@@ -36,7 +36,9 @@ SHIM int close_range(unsigned first, unsigned last, int flags)
 		errno = EINVAL;
 		return -1;
 	}
+	nt_enter();
 	nt_close_range(first, last, (unsigned)flags);
+	nt_leave();
 	while (!rc && (keep = nt_next_internal_fd((int)(first > INT32_MAX ? INT32_MAX : first))) >= 0 &&
 	       (unsigned)keep <= last) {
 		if ((unsigned)keep > first)

@@ -85,8 +85,11 @@ SHIM int epoll_create1(int flags)
 {
 	int fd = nt_real.epoll_create1(flags);
 
-	if (fd >= 0)
+	if (fd >= 0) {
+		nt_enter();
 		nt_epoll_created(fd);
+		nt_leave();
+	}
 	return fd;
 }
 
@@ -197,7 +200,7 @@ static long epoll_by_number(const long a[6], int64_t ns)
 	return nt_epoll_wait((int)a[0], (void *)a[1], (int)a[2], ns, mask);
 }
 
-long shim_wait_by_number(long nr, const long a[6])
+static long wait_by_number(long nr, const long a[6])
 {
 	switch (nr) {
 #ifdef SYS_poll
@@ -224,4 +227,17 @@ long shim_wait_by_number(long nr, const long a[6])
 		return wrong_time((void *)a[3]) ? NT_KERNEL : epoll_by_number(a, from_timespec((void *)a[3]));
 	}
 	return NT_KERNEL;
+}
+
+long shim_wait_by_number(long nr, const long a[6])
+{
+	long rc;
+
+	/* The library's own calls by number come here, too, and are none of these. */
+	if (nt_in)
+		return NT_KERNEL;
+	nt_enter();
+	rc = wait_by_number(nr, a);
+	nt_leave();
+	return rc;
 }

@@ -1,5 +1,5 @@
 /*
- * shim_process.c - load, fork, exec, signals, and syscall(2) itself.
+ * shim_process.c - load, fork, exec.
  *
  * fork: pthread_atfork handlers, since daemon(3) and forkpty(3) fork inside libc. vfork becomes
  * fork: between vfork and exec CPython's subprocess closes and duplicates descriptors, which must not
@@ -46,13 +46,20 @@ __attribute__((constructor)) static void load(int argc, char **argv, char **envp
 			nt_set_socket(*e + 16);
 	/* Preloaded, the dynamic linker finds our functions first; loaded by patch(), it does not. */
 	nt_default(shim_preloaded());
+	nt_enter();
 	nt_init(join);
+	nt_leave();
 	if (join)
 		shim_standard_streams();
 	pthread_atfork(nt_fork_prepare, nt_fork_parent, nt_fork_child);
 }
 
-__attribute__((destructor)) static void unload(void) { nt_exit(); }
+__attribute__((destructor)) static void unload(void)
+{
+	nt_enter();
+	nt_exit();
+	nt_leave();
+}
 
 static void *next(const char *name) { return dlsym(RTLD_NEXT, name); }
 
@@ -61,18 +68,20 @@ SHIM pid_t fork(void)
 	static pid_t (*real)(void);
 	void *p;
 	pid_t pid;
+	int err;
 
 	if (!real) {
 		p = next("fork");
 		memcpy(&real, &p, sizeof(p));
 	}
+	nt_enter();
 	pid = real();
-	if (pid != 0) {
-		int err = errno;
-
+	err = errno;
+	nt_enter();	/* handlers of pthread_atfork() may have called us, and left */
+	if (pid != 0)
 		nt_fork_born(pid);
-		errno = err;
-	}
+	nt_leave();
+	errno = err;
 	return pid;
 }
 
@@ -105,9 +114,13 @@ static char **exec_env(char *const *env, struct exec_vars *v)
 {
 	size_t n = 0, at = 0;
 	Dl_info us;
+	bool inherits;
 	char **out;
 
-	if (nt_exec_env(v->join, sizeof(v->join)) == 0)
+	nt_enter();
+	inherits = nt_exec_env(v->join, sizeof(v->join)) != 0;
+	nt_leave();
+	if (!inherits)
 		return NULL;
 	while (env && env[n] && n < ENV_MAX)
 		n++;
@@ -272,72 +285,4 @@ SHIM int execle(const char *path, const char *arg, ...)
 	env = va_arg(ap, char *const *);
 	va_end(ap);
 	return n < 0 ? too_many() : execve(path, argv, env);
-}
-
-/* ---- signals ---- */
-
-static int real_sigaction(int sig, const struct sigaction *act, struct sigaction *old)
-{
-	static int (*real)(int, const struct sigaction *, struct sigaction *);
-	void *p;
-
-	if (!real) {
-		p = next("sigaction");
-		memcpy(&real, &p, sizeof(p));
-	}
-	return real(sig, act, old);
-}
-
-static void note_handler(int sig, const struct sigaction *act)
-{
-	if (act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN)
-		nt_note_handler(sig, act->sa_flags & SA_RESTART);
-}
-
-SHIM int sigaction(int sig, const struct sigaction *restrict act, struct sigaction *restrict old)
-{
-	if (act && sig != SIGKILL && sig != SIGSTOP)
-		note_handler(sig, act);
-	return real_sigaction(sig, act, old);
-}
-
-/* signal(2): BSD semantics in glibc, unless siginterrupt(3) said otherwise before: libc knows. */
-static void note_installed(int sig)
-{
-	struct sigaction now;
-
-	if (real_sigaction(sig, NULL, &now) == 0)
-		note_handler(sig, &now);
-}
-
-SHIM sighandler_t signal(int sig, sighandler_t handler)
-{
-	static sighandler_t (*real)(int, sighandler_t);
-	sighandler_t was;
-	void *p;
-
-	if (!real) {
-		p = next("signal");
-		memcpy(&real, &p, sizeof(p));
-	}
-	was = real(sig, handler);
-	if (was != SIG_ERR)
-		note_installed(sig);
-	return was;
-}
-
-SHIM int siginterrupt(int sig, int flag)
-{
-	static int (*real)(int, int);
-	void *p;
-	int rc;
-
-	if (!real) {
-		p = next("siginterrupt");
-		memcpy(&real, &p, sizeof(p));
-	}
-	rc = real(sig, flag);
-	if (rc == 0)
-		note_installed(sig);
-	return rc;
 }

@@ -113,8 +113,45 @@ void nt_epoll_created(int epfd);		/* after the real epoll_create1 */
 int nt_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask);
 
-/* A handler was installed, with SA_RESTART or without: see wait.c. */
-void nt_note_handler(int sig, bool restart);
+/* ---- signal.c: calls of the program, and its signal handlers ---- */
+
+/*
+ * The stack of the call that is inside the library, 0 = none is in this thread. Handlers of the program call us, too
+ * (signal-safety(7)), so they wait until the call leaves or sleeps: locks are taken inside only.
+ */
+extern __thread uintptr_t nt_in __attribute__((tls_model("initial-exec")));
+extern __thread int nt_held __attribute__((tls_model("initial-exec")));	/* the signal that waits, 0 = none */
+void nt_deliver(void);
+
+static inline uintptr_t nt_stack(void)
+{
+	uintptr_t at;
+
+#if defined(__x86_64__)
+	__asm__ volatile("mov %%rsp, %0" : "=r"(at));
+#else
+	__asm__ volatile("mov %0, sp" : "=r"(at));
+#endif
+	return at;
+}
+
+/* Around what a call of the program does with us. The two do not nest. A handler comes in the same thread: no fence. */
+static inline void nt_enter(void)
+{
+	nt_in = nt_stack();
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+static inline void nt_leave(void)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	nt_in = 0;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (__builtin_expect(nt_held != 0, 0))
+		nt_deliver();
+}
+
+int nt_sigaction(int sig, const struct sigaction *act, struct sigaction *old);
+void nt_adopt_handlers(void);		/* those that were installed before we were loaded */
 
 /* ---- report.c: what a person is told; stderr, one write, prefixed "neatsock:" ---- */
 void nt_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

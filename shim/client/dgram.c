@@ -144,7 +144,7 @@ int dgram_slot(uint32_t sock, uint32_t r, struct nt_conn *out)
 	nt_tid_unlock(&s->lock);
 	/* A slot that is closed before it was taken up would look free to the next claimant. */
 	if (!err)
-		nt_wait_sock(sock, slot_taken_up, out, INT64_MAX);
+		nt_wait_replica(sock, slot_taken_up, out);
 	if (err || !has_ended(out))
 		return err;
 	nt_tid_lock(&s->lock);
@@ -285,7 +285,7 @@ static int publish(uint32_t sock, int fd, int near)
 		return err;
 	}
 	c = dgram_home(s);
-	nt_wait_sock(sock, slot_taken_up, &c, INT64_MAX);
+	nt_wait_replica(sock, slot_taken_up, &c);
 	return 0;
 }
 
@@ -393,7 +393,7 @@ static void set_peer(uint32_t sock, uint32_t addr, uint16_t port)
 		nt_kick(&c);
 	}
 	if (w.c.slot)
-		nt_wait_sock(sock, peer_taken_up, &w, INT64_MAX);
+		nt_wait_replica(sock, peer_taken_up, &w);
 }
 
 int dgram_connect_twin(uint32_t sock, int fd, uint32_t addr, uint16_t port)

@@ -11,7 +11,6 @@
  */
 #define _GNU_SOURCE
 #include "epoll.h"
-#include <pthread.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -63,9 +62,9 @@ static void wake_one(struct nt_epoll *ep)
 	/* The entry is in the list before the look at who was signaled already: nt_waiter_begin() is the other half. */
 	if (!__libc_single_threaded)
 		neat_fence();
-	for (struct nt_epwait *w = ep->waiters; w; w = w->next)
-		if (a32_relaxed(&w->w.signaled) != 1) {
-			nt_wake(&w->w);
+	for (struct nt_stay *s = ep->waiters; s; s = s->next)
+		if (a32_relaxed(&s->w.signaled) != 1) {
+			nt_wake(&s->w);
 			return;
 		}
 }
@@ -139,10 +138,10 @@ static int wait_ms(int64_t deadline_ns)
 }
 
 /*
- * The kernel's wait until the deadline. `fine`: the program asked for parts of a millisecond, by epoll_pwait2(), which
+ * The kernel's wait until the deadline, with handlers let in. `fine`: the program asked for parts of a millisecond, by epoll_pwait2(), which
  * is no cancellation point here.
  */
-static int wait_in_kernel(int epfd, struct epoll_event *ev, int max, int64_t deadline_ns, bool fine, const sigset_t *mask)
+static int sleep_in_kernel(int epfd, struct epoll_event *ev, int max, int64_t deadline_ns, bool fine, const sigset_t *mask)
 {
 	struct timespec t;
 	int64_t left;
@@ -153,6 +152,19 @@ static int wait_in_kernel(int epfd, struct epoll_event *ev, int max, int64_t dea
 	left = left > 0 ? left : 0;
 	t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
 	return (int)nt_syscall(SYS_epoll_pwait2, epfd, ev, max, &t, mask, (size_t)(_NSIG / 8));
+}
+
+static int wait_in_kernel(int epfd, struct epoll_event *ev, int max, int64_t deadline_ns, bool fine, const sigset_t *mask)
+{
+	uintptr_t in = nt_in;
+	int n = -1;
+
+	if (nt_handlers_in())
+		errno = EINTR;
+	else
+		n = sleep_in_kernel(epfd, ev, max, deadline_ns, fine, mask);
+	nt_in = in;
+	return n;
 }
 
 static bool is_fine(int64_t timeout_ns) { return timeout_ns > 0 && timeout_ns % 1000000; }
@@ -215,8 +227,8 @@ static int kernel_look(struct nt_epoll *ep, struct epoll_event *ev, int max, uin
 /* Under watch_lock. */
 static void wake_all(struct nt_epoll *ep)
 {
-	for (struct nt_epwait *w = ep->waiters; w; w = w->next)
-		nt_wake(&w->w);
+	for (struct nt_stay *s = ep->waiters; s; s = s->next)
+		nt_wake(&s->w);
 }
 
 /* A sleeper that waits for ours only must wait in the kernel from now on. */
@@ -488,6 +500,7 @@ static int harvest(struct nt_epoll *ep, struct epoll_event *ev, int max, uint32_
 
 struct kernel_wait {
 	struct nt_epoll *ep;
+	struct nt_stay *s;
 	struct epoll_event *ev;
 	int max;
 	uint32_t call;			/* its number */
@@ -501,61 +514,78 @@ static int enter_epoll(void *arg, int64_t deadline_ns)
 	struct kernel_wait *k = arg;
 	int n = 0;
 
+	k->s->inside = true;
 	a32_add(&k->ep->inside, 1);
 	neat_fence();	/* before the look at `exposed`: expose() is the other half */
 	if (!a32_relaxed(&k->ep->exposed))
 		n = wait_in_kernel(k->ep->epfd, k->ev, k->max, deadline_ns, k->fine, k->mask);
 	a32_add(&k->ep->inside, (uint32_t)-1);
+	k->s->inside = false;
 	return n;
 }
 
-static void waiter_on(struct nt_epoll *ep, struct nt_epwait *w)
+static void waiter_on(struct nt_epoll *ep, struct nt_stay *s)
 {
 	nt_lock(&nt.watch_lock);
-	w->next = ep->waiters;
-	ep->waiters = w;
+	s->listed = true;
+	s->next = ep->waiters;
+	ep->waiters = s;
 	nt_unlock(&nt.watch_lock);
 }
 
-static void waiter_off(struct nt_epoll *ep, struct nt_epwait *w)
+static void waiter_off(struct nt_epoll *ep, struct nt_stay *s)
 {
-	struct nt_epwait **at = &ep->waiters;
+	struct nt_stay **at = &ep->waiters;
 
 	nt_lock(&nt.watch_lock);
-	while (*at && *at != w)
+	while (*at && *at != s)
 		at = &(*at)->next;
 	if (*at)
-		*at = w->next;
+		*at = s->next;
+	s->listed = false;
 	/* What we leave behind must not wait for an event that already came. */
 	if (ep->ready)
 		wake_one(ep);
 	nt_unlock(&nt.watch_lock);
 }
 
-/* Sleeps once; > 0: kernel events in ev; 0: look again; -errno. */
-static int epoll_sleep(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_wait *k)
+void nt_epoll_left(struct nt_stay *s)
 {
+	if (!s->ep)
+		return;
+	if (s->inside)
+		a32_add(&s->ep->inside, (uint32_t)-1);
+	if (s->listed)
+		waiter_off(s->ep, s);
+	if (s->counted)
+		epoll_leave(s->ep);
+}
+
+/* Sleeps once; > 0: kernel events in ev; 0: look again; -errno. */
+static int epoll_sleep(struct nt_epoll *ep, struct kernel_wait *k)
+{
+	struct nt_stay *s = k->s;
 	int n;
 
 	if (!ep->nkernel && !k->mask && !nt_restarts())
-		return nt_sleep(&w->w, k->deadline);
+		return nt_sleep(s, k->deadline);
 	if (NT_UNLIKELY(a32_relaxed(&ep->exposed))) {
-		n = epoll_sleep_exposed(ep, &w->w, k->deadline, k->mask);
+		n = epoll_sleep_exposed(ep, s, k->deadline, k->mask);
 		return n > 0 ? kernel_look(ep, k->ev, k->max, &k->call) : n;
 	}
-	w->w.efd = ep->wakefd;
-	n = nt_sleep_kernel(&w->w, enter_epoll, k, k->deadline);
+	s->w.efd = ep->wakefd;
+	n = nt_sleep_kernel(s, enter_epoll, k, k->deadline);
 	if (n > 0)
 		ep->spin = false;
 	return filter(ep, k->ev, n);
 }
 
-static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_wait *k)
+static int epoll_block(struct nt_epoll *ep, struct kernel_wait *k)
 {
 	for (;;) {
 		int n;
 
-		nt_waiter_begin(&w->w);
+		nt_waiter_begin(&k->s->w);
 		n = harvest(ep, k->ev, k->max, &k->call);
 		if (n) {
 			ep->spin = true;
@@ -565,9 +595,9 @@ static int epoll_block(struct nt_epoll *ep, struct nt_epwait *w, struct kernel_w
 			n = ep->nkernel ? kernel_look(ep, k->ev, k->max, &k->call) : 0;
 			return n ? n : nt_let_in(k->mask);
 		}
-		if ((ep->spin || !ep->nkernel) && nt_spin(&w->w, k->deadline))
+		if ((ep->spin || !ep->nkernel) && nt_spin(&k->s->w, k->deadline))
 			continue;
-		n = epoll_sleep(ep, w, k);
+		n = epoll_sleep(ep, k);
 		if (n > 0) {
 			int rest = n < k->max ? harvest(ep, k->ev + n, k->max - n, &k->call) : 0;
 
@@ -651,23 +681,34 @@ static int look(struct nt_epoll *ep, struct kernel_wait *k, int64_t timeout_ns)
 	return n;
 }
 
-static int block(struct nt_epoll *ep, struct kernel_wait *k)
+static int block_in(struct nt_epoll *ep, struct kernel_wait *k)
 {
-	struct nt_epwait w = { .w.efd = -1 };
 	int n = 0;
 
 	if (!nt_on() || (!ep->nours && ep->wakefd < 0 && !a32_relaxed(&ep->exposed)))
 		n = wait_kernel_only(ep, k);
 	if (n || !nt_on())
 		return n;
-	waiter_on(ep, &w);
-	n = epoll_block(ep, &w, k);
-	waiter_off(ep, &w);
+	waiter_on(ep, k->s);
+	n = epoll_block(ep, k);
+	waiter_off(ep, k->s);
 	nt_batch(n > 0);
 	return n;
 }
 
-static void cancelled(void *ep) { epoll_leave(ep); }
+static int block(struct nt_epoll *ep, struct kernel_wait *k)
+{
+	int n;
+
+	k->s = nt_stay_begin();
+	if (!k->s)
+		return -ENOMEM;
+	k->s->ep = ep;
+	k->s->counted = true;	/* should it be left, or the thread be cancelled; otherwise the caller leaves the set */
+	n = block_in(ep, k);
+	nt_stay_end(k->s);
+	return n;
+}
 
 static int wait_inside(struct nt_epoll *ep, struct kernel_wait *k, int64_t timeout_ns)
 {
@@ -676,10 +717,7 @@ static int wait_inside(struct nt_epoll *ep, struct kernel_wait *k, int64_t timeo
 	if (n || (timeout_ns == 0 && nt_on()))
 		return n;
 	k->deadline = nt_deadline(timeout_ns);
-	pthread_cleanup_push(cancelled, ep);
-	n = block(ep, k);
-	pthread_cleanup_pop(0);
-	return n;
+	return block(ep, k);
 }
 
 int nt_epoll_wait(int epfd, struct epoll_event *ev, int max, int64_t timeout_ns, const sigset_t *mask)

@@ -29,11 +29,6 @@ struct nt_epitem {
 	uint32_t call;			/* epoll_wait() that reported it last */
 };
 
-struct nt_epwait {
-	struct nt_waiter w;
-	struct nt_epwait *next;
-};
-
 /* The first cache line has what an event looks at; a wait needs the second one, too. */
 struct nt_epoll {
 	int epfd;			/* one of its numbers */
@@ -44,7 +39,7 @@ struct nt_epoll {
 	neat_a32 inside;		/* threads in the kernel's wait on epfd */
 	struct nt_epitem *items;	/* [NEAT_FDS_MAX], mapped at the first entry */
 	struct nt_epitem *ready, **ready_tail;
-	struct nt_epwait *waiters;
+	struct nt_stay *waiters;
 	struct nt_watch *watch;		/* who watches the set: entries of other sets, threads in poll() */
 
 	int64_t kernel_empty_ns;	/* when a look at the kernel set last found nothing */
@@ -93,6 +88,6 @@ void epoll_drop_watches(struct nt_epoll *ep);	/* the set dies */
 /* The descriptor is the set `child`; not under watch_lock. */
 int epoll_ctl_set(struct nt_epoll *ep, struct nt_epoll *child, int epfd, int op, int fd, struct epoll_event *ev);
 /* As nt_sleep_kernel(), in a set that is exposed. 1: its kernel set has something to report. */
-int epoll_sleep_exposed(struct nt_epoll *ep, struct nt_waiter *w, int64_t deadline_ns, const sigset_t *mask);
+int epoll_sleep_exposed(struct nt_epoll *ep, struct nt_stay *s, int64_t deadline_ns, const sigset_t *mask);
 
 #endif

@@ -40,8 +40,8 @@ static int make_wakefd(struct nt_epoll *ep)
 }
 
 /*
- * Threads that wait in the kernel set hear of us by its eventfds, so they come out first. A thread that was
- * cancelled there, or has left by longjmp(), is counted for ever.
+ * Threads that wait in the kernel set hear of us by its eventfds, so they come out first. One that has left by
+ * siglongjmp() is counted until it blocks again.
  */
 static void expose(struct nt_epoll *ep)
 {
@@ -271,18 +271,14 @@ struct exposed_wait {
 static int enter_ppoll(void *arg, int64_t deadline_ns)
 {
 	struct exposed_wait *x = arg;
-	int64_t left = deadline_ns == INT64_MAX ? 0 : deadline_ns - nt_now_ns();
-	struct timespec t;
 
-	left = left > 0 ? left : 0;
-	t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
-	return nt_real.ppoll(x->fds, 2, deadline_ns == INT64_MAX ? NULL : &t, x->mask);
+	return nt_ppoll(x->fds, 2, deadline_ns, x->mask);
 }
 
-int epoll_sleep_exposed(struct nt_epoll *ep, struct nt_waiter *w, int64_t deadline_ns, const sigset_t *mask)
+int epoll_sleep_exposed(struct nt_epoll *ep, struct nt_stay *s, int64_t deadline_ns, const sigset_t *mask)
 {
 	struct exposed_wait x = { .fds[0] = { .fd = ep->epfd, .events = POLLIN }, .mask = mask };
-	int rc = nt_sleep_poll(w, &x.fds[1], enter_ppoll, &x, deadline_ns);
+	int rc = nt_sleep_poll(s, &x.fds[1], enter_ppoll, &x, deadline_ns);
 
 	if (rc < 0)
 		return rc;

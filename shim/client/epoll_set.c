@@ -228,7 +228,22 @@ void nt_epoll_range_closed(uint32_t first, uint32_t last)
 
 /* ---- fork ---- */
 
-/* Their stacks are nobody's in the child. */
+/* Calls of this thread, if a handler has forked, go on in the child. */
+static void count_own(void)
+{
+	for (struct nt_stay *s = nt_stay_top(); s; s = s->outer) {
+		if (!s->ep)
+			continue;
+		a32_add(&s->ep->callers, s->counted);
+		a32_add(&s->ep->inside, s->inside);
+		if (s->listed) {
+			s->next = s->ep->waiters;
+			s->ep->waiters = s;
+		}
+	}
+}
+
+/* Those of the parent are nobody's in the child. */
 void nt_epoll_fork_threads(void)
 {
 	for (struct nt_epoll *ep = nt.epolls; ep; ep = ep->next) {
@@ -239,10 +254,11 @@ void nt_epoll_fork_threads(void)
 		a32_store(&ep->callers, 0);
 		for (struct nt_watch *w = ep->watch; w; w = next) {
 			next = w->next;
-			if (w->kind == WATCH_WAITER)
+			if (w->kind == WATCH_WAITER && !nt_stay_mine(w->owner))
 				nt_watch_unlink(w);
 		}
 	}
+	count_own();
 }
 
 /* The kernel sets are shared with the parent. */

@@ -25,7 +25,7 @@ bool nt_trylock(struct nt_lock *l);
 
 /*
  * A sleeping thread. Wake: store 1 to `signaled`, then a futex wake, or a write to `efd` if the
- * thread sleeps in the kernel's poll (efd >= 0).
+ * thread sleeps in the kernel's poll (efd >= 0). In a struct nt_stay.
  */
 struct nt_waiter {
 	neat_a32 signaled;
@@ -44,6 +44,30 @@ struct nt_watch {
 	enum nt_watch_kind kind;
 	uint32_t sock;
 	void *owner;			/* struct nt_waiter or struct nt_epitem */
+};
+
+/*
+ * What a call that blocks has put where others see it. It is not on the stack, for a handler may leave the call by
+ * siglongjmp(): then the thread's next call that blocks, or its end, takes all of it back (stay.c).
+ */
+enum { NT_WATCHES = 64 };
+enum nt_armed { NT_NOT_ARMED = 0, NT_ARMED_FUTEX, NT_ARMED_KERNEL };
+struct nt_stay {
+	struct nt_waiter w;
+	enum nt_armed armed;		/* counts among nt.sleepers */
+	int cancel;			/* NT_ARMED_KERNEL: the thread's cancellation state before */
+	bool uninterruptible;		/* handlers wait until it is over */
+	bool news;			/* it was signaled, and a handler runs before it looks */
+	bool listed, inside, counted;	/* in ep: in `waiters`, in `inside`, in `callers` */
+	struct nt_epoll *ep;
+	struct nt_stay *next;		/* in ep->waiters, or in the pool */
+	struct nt_stay *outer;		/* of this thread: a handler came in between, or left it */
+	uintptr_t stack;		/* nt_in of its call */
+	struct nt_watch *watch;		/* `few`, or `mapped` */
+	uint32_t watches;
+	void *mapped;			/* to be unmapped if the call is left */
+	size_t mapped_size;
+	struct nt_watch few[NT_WATCHES];
 };
 
 /* What this process remembers of a record; valid while gen matches. */
@@ -336,29 +360,53 @@ void nt_watch_unlink(struct nt_watch *w);
 /* Our ev_pend bit is cleared: whatever changes after this is posted again. */
 void nt_watch_look(uint32_t sock);
 
+/* ---- signal.c ---- */
+/*
+ * Before a sleep that a handler may end: from here on handlers run at once, until the caller sets nt_in again. Not 0:
+ * that one had waited and has run, so the sleep is over.
+ */
+NEAT_CHECKED int nt_handlers_in(void);
+void nt_forget_held(void);		/* in a forked child: it is the parent's */
+/* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)
+ * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */
+bool nt_restarts(void);
+bool nt_has_restart(int sig);		/* its handler */
+/*
+ * The handler that ended a kernel wait, which none restarts, had SA_RESTART. False also if one without may have been
+ * it: which one ran is not known.
+ */
+bool nt_handler_restarts(void);
+
+/* ---- stay.c ---- */
+/* For a call that blocks; NULL: no memory. */
+struct nt_stay *nt_stay_begin(void);
+void nt_stay_end(struct nt_stay *s);
+struct nt_stay *nt_stay_top(void);	/* of this thread: the call that sleeps, if one does */
+bool nt_stay_mine(const void *waiter);	/* of this thread */
+void nt_stays_init(void);
+
 /* ---- wait.c ---- */
 /* Before a look at levels or the ready list: who changes them later signals, whoever signaled earlier is seen (Dekker). */
 void nt_waiter_begin(struct nt_waiter *w);
 void nt_wake(struct nt_waiter *w);
 bool nt_spin(struct nt_waiter *w, int64_t deadline_ns);	/* true: signaled */
 /* Sleeps until signaled, an event, the deadline or a signal: 0, -ETIMEDOUT, -EINTR. */
-int nt_sleep(struct nt_waiter *w, int64_t deadline_ns);
+int nt_sleep(struct nt_stay *s, int64_t deadline_ns);
 /* The same inside a kernel wait, which `enter` performs, until the deadline it is given. Its result. */
-int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
+int nt_sleep_kernel(struct nt_stay *s, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
 /* The same by the process's eventfd, which becomes *ours, a part of what `enter` polls. -errno if that fails. */
-int nt_sleep_poll(struct nt_waiter *w, struct pollfd *ours, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
+int nt_sleep_poll(struct nt_stay *s, struct pollfd *ours, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns);
+/* ppoll(2), until the deadline, with handlers let in. */
+int nt_ppoll(struct pollfd *fds, nfds_t n, int64_t deadline_ns, const sigset_t *mask);
 /* What the process's eventfd counted so far is history for the caller, who is about to arm. 0 or -errno. */
 int nt_eventfd_drop(int efd);
-/* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)
- * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */
-bool nt_restarts(void);
-/*
- * The handler that ended a kernel wait, which none restarts, had SA_RESTART. False also if one without may have been
- * it: which one ran is not known.
- */
-bool nt_handler_restarts(void);
-/* Waits until ready(arg) holds. 0, -ETIMEDOUT, -EINTR; -ENETDOWN: the instance has ended. */
+/* A handler is about to run in the sleep, which it may not come back to: how it was armed. */
+enum nt_armed nt_sleep_pause(struct nt_stay *s);
+void nt_sleep_resume(struct nt_stay *s, enum nt_armed how);	/* it came back */
+/* Waits until ready(arg) holds. 0, -ETIMEDOUT, -EINTR, -ENOMEM; -ENETDOWN: the instance has ended. */
 int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns);
+/* The same for what a replica does at once, or its successor; no signal ends it. Locks of the caller's may be held. */
+void nt_wait_replica(uint32_t sock, bool (*ready)(void *), void *arg);
 
 /* ---- io.c ---- */
 bool nt_writable(const struct nt_conn *c);
@@ -388,6 +436,7 @@ void nt_epoll_dup(int oldfd, int newfd);	/* after the kernel's dup(): one set, t
 void nt_epoll_to_kernel(int fd);		/* the record became the kernel's: entries move there */
 void nt_epoll_twin(uint32_t sock);		/* its kernel side counts from now on */
 void nt_epoll_fork_threads(void);	/* those of the parent do not exist in the child */
+void nt_epoll_left(struct nt_stay *s);		/* by siglongjmp() or at the thread's end */
 void nt_epoll_fork_child(void);
 /* ---- epoll_nest.c: for poll() ---- */
 /*

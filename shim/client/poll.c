@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { KERNEL_LOOK_NS = 50000, WATCHES_ON_STACK = 64 };
+enum { KERNEL_LOOK_NS = 50000 };
 
 /* The last look at the kernel's part of a set, by this thread. */
 static __thread struct { const struct pollfd *fds; nfds_t n; int64_t empty_ns; } seen
@@ -71,7 +71,8 @@ struct poll_call {
 	nfds_t nkernel;		/* the kernel's fds in the set */
 	nfds_t nsets;		/* epoll sets among them */
 	bool ours;		/* something of ours is in the set, or in one of those */
-	struct nt_watch *watch;
+	struct nt_watch *memory;	/* for more than fit into a struct nt_stay; `kernel` is behind them */
+	size_t memory_size;
 	int64_t deadline;
 	const sigset_t *mask;
 };
@@ -152,56 +153,55 @@ static int kernel_look(struct poll_call *p)
 static int enter_ppoll(void *arg, int64_t deadline_ns)
 {
 	struct poll_call *p = arg;
-	struct timespec t, *tp = NULL;
 
-	if (deadline_ns != INT64_MAX) {
-		int64_t left = deadline_ns - nt_now_ns();
-
-		left = left < 0 ? 0 : left;
-		t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
-		tp = &t;
-	}
-	return nt_real.ppoll(p->kernel, p->n + 1, tp, p->mask);
+	return nt_ppoll(p->kernel, p->n + 1, deadline_ns, p->mask);
 }
 
 /* Sleeps once. > 0: kernel fds are ready, with their number in the set; 0: look again; -errno. */
-static int poll_sleep(struct poll_call *p, struct nt_waiter *w)
+static int poll_sleep(struct poll_call *p, struct nt_stay *s)
 {
 	int rc;
 
 	if (!p->nkernel && !p->mask && !nt_restarts())
-		return nt_sleep(w, p->deadline);
-	rc = nt_sleep_poll(w, &p->kernel[p->n], enter_ppoll, p, p->deadline);
+		return nt_sleep(s, p->deadline);
+	rc = nt_sleep_poll(s, &p->kernel[p->n], enter_ppoll, p, p->deadline);
 	return rc > 0 ? kernel_results(p) : rc;
 }
 
-static void watch_all(struct poll_call *p, struct nt_waiter *w)
+static void watch_all(struct poll_call *p, struct nt_stay *s)
 {
 	for (nfds_t i = 0; i < p->n; i++)
 		if (nt_lookup(p->fds[i].fd))
-			nt_watch_add(&p->watch[i], nt_lookup(p->fds[i].fd), WATCH_WAITER, w);
+			nt_watch_add(&s->watch[i], nt_lookup(p->fds[i].fd), WATCH_WAITER, &s->w);
 		else if (p->nsets && p->fds[i].fd >= 0)
-			nt_epoll_watch(&p->watch[i], p->fds[i].fd, w);
+			nt_epoll_watch(&s->watch[i], p->fds[i].fd, &s->w);
+	s->watches = (uint32_t)p->n;
 }
 
 int nt_let_in(const sigset_t *mask)
 {
 	struct timespec zero = { 0 };
+	uintptr_t in = nt_in;
+	int err = 0;
 
 	if (NT_LIKELY(!mask))
 		return 0;
-	return nt_syscall(SYS_ppoll, NULL, 0l, &zero, mask, (size_t)(_NSIG / 8)) < 0 ? -errno : 0;
+	if (nt_handlers_in())
+		err = -EINTR;
+	else if (nt_syscall(SYS_ppoll, NULL, 0l, &zero, mask, (size_t)(_NSIG / 8)) < 0)
+		err = -errno;
+	nt_in = in;
+	return err;
 }
 
-static int poll_wait(struct poll_call *p)
+static int poll_wait(struct poll_call *p, struct nt_stay *s)
 {
-	struct nt_waiter w = { .efd = -1 };
 	bool looked = false;
 
 	for (;;) {
 		int ready, kernel;
 
-		nt_waiter_begin(&w);
+		nt_waiter_begin(&s->w);
 		ready = scan_ours(p, true);
 		if (ready || (p->deadline != INT64_MAX && nt_now_ns() >= p->deadline && looked)) {
 			kernel = kernel_look(p);
@@ -210,12 +210,12 @@ static int poll_wait(struct poll_call *p)
 		}
 		if (!looked) {
 			looked = true;
-			watch_all(p, &w);
+			watch_all(p, s);
 			continue;
 		}
-		if (p->ours && nt_spin(&w, p->deadline))
+		if (p->ours && nt_spin(&s->w, p->deadline))
 			continue;
-		kernel = poll_sleep(p, &w);
+		kernel = poll_sleep(p, s);
 		if (kernel > 0) {
 			scan_ours(p, true);
 			return count_ready(p);
@@ -227,10 +227,18 @@ static int poll_wait(struct poll_call *p)
 
 static int poll_blocking(struct poll_call *p)
 {
-	int rc = poll_wait(p);
+	struct nt_stay *s = nt_stay_begin();
+	int rc;
 
-	for (nfds_t i = 0; i < p->n; i++)
-		nt_watch_del(&p->watch[i]);
+	if (!s)
+		return -ENOMEM;
+	if (p->memory) {
+		s->watch = p->memory;
+		s->mapped = p->memory;
+		s->mapped_size = p->memory_size;
+	}
+	rc = poll_wait(p, s);
+	nt_stay_end(s);
 	return rc;
 }
 
@@ -303,11 +311,8 @@ static int poll_run(struct poll_call *p, int64_t timeout_ns)
 
 int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *mask)
 {
-	struct pollfd kernel[WATCHES_ON_STACK + 1];
-	struct nt_watch watch[WATCHES_ON_STACK];
-	struct poll_call p = { .fds = fds, .n = n, .kernel = kernel, .watch = watch, .mask = mask };
-	size_t each = sizeof(*kernel) + sizeof(*watch), size = (n + 1) * each;
-	uint8_t *memory = NULL;
+	struct pollfd kernel[NT_WATCHES + 1];
+	struct poll_call p = { .fds = fds, .n = n, .kernel = kernel, .mask = mask };
 	bool ours = false;
 	int rc;
 
@@ -318,18 +323,16 @@ int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *ma
 	if (!ours)
 		return NT_KERNEL;
 	nt_bells();
-	if (n > WATCHES_ON_STACK) {
-		memory = n > NEAT_FDS_MAX * 16u ? NULL : nt_map_private(size);
-		if (!memory)
+	if (n > NT_WATCHES) {
+		p.memory_size = (n + 1) * (sizeof(*p.memory) + sizeof(*kernel));
+		p.memory = n > NEAT_FDS_MAX * 16u ? NULL : nt_map_private(p.memory_size);
+		if (!p.memory)
 			return -ENOMEM;
-		p.watch = (struct nt_watch *)memory;
-		p.kernel = (struct pollfd *)(memory + n * sizeof(*watch));
-	} else {
-		memset(watch, 0, n * sizeof(*watch));
+		p.kernel = (struct pollfd *)(p.memory + n);
 	}
 	rc = poll_run(&p, timeout_ns);
-	if (memory)
-		munmap(memory, size);
+	if (p.memory)
+		munmap(p.memory, p.memory_size);
 	return rc;
 }
 

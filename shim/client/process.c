@@ -64,6 +64,7 @@ uint32_t nt_random32(void)
 enum { NO_PROC = NEAT_PROCS_MAX };
 static uint32_t fork_proc = NO_PROC;	/* entry made for the child; guarded by table_lock */
 static __thread uint32_t born_proc __attribute__((tls_model("initial-exec"))) = NO_PROC;	/* in the parent, after fork */
+static __thread bool entered __attribute__((tls_model("initial-exec")));	/* by nt_fork_prepare(), not by its caller */
 
 static neat_a64 *row_of(uint32_t proc)
 {
@@ -180,10 +181,26 @@ static void locks(void (*act)(struct nt_lock *))
 		act(&nt.rep[r].cmd_lock);
 }
 
+/* daemon(3) and others fork inside libc: no call of ours is around that. */
+static void enter_fork(void)
+{
+	entered = !nt_in;
+	if (entered)
+		nt_enter();
+}
+
+static void leave_fork(void)
+{
+	if (entered)
+		nt_leave();
+	entered = false;
+}
+
 void nt_fork_prepare(void)
 {
 	uint32_t proc;
 
+	enter_fork();
 	if (!nt_attached())
 		return;
 	proc = proc_claim();
@@ -212,11 +229,12 @@ static void undo_row(uint32_t proc)
 
 void nt_fork_parent(void)
 {
-	if (!nt_attached())
-		return;
-	born_proc = fork_proc;
-	fork_proc = NO_PROC;
-	locks(nt_unlock);
+	if (nt_attached()) {
+		born_proc = fork_proc;
+		fork_proc = NO_PROC;
+		locks(nt_unlock);
+	}
+	leave_fork();
 }
 
 /*
@@ -258,14 +276,8 @@ static void child_own_state(void)
 		a32_store(&nt.rep[r].bell_owed, 0);
 }
 
-void nt_fork_child(void)
+static void child_attached(void)
 {
-	tid = 0;
-	seed = 0;
-	nt_watch_fork_child();
-	nt_epoll_fork_threads();
-	if (!nt_attached())
-		return;
 	locks(nt_unlock);
 	if (fork_proc == NO_PROC) {
 		nt.row = NULL;
@@ -283,6 +295,18 @@ void nt_fork_child(void)
 	nt_fd_mark_internal(nt.control_fd);
 	nt_session_forked();
 	nt_epoll_fork_child();
+}
+
+void nt_fork_child(void)
+{
+	tid = 0;
+	seed = 0;
+	nt_forget_held();
+	nt_watch_fork_child();
+	nt_epoll_fork_threads();
+	if (nt_attached())
+		child_attached();
+	leave_fork();
 }
 
 void nt_exit(void)

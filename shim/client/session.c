@@ -586,6 +586,7 @@ void nt_set_socket(const char *path) { snprintf(nt.socket_path, sizeof(nt.socket
 void nt_init(const char *join)
 {
 	nt_real_init();
+	nt_stays_init();
 	if (join)
 		rejoin(join);
 }

@@ -215,12 +215,19 @@ static int connect_twin(bool blocking, int fd, const struct sockaddr *sa, sockle
 	return nt_syscall(SYS_connect, fd, sa, (size_t)len) ? -errno : 0;
 }
 
-/* Who joins a connect() is told EALREADY when SO_SNDTIMEO is over; it is the program's first. */
+/*
+ * Handlers are let in: it may take minutes. Who joins a connect() is told EALREADY when SO_SNDTIMEO is over; it is the
+ * program's first.
+ */
 static int wait_in_kernel(int fd, const struct sockaddr *sa, socklen_t len)
 {
-	if (nt_real.connect(fd, sa, len) == 0)
-		return 0;
-	return errno == EALREADY ? -EINPROGRESS : -errno;
+	uintptr_t in = nt_in;
+	int sig = nt_handlers_in(), err = -EINTR;
+
+	if (!sig || nt_has_restart(sig))
+		err = nt_real.connect(fd, sa, len) ? -errno : 0;
+	nt_in = in;
+	return err == -EALREADY ? -EINPROGRESS : err;
 }
 
 /* The kernel goes on with it: NT_KERNEL where the caller blocks, who waits there and not under s->lock. */
@@ -755,8 +762,8 @@ int nt_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 	/* The replica chooses the port: right after a non-blocking connect() it may not have yet. */
 	c = nt_conn(s);
 	/* A signal does not end the wait, as there is none in Linux; a replica that does nothing is replaced. */
-	while (!connect_begun(&c) && nt_wait_sock(sock, connect_begun, &c, INT64_MAX) == -EINTR)
-		;
+	if (!connect_begun(&c))
+		nt_wait_replica(sock, connect_begun, &c);
 	return nt_store_address(addr, len, c.pub->laddr, c.pub->lport);
 }
 

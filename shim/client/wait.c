@@ -9,42 +9,12 @@
 #include "internal.h"
 #include <linux/futex.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 /* Values of nt_waiter.signaled. */
 enum { W_AWAKE = 0, W_SIGNALED = 1, W_SLEEPS = 2 };
-
-/*
- * Bit SIG - 1: the handler that was last installed has SA_RESTART, or has not. It stays when the default comes back,
- * for a handler may do that itself.
- */
-static neat_a64 restarting, ending;
-
-void nt_note_handler(int sig, bool restart)
-{
-	uint64_t bit;
-
-	if (sig < 1 || sig > 64)
-		return;
-	bit = 1ull << (sig - 1);
-	a64_or(restart ? &restarting : &ending, bit);
-	a64_and(restart ? &ending : &restarting, ~bit);
-}
-
-bool nt_restarts(void) { return a64_relaxed(&restarting); }
-
-bool nt_handler_restarts(void)
-{
-	uint64_t blocked;
-
-	/* Of this thread, which is what it was during the wait. */
-	if (!nt_restarts() || syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &blocked, sizeof(blocked)))
-		return false;
-	return a64_relaxed(&restarting) & ~blocked && !(a64_relaxed(&ending) & ~blocked);
-}
 
 void nt_waiter_begin(struct nt_waiter *w)
 {
@@ -57,7 +27,10 @@ void nt_waiter_begin(struct nt_waiter *w)
  * neither may be at a cancellation point. Short calls go by syscall(2), which is none; the long one is between these two.
  */
 /* In poll() all threads sleep on the one eventfd; an epoll set has its own. */
-static bool shares_eventfd(const struct nt_waiter *w) { return (uint32_t)w->efd + 1 == a32_relaxed(&nt.eventfd); }
+static bool shares_eventfd(const struct nt_waiter *w)
+{
+	return w->efd >= 0 && (uint32_t)w->efd + 1 == a32_relaxed(&nt.eventfd);
+}
 
 /*
  * A thread that the eventfd was rung for looks at it once more on its way out of the kernel's poll, and goes
@@ -107,6 +80,7 @@ static bool core_wanted(void)
 	return false;
 }
 
+/* A signal that is held ends it: the sleep that follows lets it in. */
 bool nt_spin(struct nt_waiter *w, int64_t deadline_ns)
 {
 	int64_t until;
@@ -128,7 +102,7 @@ bool nt_spin(struct nt_waiter *w, int64_t deadline_ns)
 			return true;
 		}
 		neat_pause();
-		if (i % 4 == 0 && (core_wanted() || nt_now_ns() >= until))
+		if (i % 4 == 0 && (nt_held || core_wanted() || nt_now_ns() >= until))
 			return false;
 	}
 }
@@ -161,7 +135,7 @@ static uint32_t arm_words(void)
 	return value;
 }
 
-static uint32_t arm(bool kernel)
+static uint32_t arm(struct nt_stay *s, enum nt_armed how)
 {
 	uint32_t value;
 
@@ -169,21 +143,66 @@ static uint32_t arm(bool kernel)
 	hold_open();
 	nt_lock(&nt.arm_lock);
 	nt.sleepers++;
-	nt.kernel_sleepers += kernel;
+	nt.kernel_sleepers += how == NT_ARMED_KERNEL;
+	s->armed = how;
 	value = arm_words();
 	nt_unlock(&nt.arm_lock);
 	return value;
 }
 
-static void disarm(bool kernel)
+static void disarm(struct nt_stay *s)
 {
 	nt_note_cpu();
 	nt_lock(&nt.arm_lock);
 	nt.sleepers--;
-	nt.kernel_sleepers -= kernel;
+	nt.kernel_sleepers -= s->armed == NT_ARMED_KERNEL;
+	s->armed = NT_NOT_ARMED;
 	arm_words();
 	nt_unlock(&nt.arm_lock);
 	nt_drain();
+}
+
+/* Out of the sleep: who signals from now on need not wake. False: it was signaled. */
+static bool awake(struct nt_stay *s)
+{
+	if (a32_cas(&s->w.signaled, W_SLEEPS, W_AWAKE))
+		return true;
+	if (shares_eventfd(&s->w))
+		a32_add(&nt.rung, (uint32_t)-1);
+	return false;
+}
+
+enum nt_armed nt_sleep_pause(struct nt_stay *s)
+{
+	enum nt_armed how = s->armed;
+
+	if (!how)
+		return how;
+	s->news = !awake(s);
+	disarm(s);
+	if (how == NT_ARMED_KERNEL)
+		pthread_setcancelstate(s->cancel, NULL);
+	return how;
+}
+
+/*
+ * The sleep may go on (SA_RESTART, or it has only been about to begin). Not if there was news meanwhile, from the
+ * handler's own calls, too: it is woken as any sleeper, and by the words that it waits for.
+ */
+void nt_sleep_resume(struct nt_stay *s, enum nt_armed how)
+{
+	int cancel;
+
+	if (how == NT_ARMED_KERNEL)
+		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	arm(s, how);
+	if (!s->news && !nt_events_pending() && a32_cas(&s->w.signaled, W_AWAKE, W_SLEEPS))
+		return;
+	a32_store(&s->w.signaled, W_SLEEPS);
+	nt_wake(&s->w);
+	if (how == NT_ARMED_FUTEX)
+		NT_EACH_REPLICA(i)
+			a32_store(&nt.rep[i].ch->asleep, NEAT_AWAKE);
 }
 
 /*
@@ -216,17 +235,35 @@ static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t until_ns)
 	return errno == EAGAIN ? 0 : -errno;
 }
 
-/* Until woken, the deadline, a signal, or news of the end of the instance (0), for which it looks now and then. */
-static int sleep_and_look(struct nt_waiter *w, uint32_t value, int64_t deadline_ns)
+static int futex_once(struct nt_stay *s, uint32_t value, int64_t until_ns, bool restarts)
 {
 	uint32_t live = a32_relaxed(&nt.live);
-	bool must_restart = deadline_ns == INT64_MAX && nt_restarts();	/* signal(7): not with a timeout of the program's */
-	bool alone = live && !(live & (live - 1)) && __libc_single_threaded && !must_restart;
+	bool alone = live && !(live & (live - 1)) && __libc_single_threaded && !(restarts && nt_restarts());
+
+	return alone ? futex_sleep_alone((uint32_t)__builtin_ctz(live), value, until_ns) :
+		       futex_sleep(&s->w, value, until_ns);
+}
+
+/* signal(7): handlers with SA_RESTART do not end it, unless the program gave it a time. */
+static int futex_interruptible(struct nt_stay *s, uint32_t value, int64_t until_ns, bool restarts)
+{
+	uintptr_t in = nt_in;
+	int sig = nt_handlers_in();
+	int err = !sig ? futex_once(s, value, until_ns, restarts) : restarts && nt_has_restart(sig) ? 0 : -EINTR;
+
+	nt_in = in;
+	return err;
+}
+
+/* Until woken, the deadline, a signal, or news of the end of the instance (0), for which it looks now and then. */
+static int sleep_and_look(struct nt_stay *s, uint32_t value, int64_t deadline_ns)
+{
+	bool restarts = deadline_ns == INT64_MAX;
 
 	for (;;) {
 		int64_t until_ns = nt_over_next_look(deadline_ns);
-		int err = alone ? futex_sleep_alone((uint32_t)__builtin_ctz(live), value, until_ns) :
-				  futex_sleep(w, value, until_ns);
+		int err = s->uninterruptible ? futex_once(s, value, until_ns, restarts) :
+					       futex_interruptible(s, value, until_ns, restarts);
 
 		if (err != -ETIMEDOUT || until_ns == deadline_ns)
 			return err;
@@ -235,20 +272,21 @@ static int sleep_and_look(struct nt_waiter *w, uint32_t value, int64_t deadline_
 	}
 }
 
-int nt_sleep(struct nt_waiter *w, int64_t deadline_ns)
+int nt_sleep(struct nt_stay *s, int64_t deadline_ns)
 {
 	uint32_t value;
 	int err = 0;
 
 	nt_replicas_look();
 	nt_over_look();	/* says so if it is: who only polls listeners hears of it nowhere else */
-	value = arm(false);
+	s->w.efd = -1;	/* its last sleep may have been in the kernel's poll */
+	value = arm(s, NT_ARMED_FUTEX);
 	nt.count.sleeps++;
-	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
-		err = sleep_and_look(w, value, deadline_ns);
-		a32_cas(&w->signaled, W_SLEEPS, W_AWAKE);
+	if (!nt_events_pending() && a32_cas(&s->w.signaled, W_AWAKE, W_SLEEPS)) {
+		err = sleep_and_look(s, value, deadline_ns);
+		awake(s);
 	}
-	disarm(false);
+	disarm(s);
 	return err;
 }
 
@@ -267,74 +305,107 @@ static int64_t nap(int64_t deadline_ns)
 	return until < deadline_ns ? until : deadline_ns;
 }
 
-int nt_sleep_kernel(struct nt_waiter *w, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
+int nt_sleep_kernel(struct nt_stay *s, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
 {
-	int rc = 0, err, cancel;
+	int rc = 0, err;
 
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &s->cancel);
 	nt_replicas_look();
 	nt_over_look();
-	arm(true);
+	arm(s, NT_ARMED_KERNEL);
 	nt.count.sleeps++;
-	if (!nt_events_pending() && a32_cas(&w->signaled, W_AWAKE, W_SLEEPS)) {
+	if (!nt_events_pending() && a32_cas(&s->w.signaled, W_AWAKE, W_SLEEPS)) {
 		rc = enter(arg, nap(nt_over_next_look(deadline_ns)));
 		err = errno;
-		if (!a32_cas(&w->signaled, W_SLEEPS, W_AWAKE) && shares_eventfd(w))
-			a32_add(&nt.rung, (uint32_t)-1);
+		awake(s);
 		errno = err;
 	}
 	err = errno;
-	disarm(true);
-	pthread_setcancelstate(cancel, NULL);
+	disarm(s);
+	pthread_setcancelstate(s->cancel, NULL);
 	errno = err;
 	return rc;
 }
 
-int nt_sleep_poll(struct nt_waiter *w, struct pollfd *ours, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
+int nt_sleep_poll(struct nt_stay *s, struct pollfd *ours, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
 {
 	int rc;
 
-	w->efd = nt_process_eventfd();
-	if (w->efd < 0)
-		return w->efd;
-	rc = nt_eventfd_drop(w->efd);
+	s->w.efd = nt_process_eventfd();
+	if (s->w.efd < 0)
+		return s->w.efd;
+	rc = nt_eventfd_drop(s->w.efd);
 	if (rc)
 		return rc;
-	*ours = (struct pollfd){ .fd = w->efd, .events = POLLIN };
-	rc = nt_sleep_kernel(w, enter, arg, deadline_ns);
+	*ours = (struct pollfd){ .fd = s->w.efd, .events = POLLIN };
+	rc = nt_sleep_kernel(s, enter, arg, deadline_ns);
 	return rc < 0 ? -errno : rc;
+}
+
+int nt_ppoll(struct pollfd *fds, nfds_t n, int64_t deadline_ns, const sigset_t *mask)
+{
+	int64_t left = deadline_ns == INT64_MAX ? 0 : deadline_ns - nt_now_ns();
+	uintptr_t in = nt_in;
+	struct timespec t;
+	int rc = -1;
+
+	left = left > 0 ? left : 0;
+	t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
+	if (nt_handlers_in())
+		errno = EINTR;
+	else
+		rc = nt_real.ppoll(fds, n, deadline_ns == INT64_MAX ? NULL : &t, mask);
+	nt_in = in;
+	return rc;
+}
+
+static int wait_for(struct nt_stay *s, uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns)
+{
+	int err = 0;
+
+	for (;;) {
+		bool over;
+
+		nt_waiter_begin(&s->w);
+		nt_watch_look(sock);
+		over = nt_over_for_waiters(&deadline_ns);
+		if (ready(arg))
+			return 0;
+		if (over)
+			return -ENETDOWN;
+		if (err || (deadline_ns != INT64_MAX && nt_now_ns() >= deadline_ns))
+			return err ? err : -ETIMEDOUT;
+		if (nt_spin(&s->w, deadline_ns))
+			continue;
+		err = nt_sleep(s, deadline_ns);
+		if (err == -EINTR && s->uninterruptible)
+			err = 0;
+	}
+}
+
+static int wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns, bool uninterruptible)
+{
+	struct nt_stay *s = nt_stay_begin();
+	int err;
+
+	if (!s)
+		return -ENOMEM;
+	s->uninterruptible = uninterruptible;
+	nt_bells();
+	nt_watch_add(&s->few[0], sock, WATCH_WAITER, &s->w);
+	s->watches = 1;
+	err = wait_for(s, sock, ready, arg, deadline_ns);
+	nt_stay_end(s);
+	return err;
 }
 
 int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns)
 {
-	struct nt_waiter w = { .efd = -1 };
-	struct nt_watch watch;
-	int err = 0;
+	return wait_sock(sock, ready, arg, deadline_ns, false);
+}
 
-	nt_bells();
-	nt_watch_add(&watch, sock, WATCH_WAITER, &w);
-	for (;;) {
-		bool over;
-
-		nt_waiter_begin(&w);
-		nt_watch_look(sock);
-		over = nt_over_for_waiters(&deadline_ns);
-		if (ready(arg)) {
-			err = 0;
-			break;
-		}
-		if (over) {
-			err = -ENETDOWN;
-			break;
-		}
-		if (err || (deadline_ns != INT64_MAX && nt_now_ns() >= deadline_ns)) {
-			err = err ? err : -ETIMEDOUT;
-			break;
-		}
-		if (nt_spin(&w, deadline_ns))
-			continue;
-		err = nt_sleep(&w, deadline_ns);
-	}
-	nt_watch_del(&watch);
-	return err;
+void nt_wait_replica(uint32_t sock, bool (*ready)(void *), void *arg)
+{
+	while (wait_sock(sock, ready, arg, INT64_MAX, true) == -ENOMEM)
+		syscall(SYS_sched_yield);
 }

@@ -159,7 +159,7 @@ void nt_watch_forget(uint32_t sock)
 	nt_unlock(&nt.watch_lock);
 }
 
-/* Threads of the parent do not exist here: their waiters are on stacks that nobody runs. */
+/* Threads of the parent do not exist here. */
 void nt_watch_fork_child(void)
 {
 	if (!nt.local || !nt.row)
@@ -170,7 +170,7 @@ void nt_watch_fork_child(void)
 
 		for (struct nt_watch *w = sock ? nt.local[sock].watch : NULL; w; w = next) {
 			next = w->next;
-			if (w->kind == WATCH_WAITER)
+			if (w->kind == WATCH_WAITER && !nt_stay_mine(w->owner))
 				nt_watch_unlink(w);
 		}
 	}
