@@ -109,6 +109,8 @@ void api_app_remove(struct api *a, struct app *app);		/* mem.live == 0; caller u
 void api_start(struct api *a, uint32_t death, struct stack_adopted *out);
 /* Connections that are in no accept ring and nobody's, since whoever took them died, are pushed again, dead ones freed. */
 void api_repush(struct api *a, struct app *app);
+/* Kicks that a process announced and did not come to send. */
+void api_unmute(struct api *a, struct app *app);
 NEAT_CHECKED int api_listen(struct api *a, struct app *app, struct neat_msg_r_listen *m);
 void api_release(struct api *a, struct app *app, uint32_t slot, uint32_t gen);
 uint32_t api_owner(const struct app *app, uint32_t slot);	/* neat_slot_app.accepted */

@@ -129,6 +129,26 @@ void api_repush(struct api *a, struct app *app)
 	}
 }
 
+static void unmute(struct api *a, struct app *app, uint32_t slot, uint32_t end)
+{
+	for (; slot < end && slot < NEAT_SLOTS; slot++) {
+		const struct slot_user *u = &app->slots[slot];
+
+		if (u->kind != SLOT_FREE && !u->closed && a32_relaxed(&app->mem.app->slots[slot].cmd_pend))
+			slot_look(a, app, slot);
+	}
+}
+
+/*
+ * Who ended between the flag and the command (killed, or by an exec of another thread) leaves a connection that its other
+ * holders do not kick any more: they take the flag for a command under way.
+ */
+void api_unmute(struct api *a, struct app *app)
+{
+	unmute(a, app, 1, app->high_born);
+	unmute(a, app, NEAT_SLOT_APP_FIRST, a32_relaxed(&app->mem.pub->high_claimed));
+}
+
 void api_free_unaccepted(struct app *app)
 {
 	struct slot_set waiting;

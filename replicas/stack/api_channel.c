@@ -100,12 +100,13 @@ static bool channel_turn(struct api *a, struct channel *c, uint32_t gen, uint32_
 	c->eventfd = -1;
 	if (!neat_channel_open(gen))
 		channel_end(a, c);
-	/* It may have taken a connection out of a queue and not made it its own; that may be dead by now. */
+	/* It may have taken a connection out of a queue and not made it its own; that may be dead by now. Or it was about
+	 * to kick. */
 	c->app->repush |= a->started;
 	return true;
 }
 
-/* Once for all channels: a walk through all accept queues, as long as the program makes them. */
+/* Once for all channels: a walk through all accept queues and connections, as long as the program makes them. */
 static void repush_owed(struct api *a, struct app *app)
 {
 	if (!app->repush || app->owed)
@@ -114,6 +115,7 @@ static void repush_owed(struct api *a, struct app *app)
 	if (app->gone)
 		return;
 	api_repush(a, app);
+	api_unmute(a, app);
 	api_worked(a, a->batch);
 }
 

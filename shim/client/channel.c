@@ -105,6 +105,16 @@ static void ring_bell(struct nt_replica *r)
 	syscall(SYS_futex, &word->v, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
+void nt_wake_replicas(void)
+{
+	NT_EACH_REPLICA(i) {
+		neat_a32 *word = &nt.rep[i].app->replica_asleep;
+
+		a32_xchg(word, NEAT_AWAKE);
+		syscall(SYS_futex, &word->v, FUTEX_WAKE, 1, NULL, NULL, 0);
+	}
+}
+
 /*
  * A replica naps because a process of ours is at work on its core, and gets up by itself within a few
  * milliseconds: the bells of a batch may wait for the batch's end (limits-2cores.md 3b.3). On our own core it

@@ -391,6 +391,7 @@ static ssize_t put(const struct nt_conn *c, struct cursor *from, const struct de
 		return err == -ESTALE || !nt_live(c->handle) ? err : NT_KERNEL;
 	if (!tx_room(c, need)) {
 		nt_tid_unlock(&c->app->tx_lock);
+		nt_kick(c);	/* as in tx_wait() of io.c */
 		return -EAGAIN;
 	}
 	tail = a64_relaxed(&c->app->tx_tail);

@@ -324,6 +324,7 @@ NEAT_CHECKED bool nt_command_connect(struct nt_replica *r, uint32_t gen, uint32_
 void nt_kick(const struct nt_conn *c);
 uint32_t nt_note_cpu(void);		/* which it is */
 void nt_bells(void);			/* doorbells that were put off */
+void nt_wake_replicas(void);		/* all of them, whatever their words say */
 void nt_batch(bool on);			/* this thread works through a batch: bells may wait while the replica naps */
 void nt_channels_open(void);		/* for the process that nt.proc names */
 void nt_channels_close(uint32_t proc);	/* of a dead process */

@@ -357,6 +357,7 @@ static int tx_wait(struct nt_conn *c, int flags, int64_t *deadline)
 	const struct neat_sock *s = nt_sock(sock);
 	int err;
 
+	nt_kick(c);	/* who filled the ring may have ended before it said so: exec by another thread, kill */
 	if (nt_nonblocking(s, flags)) {
 		nt_over_look();
 		return -EAGAIN;

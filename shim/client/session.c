@@ -577,6 +577,8 @@ static void rejoin(const char *join)
 	}
 	a32_release(&nt.phase, NT_ATTACHED);
 	nt_exec_sweep();
+	/* A thread of the last image may have taken the sleeper's word, and ended before the call. */
+	nt_wake_replicas();
 }
 
 const char *nt_socket_path(void) { return nt.socket_path; }

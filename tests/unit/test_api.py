@@ -372,6 +372,22 @@ def test_a_kick_for_the_last_connection_of_a_slot_does_not_keep_those_of_the_nex
     assert (replica.command_pending(slot), replica.tcb_kicks(second)) == (0, 1)
 
 
+@pytest.mark.parametrize("opened", [2, 3], ids=["killed", "exec"])
+def test_a_process_that_ended_before_its_kick_does_not_keep_those_of_others_away(
+    replica: Replica, opened: int
+) -> None:
+    """Between flag and command: whoever has the connection, too, sees the flag and sends none."""
+    replica.listen()
+    arrived = replica.arrive(0)
+    slot = replica.tcb_slot(arrived)
+    replica.set_open(1, 1)
+    replica.run()
+    replica.kick_flag(slot)
+    replica.set_open(1, opened)
+    replica.run()
+    assert (replica.command_pending(slot), replica.tcb_kicks(arrived)) == (0, 1)
+
+
 def test_a_close_that_overtook_its_connect_ends_it(replica: Replica) -> None:
     """By another channel: nobody is left who would close that connection."""
     replica.command(CLOSE, CLAIMED, gen=0, channel=1)
