@@ -591,6 +591,8 @@ static int epoll_block(struct nt_epoll *ep, struct kernel_wait *k)
 			ep->spin = true;
 			return n;
 		}
+		if (NT_UNLIKELY(nt_handler_ran()))
+			return -EINTR;
 		if (k->deadline != INT64_MAX && nt_now_ns() >= k->deadline) {
 			n = ep->nkernel ? kernel_look(ep, k->ev, k->max, &k->call) : 0;
 			return n ? n : nt_let_in(k->mask);

@@ -56,6 +56,7 @@ struct nt_stay {
 	struct nt_waiter w;
 	enum nt_armed armed;		/* counts among nt.sleepers */
 	int cancel;			/* NT_ARMED_KERNEL: the thread's cancellation state before */
+	int ran;			/* the signal whose handler ran in the sleep, 0 = none */
 	bool uninterruptible;		/* handlers wait until it is over */
 	bool news;			/* it was signaled, and a handler runs before it looks */
 	bool listed, inside, counted;	/* in ep: in `waiters`, in `inside`, in `callers` */
@@ -367,6 +368,11 @@ void nt_watch_look(uint32_t sock);
  * that one had waited and has run, so the sleep is over.
  */
 NEAT_CHECKED int nt_handlers_in(void);
+/*
+ * The handler that ran in the sleep before this look, 0 = none. It ends the call (signal(7)) unless there is what it waits for: a
+ * sleep that ended for a reason of ours, as when a replica gets to know our eventfd, does not say EINTR.
+ */
+int nt_handler_ran(void);
 void nt_forget_held(void);		/* in a forked child: it is the parent's */
 /* A handler with SA_RESTART is installed: a futex wait would not be interrupted by it, but poll(2)
  * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */

@@ -208,6 +208,8 @@ static int poll_wait(struct poll_call *p, struct nt_stay *s)
 			ready = kernel ? kernel : ready;
 			return ready ? ready : nt_let_in(p->mask);
 		}
+		if (NT_UNLIKELY(nt_handler_ran()))
+			return -EINTR;
 		if (!looked) {
 			looked = true;
 			watch_all(p, s);

@@ -121,6 +121,8 @@ static void run(int sig, siginfo_t *info, void *context)
 	err = errno;
 	if (how) {
 		nt_enter();
+		if (!s->ran || nt_has_restart(s->ran))
+			s->ran = sig;
 		nt_sleep_resume(s, how);
 		nt_leave();
 	}
@@ -185,6 +187,16 @@ int nt_handlers_in(void)
 	sig = nt_held;
 	if (NT_UNLIKELY(sig))
 		nt_deliver();
+	return sig;
+}
+
+int nt_handler_ran(void)
+{
+	struct nt_stay *s = nt_stay_top();
+	int sig = s ? s->ran : 0;
+
+	if (sig)
+		s->ran = 0;
 	return sig;
 }
 

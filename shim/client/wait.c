@@ -249,9 +249,13 @@ static int futex_interruptible(struct nt_stay *s, uint32_t value, int64_t until_
 {
 	uintptr_t in = nt_in;
 	int sig = nt_handlers_in();
-	int err = !sig ? futex_once(s, value, until_ns, restarts) : restarts && nt_has_restart(sig) ? 0 : -EINTR;
+	int err = sig ? 0 : futex_once(s, value, until_ns, restarts);
 
 	nt_in = in;
+	if (!sig)
+		sig = nt_handler_ran();
+	if (sig && (err == 0 || err == -ETIMEDOUT))
+		return restarts && nt_has_restart(sig) ? 0 : -EINTR;
 	return err;
 }
 
