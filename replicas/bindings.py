@@ -39,6 +39,21 @@ def first_unprivileged_port() -> int:
         return 1024
 
 
+def _bind_shared(holder: socket.socket, name: tuple[str, int], claim: Claim) -> None:
+    """Beside the program's connections that are the kernel's, in TIME_WAIT or not (socket(7)).
+
+    Only for the moment of the bind, or others could share what we hold.
+    """
+    shared = (socket.SO_REUSEADDR, claim.reuseaddr), (socket.SO_REUSEPORT, claim.reuseport)
+    try:
+        for option, on in shared:
+            holder.setsockopt(socket.SOL_SOCKET, option, int(on))
+        holder.bind(name)
+    finally:
+        for option, _ in shared:
+            holder.setsockopt(socket.SOL_SOCKET, option, 0)
+
+
 def reserve(claim: Claim) -> tuple[socket.socket, int]:
     """Bind a kernel socket that never listens: (socket, port). OSError as bind(2).
 
@@ -53,11 +68,10 @@ def reserve(claim: Claim) -> tuple[socket.socket, int]:
         try:
             holder.bind(name)
         except OSError as err:
-            if err.errno != errno.EADDRINUSE or not claim.reuseaddr or claim.port == 0:
+            shares = claim.reuseaddr or claim.reuseport
+            if err.errno != errno.EADDRINUSE or not shares or claim.port == 0:
                 raise
-            # Only connections in TIME_WAIT in the way: what SO_REUSEADDR is for (socket(7)).
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind(name)
+            _bind_shared(holder, name, claim)
     except OSError:
         holder.close()
         raise
@@ -91,19 +105,18 @@ def bind_beside(twin: int, claim: Claim, reservations: list[socket.socket]) -> i
     with socket.socket(fileno=os.dup(twin)) as theirs:
         if theirs.family != socket.AF_INET or theirs.type != socket.SOCK_STREAM:
             return errno.EPROTOTYPE
-        if theirs.getsockname() == name:
-            return 0  # a predecessor of ours did it, and died before it took the request off
-        before = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
         try:
             for holder in (theirs, *reservations):
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            theirs.bind(name)
+            # A predecessor of ours may have done it, and died before it took the request off.
+            if theirs.getsockname() != name:
+                theirs.bind(name)
         except OSError as err:
             return err.errno or errno.EIO
         finally:
             for holder in reservations:
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, before)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(claim.reuseaddr))
     return 0
 
 
@@ -175,7 +188,9 @@ class Bindings:
         binding = self.table.get((app.app_id, int(message.sock)))
         if binding is None or binding.datagram or binding.claim.gen != int(message.sock_gen):
             return -errno.EINVAL, 0
-        claim = binding.claim
+        flags = int(message.flags)
+        # The twin's is the program's word of now, which it may have changed since bind().
+        claim = replace(binding.claim, reuseaddr=bool(flags & LIB.NEAT_SOCKF_REUSEADDR))
         in_the_way = [
             other.reservation
             for other in self.table.values()
@@ -704,7 +719,9 @@ class Bindings:
             self._complete(binding)
         for binding in self.table.values():
             # In use already: it is new replicas that have not answered, and nobody waits for those.
-            if binding.subs and self.state.registry.listening(binding.key):
+            # Also if all of them lost it, which may be one: its mask is 0 by then.
+            had = {errno.ESTALE, errno.EINVAL} & set(binding.refusals.values())
+            if had or (binding.subs and self.state.registry.listening(binding.key)):
                 binding.pending.clear()
                 for replica, code in binding.refusals.items():
                     self.loop.call_soon(self._lost_before, binding, replica, code)

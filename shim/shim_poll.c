@@ -57,8 +57,8 @@ static int select_ours(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *t
 		ns = (int64_t)t->tv_sec * 1000000000 + (int64_t)t->tv_usec * 1000;
 	}
 	rc = nt_select(n, r, w, e, ns, t ? &left : NULL, NULL);
-	if (t && rc != NT_KERNEL && rc >= 0) {
-		/* select(2): Linux leaves the time not slept. */
+	if (t && (rc >= 0 || rc == -EINTR)) {
+		/* select(2): Linux leaves the time not slept, also when a signal ended it. */
 		t->tv_sec = (time_t)(left / 1000000000);
 		t->tv_usec = (suseconds_t)(left % 1000000000 / 1000);
 	}
@@ -148,12 +148,18 @@ static int64_t now_ns(void)
 	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* A time-out in read-only memory is not updated (poll_select_finish() in Linux); nor is one of 0. */
+static bool updates(const void *t, int64_t ns)
+{
+	return ns > 0 && nt_syscall(SYS_clock_getres, (long)CLOCK_MONOTONIC, t) == 0;
+}
+
 /* Unlike libc's functions, ppoll and pselect6 say how much was left. */
 static void say_left(struct timespec *t, int64_t ns, int64_t since_ns)
 {
 	int64_t left = ns - (now_ns() - since_ns);
 
-	if (ns < 0)
+	if (!updates(t, ns))
 		return;
 	left = left < 0 ? 0 : left;
 	*t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
@@ -191,6 +197,16 @@ static long pselect_by_number(const long a[6])
 	return rc;
 }
 
+static long select_by_number(const long a[6])
+{
+	struct timeval *t = (void *)a[4], copy = t ? *t : (struct timeval){ 0, 0 };
+	long rc = select_ours((int)a[0], (void *)a[1], (void *)a[2], (void *)a[3], t ? &copy : NULL);
+
+	if (t && rc != NT_KERNEL && updates(t, t->tv_sec || t->tv_usec))
+		*t = copy;
+	return rc;
+}
+
 static long epoll_by_number(const long a[6], int64_t ns)
 {
 	const sigset_t *mask = (const void *)a[4];
@@ -213,7 +229,7 @@ static long wait_by_number(long nr, const long a[6])
 	case SYS_select:
 		if (a[4] && nt_bad_pointer((void *)a[4]))
 			return NT_KERNEL;
-		return select_ours((int)a[0], (void *)a[1], (void *)a[2], (void *)a[3], (void *)a[4]);
+		return select_by_number(a);
 #endif
 	case SYS_pselect6:
 		return pselect_by_number(a);

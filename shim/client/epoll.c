@@ -159,7 +159,7 @@ static int wait_in_kernel(int epfd, struct epoll_event *ev, int max, int64_t dea
 	uintptr_t in = nt_in;
 	int n = -1;
 
-	if (nt_handlers_in())
+	if (nt_handlers_in_masked(mask))
 		errno = EINTR;
 	else
 		n = sleep_in_kernel(epfd, ev, max, deadline_ns, fine, mask);
@@ -549,6 +549,16 @@ static void waiter_off(struct nt_epoll *ep, struct nt_stay *s)
 	nt_unlock(&nt.watch_lock);
 }
 
+void nt_epoll_passes_on(struct nt_stay *s)
+{
+	if (!s->listed)
+		return;
+	nt_lock(&nt.watch_lock);
+	if (s->ep->ready)
+		wake_one(s->ep);
+	nt_unlock(&nt.watch_lock);
+}
+
 void nt_epoll_left(struct nt_stay *s)
 {
 	if (!s->ep)
@@ -706,6 +716,7 @@ static int block(struct nt_epoll *ep, struct kernel_wait *k)
 	if (!k->s)
 		return -ENOMEM;
 	k->s->ep = ep;
+	k->s->polls = true;
 	k->s->counted = true;	/* should it be left, or the thread be cancelled; otherwise the caller leaves the set */
 	n = block_in(ep, k);
 	nt_stay_end(k->s);

@@ -177,7 +177,7 @@ int nt_close(int fd)
 	linger(sock);
 	/* First: the number may be handed out again as soon as the kernel has closed it. */
 	last = begin_close(fd, sock);
-	nt_real.close(fd);
+	nt_syscall(SYS_close, fd);
 	if (last)
 		finish_close(sock);
 	return 0;

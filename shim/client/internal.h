@@ -57,8 +57,8 @@ struct nt_stay {
 	enum nt_armed armed;		/* counts among nt.sleepers */
 	int cancel;			/* NT_ARMED_KERNEL: the thread's cancellation state before */
 	int ran;			/* the signal whose handler ran in the sleep, 0 = none */
+	bool polls;			/* poll(2), epoll_wait(2): no handler restarts it */
 	bool uninterruptible;		/* handlers wait until it is over */
-	bool news;			/* it was signaled, and a handler runs before it looks */
 	bool listed, inside, counted;	/* in ep: in `waiters`, in `inside`, in `callers` */
 	struct nt_epoll *ep;
 	struct nt_stay *next;		/* in ep->waiters, or in the pool */
@@ -368,6 +368,8 @@ void nt_watch_look(uint32_t sock);
  * that one had waited and has run, so the sleep is over.
  */
 NEAT_CHECKED int nt_handlers_in(void);
+/* The same before a wait with a mask of the program's, which does not end by a signal that the mask keeps out. */
+NEAT_CHECKED bool nt_handlers_in_masked(const sigset_t *mask);
 /*
  * The handler that ran in the sleep before this look, 0 = none. It ends the call (signal(7)) unless there is what it waits for: a
  * sleep that ended for a reason of ours, as when a replica gets to know our eventfd, does not say EINTR.
@@ -443,6 +445,7 @@ void nt_epoll_dup(int oldfd, int newfd);	/* after the kernel's dup(): one set, t
 void nt_epoll_to_kernel(int fd);		/* the record became the kernel's: entries move there */
 void nt_epoll_twin(uint32_t sock);		/* its kernel side counts from now on */
 void nt_epoll_fork_threads(void);	/* those of the parent do not exist in the child */
+void nt_epoll_passes_on(struct nt_stay *s);	/* a handler runs in its sleep: another waiter has what is ready */
 void nt_epoll_left(struct nt_stay *s);		/* by siglongjmp() or at the thread's end */
 void nt_epoll_fork_child(void);
 /* ---- epoll_nest.c: for poll() ---- */

@@ -186,7 +186,7 @@ int nt_let_in(const sigset_t *mask)
 
 	if (NT_LIKELY(!mask))
 		return 0;
-	if (nt_handlers_in())
+	if (nt_handlers_in_masked(mask))
 		err = -EINTR;
 	else if (nt_syscall(SYS_ppoll, NULL, 0l, &zero, mask, (size_t)(_NSIG / 8)) < 0)
 		err = -errno;
@@ -239,6 +239,7 @@ static int poll_blocking(struct poll_call *p)
 		s->mapped = p->memory;
 		s->mapped_size = p->memory_size;
 	}
+	s->polls = true;
 	rc = poll_wait(p, s);
 	nt_stay_end(s);
 	return rc;
@@ -462,7 +463,7 @@ int nt_select(int n, fd_set *r, fd_set *w, fd_set *e, int64_t timeout_ns, int64_
 		n = table_size(n);
 	start = left_ns ? nt_now_ns() : 0;
 	rc = n > FD_SETSIZE ? select_many(n, r, w, e, timeout_ns, mask) : select_in(fds, n, r, w, e, timeout_ns, mask);
-	if (rc >= 0 && left_ns) {
+	if ((rc >= 0 || rc == -EINTR) && left_ns) {
 		*left_ns = timeout_ns - (nt_now_ns() - start);
 		*left_ns = *left_ns < 0 ? 0 : *left_ns;
 	}

@@ -137,15 +137,16 @@ static void run(int sig, siginfo_t *info, void *context)
 static void hold(int sig, siginfo_t *info, ucontext_t *context)
 {
 	sigset_t full;
-	uint64_t all;
+	uint64_t all, was;
 
 	sigfillset(&full);	/* but libc's own */
 	memcpy(&all, &full, sizeof(all));
 	/* The kernel's mask is shorter than libc's type, and something else is behind it. */
-	memcpy(&held_mask, &context->uc_sigmask, sizeof(held_mask));
-	all = (all & ~faults()) | held_mask | bit(sig);
+	memcpy(&was, &context->uc_sigmask, sizeof(was));
+	all = (all & ~faults()) | was | bit(sig);
 	memcpy(&context->uc_sigmask, &all, sizeof(all));
 	set_mask(&all);
+	held_mask = was;	/* not before: until then another one may come on top of us, whose frame has our mask */
 	if (nt_syscall(SYS_rt_tgsigqueueinfo, getpid(), nt_syscall(SYS_gettid), sig, info))
 		run(sig, info, context);	/* RLIMIT_SIGPENDING, real-time signals only: rather too early than never */
 	if (!nt_held || nt_has_restart(nt_held))
@@ -188,6 +189,13 @@ int nt_handlers_in(void)
 	if (NT_UNLIKELY(sig))
 		nt_deliver();
 	return sig;
+}
+
+bool nt_handlers_in_masked(const sigset_t *mask)
+{
+	int sig = nt_handlers_in();
+
+	return sig && !(mask && sigismember(mask, sig) == 1);
 }
 
 int nt_handler_ran(void)

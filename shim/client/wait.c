@@ -178,7 +178,9 @@ enum nt_armed nt_sleep_pause(struct nt_stay *s)
 
 	if (!how)
 		return how;
-	s->news = !awake(s);
+	awake(s);
+	a32_store(&s->w.signaled, W_SIGNALED);	/* who wakes one of several passes us by */
+	nt_epoll_passes_on(s);
 	disarm(s);
 	if (how == NT_ARMED_KERNEL)
 		pthread_setcancelstate(s->cancel, NULL);
@@ -186,8 +188,8 @@ enum nt_armed nt_sleep_pause(struct nt_stay *s)
 }
 
 /*
- * The sleep may go on (SA_RESTART, or it has only been about to begin). Not if there was news meanwhile, from the
- * handler's own calls, too: it is woken as any sleeper, and by the words that it waits for.
+ * It is woken as any sleeper, and by the words that it waits for: there may have been news meanwhile, from the handler's own
+ * calls, too. If it may go on (SA_RESTART, or it has only been about to begin), it sleeps again.
  */
 void nt_sleep_resume(struct nt_stay *s, enum nt_armed how)
 {
@@ -196,8 +198,6 @@ void nt_sleep_resume(struct nt_stay *s, enum nt_armed how)
 	if (how == NT_ARMED_KERNEL)
 		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	arm(s, how);
-	if (!s->news && !nt_events_pending() && a32_cas(&s->w.signaled, W_AWAKE, W_SLEEPS))
-		return;
 	a32_store(&s->w.signaled, W_SLEEPS);
 	nt_wake(&s->w);
 	if (how == NT_ARMED_FUTEX)
@@ -262,7 +262,7 @@ static int futex_interruptible(struct nt_stay *s, uint32_t value, int64_t until_
 /* Until woken, the deadline, a signal, or news of the end of the instance (0), for which it looks now and then. */
 static int sleep_and_look(struct nt_stay *s, uint32_t value, int64_t deadline_ns)
 {
-	bool restarts = deadline_ns == INT64_MAX;
+	bool restarts = deadline_ns == INT64_MAX && !s->polls;
 
 	for (;;) {
 		int64_t until_ns = nt_over_next_look(deadline_ns);
@@ -355,7 +355,7 @@ int nt_ppoll(struct pollfd *fds, nfds_t n, int64_t deadline_ns, const sigset_t *
 
 	left = left > 0 ? left : 0;
 	t = (struct timespec){ (time_t)(left / 1000000000), (long)(left % 1000000000) };
-	if (nt_handlers_in())
+	if (nt_handlers_in_masked(mask))
 		errno = EINTR;
 	else
 		rc = nt_real.ppoll(fds, n, deadline_ns == INT64_MAX ? NULL : &t, mask);

@@ -110,6 +110,32 @@ def bound_goes_to_the_kernel() -> None:
     host.wait()
 
 
+@scenario
+def bound_shares_its_port_after_it() -> None:
+    """SO_REUSEPORT, as those who punch holes do; and a port with connections of the kernel's."""
+    host = outside(HOST, stdin=subprocess.PIPE)
+    assert host.stdin and host.stdout
+    there = ("127.0.0.1", int(host.stdout.readline()))
+    s, t, u = socket.socket(), socket.socket(), socket.socket()
+    for each in (s, t):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    name = bind(s)
+    say("connect", s.connect, there)
+    say("bind of the other", t.bind, name)
+    say("bind of a third", u.bind, name)
+    s, t = socket.socket(), socket.socket()
+    for each in (s, t):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    name = bind(s)
+    say("connect", s.connect, there)
+    s.close()
+    say("bind again", t.bind, name)
+    say("listen", t.listen)
+    print(taken(name))
+    host.kill()
+    host.wait()
+
+
 # ---- one that answers late ----
 
 SLOW = """

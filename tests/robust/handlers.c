@@ -621,11 +621,79 @@ static int faults(void)
 	return 0;
 }
 
+/* ---- two threads wait in one set, and one is in a handler when something comes ---- */
+
+static atomic_int tids[2], entered, over;
+static atomic_long results[2];
+
+static void stays(int sig, siginfo_t *info, void *context)
+{
+	(void)sig, (void)info, (void)context;
+	entered = 1;
+	while (!over)
+		sched_yield();
+}
+
+static void *waits_in_set(void *index)
+{
+	struct epoll_event ev;
+	int i = (int)(intptr_t)index;
+
+	tids[i] = gettid();
+	results[i] = epoll_wait(set, &ev, 1, -1);
+	return NULL;
+}
+
+static void until_asleep(int tid)
+{
+	char path[64], state = 0;
+	FILE *stat;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	while (state != 'S') {
+		sched_yield();
+		stat = fopen(path, "r");
+		need(stat && fscanf(stat, "%*d (%*[^)]) %c", &state) == 1, "stat");
+		fclose(stat);
+	}
+}
+
+static int sharing(void)
+{
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLET };
+	struct timespec end;
+	pthread_t t[2];
+
+	two_connections();
+	handle(SIGUSR1, stays, 0);
+	set = epoll_create1(0);
+	need(epoll_ctl(set, EPOLL_CTL_ADD, listener, &ev) == 0, "epoll_ctl");	/* stays silent */
+	for (int i = 0; i < 2; i++) {
+		need(pthread_create(&t[i], NULL, waits_in_set, (void *)(intptr_t)i) == 0, "pthread_create");
+		while (!tids[i])
+			sched_yield();
+		until_asleep(tids[i]);
+	}
+	pthread_kill(t[1], SIGUSR1);	/* the one that is woken first */
+	while (!entered)
+		sched_yield();
+	ev.events = EPOLLOUT | EPOLLET;
+	need(epoll_ctl(set, EPOLL_CTL_ADD, a, &ev) == 0, "epoll_ctl");
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += 20;
+	need(pthread_timedjoin_np(t[0], NULL, &end) == 0, "the other one does not wake");
+	printf("the other one: %ld\n", (long)results[0]);
+	over = 1;
+	pthread_join(t[1], NULL);
+	printf("the one with the handler: %ld\n", (long)results[1]);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct { const char *name; int (*run)(void); } WHAT[] = {
 		{ "busy", busy }, { "nested", nested }, { "forks", forking }, { "values", values }, { "jumps", jumping },
-		{ "actions", actions }, { "faults", faults },
+		{ "actions", actions }, { "faults", faults }, { "sharing", sharing },
 	};
 
 	if (argc == 3 && !strcmp(argv[1], "connects"))

@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -415,6 +416,55 @@ static int closes(void)
 	return 0;
 }
 
+/* ---- time-outs that select() says, and that it cannot say ---- */
+
+static int select_left(void)
+{
+	struct itimerval often = { { 0, 50000 }, { 0, 50000 } };
+	int a = bound(SOCK_STREAM);
+	struct timeval left[2] = { { 20, 0 }, { 20, 0 } };
+
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	handle(SIGALRM, 0);
+	setitimer(ITIMER_REAL, &often, NULL);
+	for (int i = 0; i < 2; i++) {
+		fd_set in;
+
+		FD_ZERO(&in);
+		FD_SET(a, &in);
+#ifdef SYS_select
+		tell("select", i ? syscall(SYS_select, a + 1, &in, NULL, NULL, &left[i]) : select(a + 1, &in, NULL, NULL, &left[i]));
+#else
+		tell("select", select(a + 1, &in, NULL, NULL, &left[i]));
+#endif
+		printf("less is left: %d\n", left[i].tv_sec < 20);
+	}
+	return 0;
+}
+
+/* What is left of a time cannot be written here. */
+static int constant_times(void)
+{
+	static const struct timespec times[] = { { 0, 0 }, { 0, 1000 } };
+	const struct { const void *mask; size_t size; } none = { NULL, _NSIG / 8 };
+	int a = bound(SOCK_STREAM);
+
+	for (int i = 0; i < 2; i++) {
+		struct pollfd p = { a, POLLIN, 0 };
+		fd_set in;
+
+		tell("ppoll", syscall(SYS_ppoll, &p, 1, &times[i], NULL, _NSIG / 8));
+		FD_ZERO(&in);
+		FD_SET(a, &in);
+		tell("pselect6", syscall(SYS_pselect6, a + 1, &in, NULL, NULL, &times[i], &none));
+#ifdef SYS_select
+		FD_SET(a, &in);
+		tell("select", syscall(SYS_select, a + 1, &in, NULL, NULL, &times[i]));
+#endif
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -434,5 +484,9 @@ int main(int argc, char **argv)
 		return cancels();
 	if (!strcmp(what, "closes"))
 		return closes();
+	if (!strcmp(what, "select-left"))
+		return select_left();
+	if (!strcmp(what, "constant-times"))
+		return constant_times();
 	return 2;
 }

@@ -71,3 +71,8 @@ def test_actions_are_reported_as_they_were_set(rig1: Rig, program: str) -> None:
 
 def test_signals_go_on_after_a_fault_was_caught(rig1: Rig, program: str) -> None:
     assert say_the_same(rig1.world, program, "faults") == "caught 3\nmask: empty\n"
+
+
+def test_a_waiter_in_a_handler_keeps_no_event_from_others(rig1: Rig, program: str) -> None:
+    expected = "the other one: 1\nthe one with the handler: -1\n"
+    assert say_the_same(rig1.world, program, "sharing") == expected

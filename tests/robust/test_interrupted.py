@@ -61,3 +61,14 @@ def test_cancelled_in_poll(rig1: Rig, program: str) -> None:
 def test_a_handler_closes_a_descriptor(rig1: Rig, program: str) -> None:
     """It comes between lock and unlock of epoll_wait(), too."""
     assert same(rig1, program, "closes") == "closed\n"
+
+
+def test_select_says_what_is_left_when_a_signal_ends_it(rig1: Rig, program: str) -> None:
+    """Or a loop over EINTR would never be over (select(2), Linux)."""
+    expected = "select: EINTR\nless is left: 1\n" * 2
+    assert same(rig1, program, "select-left") == expected
+
+
+def test_times_in_memory_that_cannot_be_written(rig1: Rig, program: str) -> None:
+    """By number the kernel says what is left, if it can."""
+    assert set(same(rig1, program, "constant-times").split()[1::2]) == {"fine"}

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,10 +40,10 @@ print("done", flush=True)
 class Mortal:
     """An instance whose neatd dies where die() says."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, replicas: int = 2) -> None:
         self.order = directory / "order"
         path = f"{ROOT / 'tests/robust/deaths'}:{ROOT}"
-        self.rig = Rig(directory / "run", 2, PYTHONPATH=path, NEAT_DEATH=str(self.order))
+        self.rig = Rig(directory / "run", replicas, PYTHONPATH=path, NEAT_DEATH=str(self.order))
 
     def die(self, place: str, kind: int | str, count: int = 1) -> None:
         partial = self.order.with_suffix(".new")
@@ -55,8 +57,8 @@ class Mortal:
 
 
 @pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[Mortal]:
-    made = Mortal(tmp_path)
+def mortal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mortal]:
+    made = Mortal(tmp_path, getattr(request, "param", 2))
     yield made
     made.rig.down()
 
@@ -151,23 +153,57 @@ def test_a_fork_that_neatd_did_not_live_to_look_at_is_said_again(mortal: Mortal)
         client.close()
 
 
+@pytest.mark.parametrize("mortal", [2, 1], ids=["2-replicas", "1-replica"], indirect=True)
 def test_a_lost_listener_that_neatd_did_not_live_to_install_anew(mortal: Mortal) -> None:
+    last = len(mortal.rig.epochs()) - 1
     server = mortal.start(SERVER)
     try:
         assert server.stdout
         port = server.stdout.readline().strip()
-        pid, epoch = mortal.rig.pids()["replica1"], mortal.rig.epochs()[1]
+        pid, epoch = mortal.rig.pids()[f"replica{last}"], mortal.rig.epochs()[last]
         assert overwrite_listeners(pid) == 1
         mortal.die("hear", LIB.NEAT_MSG_R_LISTENING)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not mortal.order.exists(), "neatd dies")
-        mortal.rig.ready(1, epoch + 1)
-        pid = mortal.rig.pids()["replica1"]
+        mortal.rig.ready(last, epoch + 1)
+        pid = mortal.rig.pids()[f"replica{last}"]
         wait_until(lambda: overwrite_listeners(pid) == 1, "it has a listener again")
         served(mortal.rig, port)
     finally:
         server.kill()
         server.communicate()
+
+
+CONNECTING = """
+import socket, sys
+a = socket.socket(); a.bind(("127.0.0.1", 0)); port = a.getsockname()[1]
+print(port, flush=True); to = int(sys.stdin.readline())
+error = a.connect_ex(("127.0.0.1", to))
+print(error, a.getsockname()[1] == port, a.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("accepted", [True, False], ids=["accepted", "refused"])
+def test_a_port_that_neatd_bound_twice_when_it_died_is_not_shared(
+    mortal: Mortal, accepted: bool
+) -> None:
+    """SO_REUSEADDR is on for that moment only: on the program's socket, and on the reservation."""
+    with socket.socket() as host, mortal.start(CONNECTING) as program:
+        host.bind(("127.0.0.1", 0))
+        if accepted:
+            host.listen()
+        assert program.stdin and program.stdout
+        port = int(program.stdout.readline())
+        mortal.die("bound", 0)
+        print(host.getsockname()[1], file=program.stdin, flush=True)
+        said = program.stdout.readline().split()
+        assert said == ["0" if accepted else str(errno.ECONNREFUSED), "True", "0"]
+        assert not mortal.order.exists(), "neatd did not die"
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", port))
+        program.communicate("\n", timeout=60)
 
 
 # As many as a replica has room for, and one more when it is told to.

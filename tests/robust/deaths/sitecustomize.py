@@ -3,8 +3,8 @@
 The file that NEAT_DEATH names says where, and for which message type: "send TYPE N" is before the
 N-th message of that type goes to a program, "take TYPE N" after the N-th was answered, but before
 it is off the socket. Of what neatd and the keeper wrap: "told TYPE N" is when the N-th is sent,
-"hear TYPE N" when the N-th was read; TYPE is a word for a piece of neatd's own state. Who dies
-there removes the file, so that a successor goes on.
+"hear TYPE N" when the N-th was read; TYPE is a word for a piece of neatd's own state. "bound 0 N"
+is after its N-th bind(). Who dies there removes the file, so that a successor goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def wrapped(data: bytes) -> str:
 def install(order: Path) -> None:
     """From now on sockets look whether it is their turn."""
     sendmsg, recvmsg, recv = socket.socket.sendmsg, socket.socket.recvmsg, socket.socket.recv
+    bind = socket.socket.bind
     seen: Counter[str] = Counter()
     peeked: dict[int, int] = {}  # descriptor -> type of its oldest message
 
@@ -66,7 +67,12 @@ def install(order: Path) -> None:
         reached("take", peeked.get(self.fileno(), 0))
         return recv(self, *args)
 
+    def binding(self: socket.socket, *args: Any) -> None:
+        bind(self, *args)
+        reached("bound", 0)
+
     patched: Any = socket.socket
+    patched.bind = binding
     patched.sendmsg, patched.recvmsg, patched.recv = sending, peeking, taking
 
 
