@@ -310,7 +310,9 @@ static int add_item(struct nt_epoll *ep, int fd, uint32_t handle, const struct e
 	if (i->sock == sock)
 		return -EEXIST;
 	epoll_item_new(ep, fd, sock, ev);
-	ep->nours++;
+	/* Who was woken by epoll_prepare() may have found none of ours yet. The bell stays until somebody takes it. */
+	if (ep->nours++ == 0 && ep->wakefd >= 0)
+		epoll_ring(ep->wakefd);
 	nt_watch_add_locked(&i->watch, sock, WATCH_EPOLL, i);
 	if (nt_dgram_twin(nt_sock(sock)))
 		add_twin(i);
@@ -516,8 +518,8 @@ static int enter_epoll(void *arg, int64_t deadline_ns)
 
 	k->s->inside = true;
 	a32_add(&k->ep->inside, 1);
-	neat_fence();	/* before the look at `exposed`: expose() is the other half */
-	if (!a32_relaxed(&k->ep->exposed))
+	neat_fence();	/* before the looks at `exposed` and `nours`: expose() and add_item(), which then ring, are the other halves */
+	if (!a32_relaxed(&k->ep->exposed) && (k->s->listed || !k->ep->nours))
 		n = wait_in_kernel(k->ep->epfd, k->ev, k->max, deadline_ns, k->fine, k->mask);
 	a32_add(&k->ep->inside, (uint32_t)-1);
 	k->s->inside = false;

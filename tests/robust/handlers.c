@@ -12,6 +12,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -658,7 +659,7 @@ static void until_asleep(int tid)
 	}
 }
 
-static int sharing(void)
+static int sharing(bool silent)
 {
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLET };
 	struct timespec end;
@@ -667,7 +668,8 @@ static int sharing(void)
 	two_connections();
 	handle(SIGUSR1, stays, 0);
 	set = epoll_create1(0);
-	need(epoll_ctl(set, EPOLL_CTL_ADD, listener, &ev) == 0, "epoll_ctl");	/* stays silent */
+	if (silent)
+		need(epoll_ctl(set, EPOLL_CTL_ADD, listener, &ev) == 0, "epoll_ctl");
 	for (int i = 0; i < 2; i++) {
 		need(pthread_create(&t[i], NULL, waits_in_set, (void *)(intptr_t)i) == 0, "pthread_create");
 		while (!tids[i])
@@ -693,9 +695,11 @@ int main(int argc, char **argv)
 {
 	static const struct { const char *name; int (*run)(void); } WHAT[] = {
 		{ "busy", busy }, { "nested", nested }, { "forks", forking }, { "values", values }, { "jumps", jumping },
-		{ "actions", actions }, { "faults", faults }, { "sharing", sharing },
+		{ "actions", actions }, { "faults", faults },
 	};
 
+	if (argc == 3 && !strcmp(argv[1], "sharing"))
+		return sharing(!strcmp(argv[2], "silent"));
 	if (argc == 3 && !strcmp(argv[1], "connects"))
 		return connects(atoi(argv[2]));
 	for (unsigned i = 0; argc == 2 && i < sizeof(WHAT) / sizeof(WHAT[0]); i++)

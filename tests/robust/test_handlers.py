@@ -73,6 +73,9 @@ def test_signals_go_on_after_a_fault_was_caught(rig1: Rig, program: str) -> None
     assert say_the_same(rig1.world, program, "faults") == "caught 3\nmask: empty\n"
 
 
-def test_a_waiter_in_a_handler_keeps_no_event_from_others(rig1: Rig, program: str) -> None:
+@pytest.mark.parametrize("entries", ["silent", "none"])
+def test_a_waiter_in_a_handler_keeps_no_event_from_others(
+    rig1: Rig, program: str, entries: str
+) -> None:
     expected = "the other one: 1\nthe one with the handler: -1\n"
-    assert say_the_same(rig1.world, program, "sharing") == expected
+    assert say_the_same(rig1.world, program, "sharing", entries) == expected
