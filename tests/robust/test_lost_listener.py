@@ -11,6 +11,7 @@ import sys
 from bench.inject import Target
 from neatsock.abi import ffi, lib
 
+from ..waiting import wait_until
 from .rig import Rig
 
 SERVER = """
@@ -28,19 +29,35 @@ print("served")
 """
 
 
-def overwrite_listeners(pid: int) -> int:
-    """Zeroes the published status of each listener, through the replica's own mapping; how many."""
-    target, done = Target(pid), 0
+def _listeners(target: Target) -> list[int]:
+    """Where the published status of each listener is."""
+    found = []
     first, size = ffi.offsetof("struct neat_seg_pub", "slots"), ffi.sizeof("struct neat_slot_pub")
     status = ffi.offsetof("struct neat_slot_pub", "status")
     for m in target.named("seg_pub"):
         for slot in range(1, 64):
             at = m.begin + first + slot * size + status
             if struct.unpack("<Q", target.read(at, 8))[0] & lib.NEAT_SLOT_LISTENING:
-                target.write(at, bytes(8))
-                done += 1
+                found.append(at)
+    return found
+
+
+def overwrite_listeners(pid: int) -> int:
+    """Zeroes the published status of each listener, through the replica's own mapping; how many."""
+    target = Target(pid)
+    found = _listeners(target)
+    for at in found:
+        target.write(at, bytes(8))
     target.close()
-    return done
+    return len(found)
+
+
+def listens(pid: int) -> bool:
+    """A replica refuses connections until neatd has heard that the listener is lost."""
+    target = Target(pid)
+    found = _listeners(target)
+    target.close()
+    return bool(found)
 
 
 def served(rig: Rig, port: str) -> None:
@@ -57,6 +74,8 @@ def test_a_listener_whose_words_were_overwritten_is_there_again(rig2: Rig) -> No
             assert overwrite_listeners(pid) == 1
             os.kill(pid, signal.SIGKILL)
             rig2.ready(replica, epoch + 1)
+            pid = rig2.pids()[f"replica{replica}"]
+            wait_until(lambda pid=pid: listens(pid), "it has a listener again")
             served(rig2, port)
     finally:
         server.kill()

@@ -20,7 +20,7 @@ from ..control.client import Client, Refused
 from ..waiting import wait_until
 from ..worlds import ROOT
 from .rig import Rig
-from .test_lost_listener import SERVER, overwrite_listeners, served
+from .test_lost_listener import SERVER, listens, overwrite_listeners, served
 
 LIB = abi.lib
 # Requests of both kinds by turns; all of it again and again would be out of step for ever.
@@ -167,7 +167,7 @@ def test_a_lost_listener_that_neatd_did_not_live_to_install_anew(mortal: Mortal)
         wait_until(lambda: not mortal.order.exists(), "neatd dies")
         mortal.rig.ready(last, epoch + 1)
         pid = mortal.rig.pids()[f"replica{last}"]
-        wait_until(lambda: overwrite_listeners(pid) == 1, "it has a listener again")
+        wait_until(lambda: listens(pid), "it has a listener again")
         served(mortal.rig, port)
     finally:
         server.kill()
