@@ -12,7 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
-from .tools import asleep, listener, outcome, outside, revents, say, scenario, until
+from .tools import FULL_LISTENER, asleep, listener, outcome, outside, revents, say, scenario, until
 
 HOST = """
 import socket, sys
@@ -138,26 +138,11 @@ def bound_shares_its_port_after_it() -> None:
 
 # ---- one that answers late ----
 
-SLOW = """
-import socket, sys
-a = socket.socket()
-a.bind(("127.0.0.1", 0))
-a.listen(0)
-fill = [socket.socket() for _ in range(4)]
-for s in fill:
-    s.setblocking(False)
-    s.connect_ex(a.getsockname())
-print(a.getsockname()[1], flush=True)
-sys.stdin.readline()
-while True:
-    fill.append(a.accept()[0])
-"""
-
 
 @contextlib.contextmanager
 def slow() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """It takes connections once its input is closed."""
-    host = outside(SLOW, stdin=subprocess.PIPE)
+    host = outside(FULL_LISTENER, stdin=subprocess.PIPE)
     assert host.stdin and host.stdout
     yield int(host.stdout.readline()), host
     host.kill()

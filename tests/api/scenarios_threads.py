@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from .tools import asleep, bits, listener, outside, pair, say, scenario
+from .tools import FULL_LISTENER, asleep, bits, listener, outside, pair, say, scenario
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -228,21 +228,6 @@ def epoll_ctl_against_close() -> None:
 
 
 # ---- connect() of a socket that is closed ----
-
-FULL_LISTENER = """
-import socket, sys
-a = socket.socket()
-a.bind(("127.0.0.1", 0))
-a.listen(0)
-fill = [socket.socket() for _ in range(4)]
-for s in fill:
-    s.setblocking(False)
-    s.connect_ex(a.getsockname())
-print(a.getsockname()[1], flush=True)
-sys.stdin.readline()
-while True:
-    fill.append(a.accept()[0])
-"""
 
 
 @scenario

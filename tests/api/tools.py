@@ -121,6 +121,23 @@ def outside(code: str, *args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, **kwargs)
 
 
+# A host for outside(): connect() to it waits, until its input is closed.
+FULL_LISTENER = """
+import socket, sys
+a = socket.socket()
+a.bind(("127.0.0.1", 0))
+a.listen(0)
+fill = [socket.socket() for _ in range(4)]
+for s in fill:
+    s.setblocking(False)
+    s.connect_ex(a.getsockname())
+print(a.getsockname()[1], flush=True)
+sys.stdin.readline()
+while True:
+    fill.append(a.accept()[0])
+"""
+
+
 def sink(s: socket.socket) -> bytes:
     out = bytearray()
     while piece := s.recv(65536):

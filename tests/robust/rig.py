@@ -19,7 +19,7 @@ from typing import Any
 from neatsock.instance import InstanceError, ask, native
 
 from ..waiting import wait_until
-from ..worlds import World, neatsock_env
+from ..worlds import ROOT, World, neatsock_env
 
 BYSTANDER = """
 import hashlib, os, socket, sys, threading, traceback
@@ -69,6 +69,14 @@ while True:
     rounds += 1
     print(rounds, flush=True)
 """
+
+
+def build(directory: Path, name: str) -> Path:
+    """The program of NAME.c beside this file. Blocks for the compiler."""
+    source, program = Path(__file__).with_name(f"{name}.c"), directory / name
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'replicas/abi'}"]
+    subprocess.run(["gcc", *flags, str(source), "-o", str(program), "-lpthread"], check=True)
+    return program
 
 
 class Bystander:

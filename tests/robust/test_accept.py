@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 
 from ..worlds import KERNEL, World
-from .rig import Bystander, Rig
-
-SOURCES = Path(__file__).parent
-ABI = SOURCES.parents[1] / "replicas/abi"
+from .rig import Bystander, Rig, build
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("accept")
     for name in ("accept_head", "listener_race"):
-        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{ABI}"]
-        source = str(SOURCES / f"{name}.c")
-        subprocess.run([*command, source, "-o", str(directory / name), "-lpthread"], check=True)
+        build(directory, name)
     return directory
 
 

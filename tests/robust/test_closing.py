@@ -9,21 +9,14 @@ import pytest
 
 from ..long import TIMES
 from ..worlds import KERNEL, World
-from .rig import Bystander, Rig
-
-SOURCES = Path(__file__).parent
-ABI = SOURCES.parents[1] / "replicas/abi"
+from .rig import Bystander, Rig, build
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("closing")
-    for source in ("accept_race.c", "close_race.c", "dup_race.c"):
-        program = directory / Path(source).stem
-        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{ABI}"]
-        subprocess.run(
-            [*command, str(SOURCES / source), "-o", str(program), "-lpthread"], check=True
-        )
+    for name in ("accept_race", "close_race", "dup_race"):
+        build(directory, name)
     return directory
 
 

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from ..worlds import KERNEL, World
-from .rig import Rig
-
-SOURCE = Path(__file__).with_name("handlers.c")
+from .rig import Rig, build
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    built = tmp_path_factory.mktemp("handlers") / "handlers"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(SOURCE), "-o", str(built)]
-    subprocess.run([*command, "-lpthread"], check=True)
-    return str(built)
+    return str(build(tmp_path_factory.mktemp("handlers"), "handlers"))
 
 
 def say_the_same(world: World, program: str, *what: str) -> str:

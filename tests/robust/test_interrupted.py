@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
 from ..worlds import KERNEL
-from .rig import Rig
-
-SOURCE = Path(__file__).with_name("interrupted.c")
+from .rig import Rig, build
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    built = tmp_path_factory.mktemp("interrupted") / "interrupted"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(SOURCE), "-o", str(built)]
-    subprocess.run([*command, "-lpthread"], check=True)
-    return str(built)
+    return str(build(tmp_path_factory.mktemp("interrupted"), "interrupted"))
 
 
 def test_handlers_with_sa_restart_end_no_call(rig: Rig, program: str) -> None:
