@@ -599,22 +599,23 @@ def test_a_datagram_larger_than_the_wire(net: Net) -> None:
 # Connects from eight ports; again from the same ones once those connections were reset.
 AGAIN = """
 import socket, sys
-def connections():
+def connections(ports):
     made = []
-    for port in range(45000, 45008):
+    for port in ports:
         s = socket.socket(); s.settimeout(20)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(("0.0.0.0", port))
         s.connect((sys.argv[1], int(sys.argv[2])))
         made.append(s)
     return made
-first = connections()
+first = connections([0] * 8)
+ports = [s.getsockname()[1] for s in first]
 print("first", flush=True)
 sys.stdin.readline()
 for s in first:
     try: s.recv(1)
     except ConnectionResetError: s.close()
-again = connections()
+again = connections(ports)
 print("again")
 """
 ACCEPTS = """
