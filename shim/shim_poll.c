@@ -197,6 +197,7 @@ static long pselect_by_number(const long a[6])
 	return rc;
 }
 
+#ifdef SYS_select
 static long select_by_number(const long a[6])
 {
 	struct timeval *t = (void *)a[4], copy = t ? *t : (struct timeval){ 0, 0 };
@@ -206,6 +207,7 @@ static long select_by_number(const long a[6])
 		*t = copy;
 	return rc;
 }
+#endif
 
 static long epoll_by_number(const long a[6], int64_t ns)
 {
