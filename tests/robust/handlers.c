@@ -3,8 +3,7 @@
  * what it saw, which is the same on the kernel's sockets and on ours.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#include "need.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -13,49 +12,17 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/select.h>
-#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-static struct sockaddr_in here;
 static int listener, a = -1, b = -1, set = -1;
 static atomic_long handled;
 static atomic_long *total;	/* bytes that arrived at the other process */
-
-static void need(int ok, const char *what)
-{
-	if (ok)
-		return;
-	printf("%s: %s\n", what, strerror(errno));
-	fflush(stdout);
-	_exit(1);
-}
-
-static void listens(void)
-{
-	socklen_t len = sizeof(here);
-
-	listener = socket(AF_INET, SOCK_STREAM, 0);
-	here = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	need(bind(listener, (void *)&here, len) == 0 && listen(listener, 16) == 0, "listener");
-	getsockname(listener, (void *)&here, &len);
-}
-
-static int connected(void)
-{
-	int s = socket(AF_INET, SOCK_STREAM, 0);
-
-	need(connect(s, (void *)&here, sizeof(here)) == 0, "connect");
-	return s;
-}
 
 static void handle(int sig, void (*handler)(int, siginfo_t *, void *), int flags)
 {
@@ -103,7 +70,7 @@ static void two_connections(void)
 	int sink, echo;
 
 	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	listens();
+	listener = bound(SOCK_STREAM);
 	a = connected();
 	sink = accept(listener, NULL, NULL);
 	b = connected();
@@ -474,7 +441,7 @@ static int jumping(void)
 	struct epoll_event ev = { .events = EPOLLIN };
 	int peer;
 
-	listens();
+	listener = bound(SOCK_STREAM);
 	peer = connected();
 	a = accept(listener, NULL, NULL);
 	set = epoll_create1(0);
@@ -515,7 +482,7 @@ static int connects(int silent)
 
 	handle(SIGALRM, jumps, 0);
 	for (int n = 0; n < 5; n++) {
-		listens();
+		listener = bound(SOCK_STREAM);
 		in_use = here.sin_port;
 		here.sin_port = htons((uint16_t)silent);
 		s = socket(AF_INET, SOCK_STREAM, 0);

@@ -3,59 +3,22 @@
  * is the same on the kernel's sockets and on ours.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#include "need.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/select.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
-#include <unistd.h>
-
-static struct sockaddr_in here;
-
-static void need(int ok, const char *what)
-{
-	if (ok)
-		return;
-	printf("%s: %s\n", what, strerror(errno));
-	fflush(stdout);
-	_exit(1);
-}
-
-static int bound(int type)
-{
-	int s = socket(AF_INET, type, 0);
-	socklen_t len = sizeof(here);
-
-	here = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	need(bind(s, (void *)&here, len) == 0, "bind");
-	getsockname(s, (void *)&here, &len);
-	if (type == SOCK_STREAM)
-		need(listen(s, 16) == 0, "listen");
-	return s;
-}
-
-static int connected(void)
-{
-	int s = socket(AF_INET, SOCK_STREAM, 0);
-
-	need(connect(s, (void *)&here, sizeof(here)) == 0, "connect");
-	return s;
-}
 
 static void tell(const char *what, long rc)
 {
