@@ -212,7 +212,7 @@ struct neat_sock {		/* app writes */
 	uint16_t lport;
 	uint16_t family;	/* AF_INET */
 	uint32_t inode_lo;	/* identity of the placeholder fd (L3) */
-	uint32_t inode_hi;
+	uint32_t pad;
 	uint32_t backlog;
 	uint32_t rcvtimeo_ms;	/* 0 = none */
 	uint32_t sndtimeo_ms;

@@ -240,7 +240,6 @@ void tcp_abort(struct stack *s, struct tcb *t, int err);	/* RST */
 /* Stream offsets that bound what the application may write into its words; from the control block. */
 struct tcp_bounds { uint64_t tx_una, tx_tail, rx_head, rx_tail; };
 struct tcp_bounds tcp_bounds(const struct tcb *t);
-struct sockref *tcp_ref(struct tcb *t);
 uint16_t tcp_optgen(const struct tcb *t);	/* of the options it has applied */
 void tcp_expect(const struct tcb *t);		/* it is worked on soon: its lines are fetched */
 struct sockref *tcp_listener_ref(struct listener *l);

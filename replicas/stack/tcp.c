@@ -719,7 +719,6 @@ void tcp_icmp(struct stack *s, const struct flow_key *k, uint32_t seq, uint8_t t
 
 /* ---- small things ---- */
 
-struct sockref *tcp_ref(struct tcb *t) { return &t->ref; }
 uint16_t tcp_optgen(const struct tcb *t) { return t->optgen; }
 struct sockref *tcp_listener_ref(struct listener *l) { return &l->ref; }
 

@@ -95,24 +95,21 @@ void nt_channels_close(uint32_t proc)
 	}
 }
 
-static void ring_bell(struct nt_replica *r)
+/* `anyway`: whatever its word says; who took the word may have ended before the futex call. */
+static void wake_replica(struct nt_replica *r, bool anyway)
 {
 	neat_a32 *word = &r->app->replica_asleep;
 
-	if (a32_xchg(word, NEAT_AWAKE) == NEAT_AWAKE)
-		return;
-	nt.count.doorbells++;
-	syscall(SYS_futex, &word->v, FUTEX_WAKE, 1, NULL, NULL, 0);
+	if (a32_xchg(word, NEAT_AWAKE) != NEAT_AWAKE || anyway)
+		syscall(SYS_futex, &word->v, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
+
+static void ring_bell(struct nt_replica *r) { wake_replica(r, false); }
 
 void nt_wake_replicas(void)
 {
-	NT_EACH_REPLICA(i) {
-		neat_a32 *word = &nt.rep[i].app->replica_asleep;
-
-		a32_xchg(word, NEAT_AWAKE);
-		syscall(SYS_futex, &word->v, FUTEX_WAKE, 1, NULL, NULL, 0);
-	}
+	NT_EACH_REPLICA(i)
+		wake_replica(&nt.rep[i], true);
 }
 
 /*

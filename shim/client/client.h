@@ -170,8 +170,4 @@ long nt_kernel_call(long nr, const long a[6]);
 /* The same as syscall(2) says it: -1 and errno. */
 long nt_syscall(long nr, ...);
 
-/* Counters of this process, for `neatsock stat` and the tests: fast = no system call was made. */
-struct nt_counters { uint64_t fast, slow, doorbells, sleeps, spins_won; };
-void nt_counters(struct nt_counters *out);
-
 #endif

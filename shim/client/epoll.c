@@ -17,7 +17,6 @@
 
 static const uint64_t TWIN = 0x6b1ed25c90a70000ull;	/* data of a twin in the kernel set: this | fd */
 static neat_a32 entries[NEAT_FDS_MAX];			/* of all sets, for each descriptor; changed under watch_lock */
-static const int64_t KERNEL_LOOK_NS = 50000;		/* while ours keep us busy, the kernel set is looked at no more often */
 
 /* ---- ready list, under watch_lock ---- */
 
@@ -689,7 +688,7 @@ static int look(struct nt_epoll *ep, struct kernel_wait *k, int64_t timeout_ns)
 		nt_over_look();
 	ep->spin |= n > 0;
 	/* With something of ours to report the kernel's may wait, if there was nothing a moment ago. */
-	if (ep->nkernel && n < k->max && (n == 0 || nt_now_ns() - ep->kernel_empty_ns >= KERNEL_LOOK_NS))
+	if (ep->nkernel && n < k->max && (n == 0 || nt_now_ns() - ep->kernel_empty_ns >= NT_KERNEL_LOOK_NS))
 		n += kernel_look(ep, k->ev + n, k->max - n, &k->call);
 	nt_batch(true);
 	return n;

@@ -46,6 +46,8 @@ struct nt_watch {
 	void *owner;			/* struct nt_waiter or struct nt_epitem */
 };
 
+enum { NT_KERNEL_LOOK_NS = 50000 };	/* while ours are ready all the time, a set's kernel part is looked at no more often */
+
 /*
  * What a call that blocks has put where others see it. It is not on the stack, for a handler may leave the call by
  * siglongjmp(): then the thread's next call that blocks, or its end, takes all of it back (stay.c).
@@ -136,7 +138,6 @@ struct nt_process {
 	struct nt_epoll **epoll_of;	/* [NEAT_FDS_MAX] */
 	uint32_t epoll_high;		/* entries of epoll_of end below this */
 	struct nt_replica rep[NEAT_REPLICAS_MAX];
-	struct nt_counters count;
 	char socket_path[108];
 };
 extern NT_HIDDEN struct nt_process nt;
@@ -349,7 +350,6 @@ int64_t nt_over_next_look(int64_t deadline_ns);
 /* ---- watch.c ---- */
 void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner);
 void nt_watch_add_locked(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, void *owner);	/* under watch_lock */
-void nt_watch_del(struct nt_watch *w);
 void nt_watch_attach(uint32_t sock);	/* the record got its slot(s): subscribe if anybody watches */
 void nt_watch_fire(uint32_t sock);	/* an event came */
 void nt_watch_fire_all(void);

@@ -3,7 +3,7 @@
  * and the kernel's together.
  *
  * Our sockets are looked at in shared memory; the kernel is asked about the rest when we would
- * sleep anyway, and otherwise at most every KERNEL_LOOK_NS.
+ * sleep anyway, and otherwise at most every NT_KERNEL_LOOK_NS.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -13,8 +13,6 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-enum { KERNEL_LOOK_NS = 50000 };
 
 /* The last look at the kernel's part of a set, by this thread. */
 static __thread struct { const struct pollfd *fds; nfds_t n; int64_t empty_ns; } seen
@@ -276,7 +274,7 @@ static void split(struct poll_call *p)
  */
 static bool kernel_due(const struct poll_call *p, int64_t now)
 {
-	return seen.fds != p->fds || seen.n != p->n || now - seen.empty_ns >= KERNEL_LOOK_NS;
+	return seen.fds != p->fds || seen.n != p->n || now - seen.empty_ns >= NT_KERNEL_LOOK_NS;
 }
 
 static int poll_now(struct poll_call *p, int ready)

@@ -261,7 +261,6 @@ void nt_fork_born(pid_t child)
 
 static void child_own_state(void)
 {
-	memset(&nt.count, 0, sizeof(nt.count));
 	nt.sleepers = nt.kernel_sleepers = 0;
 	a32_store(&nt.rung, 0);
 	nt.pid = (uint32_t)getpid();

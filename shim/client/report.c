@@ -40,5 +40,3 @@ void nt_note_both_families(int fd)
 		       ntohs(a.sin6_port));
 	errno = before;
 }
-
-void nt_counters(struct nt_counters *out) { *out = nt.count; }

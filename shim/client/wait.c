@@ -97,10 +97,8 @@ bool nt_spin(struct nt_waiter *w, int64_t deadline_ns)
 	for (unsigned i = 1;; i++) {
 		if (nt_events_pending())
 			nt_drain();
-		if (a32_acquire(&w->signaled) == W_SIGNALED) {
-			nt.count.spins_won++;
+		if (a32_acquire(&w->signaled) == W_SIGNALED)
 			return true;
-		}
 		neat_pause();
 		if (i % 4 == 0 && (nt_held || core_wanted() || nt_now_ns() >= until))
 			return false;
@@ -285,7 +283,6 @@ int nt_sleep(struct nt_stay *s, int64_t deadline_ns)
 	nt_over_look();	/* says so if it is: who only polls listeners hears of it nowhere else */
 	s->w.efd = -1;	/* its last sleep may have been in the kernel's poll */
 	value = arm(s, NT_ARMED_FUTEX);
-	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&s->w.signaled, W_AWAKE, W_SLEEPS)) {
 		err = sleep_and_look(s, value, deadline_ns);
 		awake(s);
@@ -317,7 +314,6 @@ int nt_sleep_kernel(struct nt_stay *s, int (*enter)(void *, int64_t), void *arg,
 	nt_replicas_look();
 	nt_over_look();
 	arm(s, NT_ARMED_KERNEL);
-	nt.count.sleeps++;
 	if (!nt_events_pending() && a32_cas(&s->w.signaled, W_AWAKE, W_SLEEPS)) {
 		rc = enter(arg, nap(nt_over_next_look(deadline_ns)));
 		err = errno;

@@ -81,13 +81,6 @@ void nt_watch_add(struct nt_watch *w, uint32_t sock, enum nt_watch_kind kind, vo
 	nt_unlock(&nt.watch_lock);
 }
 
-void nt_watch_del(struct nt_watch *w)
-{
-	nt_lock(&nt.watch_lock);
-	nt_watch_unlink(w);
-	nt_unlock(&nt.watch_lock);
-}
-
 void nt_watch_fire(uint32_t sock)
 {
 	struct nt_watch *next;

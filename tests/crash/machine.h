@@ -28,7 +28,6 @@ enum {
 	APPS = 2, ACTORS_MAX = 64, LISTENS_MAX = 8, ENDS_MAX = 4,
 	HERE = 0x0a000001, THERE = 0x0a000002, LO = 0x7f000001,
 	SLOTS_USED = 128,	/* of each half of a segment: only their payload memory exists */
-	NEVER_US = 0,
 };
 #define FOREVER UINT64_MAX
 

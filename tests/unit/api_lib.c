@@ -102,7 +102,6 @@ void tcp_abort(struct stack *s, struct tcb *t, int err)
 	sock_detach(s, &t->ref);
 }
 struct tcp_bounds tcp_bounds(const struct tcb *t) { return t->b; }
-struct sockref *tcp_ref(struct tcb *t) { return &t->ref; }
 struct sockref *tcp_listener_ref(struct listener *l) { return &l->ref; }
 
 /* ---- the recording UDP ---- */
