@@ -166,10 +166,8 @@ struct frameq *role_frame(struct component *c, struct frameq *from, struct pkt *
 	/* Whatever it is, it makes at most one packet for the filter: a packet in, or an answer. */
 	if (!frameq_room(filter))
 		return filter;
-	if (from == &c->queue[PEER_NIC]) {
-		link_input(s, p);
-		return NULL;
-	}
+	if (from == &c->queue[PEER_NIC])
+		return link_input(s, p) ? NULL : from;
 	if (!packet_header(s, p, &m, &ihl))
 		return NULL;
 	if (!in)

@@ -33,14 +33,15 @@ struct neighbour {
 };
 
 struct waiting {
-	uint32_t n, used;
+	uint32_t n, used, left;		/* `left` of them have gone already */
 	/* In order; `at` in bytes, with room for headers in front. */
-	struct waiting_packet { uint32_t at, len; uint16_t flags, gso; } packet[NEIGHBOUR_WAITING];
+	struct waiting_packet { uint32_t at, len, sent; uint16_t flags, gso, sent_id; } packet[NEIGHBOUR_WAITING];
 	_Alignas(16) uint8_t bytes[NEIGHBOUR_BYTES];
 };
 
 struct neigh {
 	struct neighbour *table;	/* [NEIGHBOURS] */
+	bool held[NEIGHBOURS];		/* it is known, and there was no room for all that waited for it */
 	struct waiting queued[NEIGHBOURS];
 };
 
@@ -74,6 +75,8 @@ static struct waiting *queue_of(const struct stack *s, const struct neighbour *n
 	return &s->neigh->queued[n - s->neigh->table];
 }
 
+static void queue_empty(struct waiting *w) { w->n = w->used = w->left = 0; }
+
 /* A few places for each address; a full set gives up its oldest entry: the table is bounded. */
 static struct neighbour *neighbour_get(struct stack *s, uint32_t addr, bool make)
 {
@@ -102,7 +105,7 @@ static struct neighbour *neighbour_get(struct stack *s, uint32_t addr, bool make
 	oldest->addr = addr;
 	oldest->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
 	oldest->asked_us = 0;
-	queue_of(s, oldest)->n = queue_of(s, oldest)->used = 0;
+	queue_empty(queue_of(s, oldest));
 	return oldest;
 }
 
@@ -175,7 +178,7 @@ static void queue_packet(struct stack *s, const struct neighbour *n, const struc
 	to += p->len;
 	for (int i = 0; i < 2 && p->frag_len; to += p->frag[i].len, i++)
 		memcpy(to, p->frag[i].p, p->frag[i].len);
-	w->packet[w->n++] = (struct waiting_packet){ w->used, total, p->flags, p->gso_size };
+	w->packet[w->n++] = (struct waiting_packet){ w->used, total, p->sent, p->flags, p->gso_size, p->sent_id };
 	w->used += need;
 }
 
@@ -196,23 +199,29 @@ static bool packet_out(struct stack *s, struct pkt *p, const uint8_t dst[6])
 	return true;
 }
 
-static void send_waiting(struct stack *s, const struct neighbour *n)
+/* False: no room for all. */
+static bool send_waiting(struct stack *s, const struct neighbour *n)
 {
 	struct waiting *w = queue_of(s, n);
+	bool *held = &s->neigh->held[n - s->neigh->table];
 
-	for (uint32_t i = 0; i < w->n; i++) {
-		const struct waiting_packet *q = &w->packet[i];
+	for (*held = true; w->left < w->n; w->left++) {
+		struct waiting_packet *q = &w->packet[w->left];
 		uint8_t *buf = w->bytes + q->at;
 		struct pkt p = { .data = buf + PKT_HEADROOM, .buf = buf, .len = q->len, .flags = q->flags,
-				 .gso_size = q->gso };
+				 .gso_size = q->gso, .sent = q->sent, .sent_id = q->sent_id };
+		bool done = packet_out(s, &p, n->mac);
 
-		if (!packet_out(s, &p, n->mac))
-			stack_drop(s, DROP_QUEUE_FULL);
+		q->sent = p.sent;
+		q->sent_id = p.sent_id;
+		if (!done)
+			return false;
 	}
-	w->n = w->used = 0;
+	queue_empty(w);
+	return !(*held = false);
 }
 
-static void learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
+static bool learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
 {
 	n->state = NEIGHBOUR_INCOMPLETE;
 	compiler_fence();	/* no half of one mac and half of another */
@@ -220,7 +229,7 @@ static void learn(struct stack *s, struct neighbour *n, const uint8_t mac[6])
 	n->expires_us = s->now_us + NEIGHBOUR_LIFE_US;
 	compiler_fence();
 	n->state = NEIGHBOUR_REACHABLE;
-	send_waiting(s, n);
+	return send_waiting(s, n);
 }
 
 bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop)
@@ -235,6 +244,9 @@ bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop)
 		stack_drop(s, DROP_NO_NEIGHBOUR);
 		return true;
 	}
+	/* Those that waited for its address leave first. */
+	if (s->neigh->held[n - s->neigh->table] && n->state == NEIGHBOUR_REACHABLE && !send_waiting(s, n))
+		return false;
 	if (n->state == NEIGHBOUR_REACHABLE && s->now_us < n->expires_us)
 		return packet_out(s, p, n->mac);
 	if (!n->asked_us || s->now_us - n->asked_us >= NEIGHBOUR_RETRY_US) {
@@ -248,7 +260,8 @@ bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop)
 	return true;
 }
 
-static void arp_input(struct stack *s, struct pkt *p)
+/* False: no room for what waited for this answer. */
+static bool arp_input(struct stack *s, struct pkt *p)
 {
 	const struct wire_arp *a = pkt_get(p, 0, sizeof(*a));
 	struct neighbour *n;
@@ -257,22 +270,23 @@ static void arp_input(struct stack *s, struct pkt *p)
 	if (!a || be16_get(a->htype) != ARP_HTYPE_ETHERNET || be16_get(a->ptype) != ETHERTYPE_IPV4 ||
 	    a->hlen != 6 || a->plen != 4 || a->sha[0] & 1) {
 		stack_drop(s, DROP_ARP);
-		return;
+		return true;
 	}
 	spa = be32_get(a->spa);
 	tpa = be32_get(a->tpa);
 	if (!s->cfg.addr || spa == s->cfg.addr)
-		return;		/* our own request, or a conflict nobody here can settle (RFC 5227 2.4) */
+		return true;	/* our own request, or a conflict nobody here can settle (RFC 5227 2.4) */
 	/* RFC 826: who asks us will be talked to; anybody else only updates what we already have, so
 	 * that unasked replies cannot fill the table. */
 	n = spa ? neighbour_get(s, spa, tpa == s->cfg.addr && be16_get(a->op) == ARP_REQUEST) : NULL;
-	if (n)
-		learn(s, n, a->sha);
+	if (n && !learn(s, n, a->sha))
+		return false;
 	if (be16_get(a->op) == ARP_REQUEST && tpa == s->cfg.addr)
 		arp_send(s, ARP_REPLY, a->sha, spa);
+	return true;
 }
 
-void link_input(struct stack *s, struct pkt *p)
+bool link_input(struct stack *s, struct pkt *p)
 {
 	const struct wire_eth *e = pkt_get(p, 0, sizeof(*e));
 	uint16_t type;
@@ -280,17 +294,18 @@ void link_input(struct stack *s, struct pkt *p)
 	stack_frame_begins(s, false);
 	if (!e || !pkt_pull(p, sizeof(*e))) {
 		stack_drop(s, DROP_SHORT);
-		return;
+		return true;
 	}
 	if (!(e->dst[0] & 1) && !(p->flags & PKT_RETURNED) && memcmp(e->dst, s->cfg.mac, 6) != 0) {
 		stack_drop(s, DROP_NOT_OURS);
-		return;
+		return true;
 	}
 	type = be16_get(e->type);
+	if (type == ETHERTYPE_ARP)
+		return arp_input(s, p);
 	if (type == ETHERTYPE_IPV4)
 		ip_input(s, p);
-	else if (type == ETHERTYPE_ARP)
-		arp_input(s, p);
 	else
 		stack_drop(s, DROP_ETHERTYPE);
+	return true;
 }

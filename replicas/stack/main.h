@@ -35,6 +35,7 @@ struct replica {
 	uint32_t snapshot_version;
 	int nic_eventfd;
 	uint64_t nic_rx_head;
+	bool nic_rx_waits;		/* the frame there, for room in the other ring */
 	uint64_t counted_us;		/* up to here time was attributed; 0 = slept since */
 	bool nic_touched;
 	struct turns turns;

@@ -31,6 +31,10 @@ static bool nicq_unblocked(const struct replica *r)
 /* The nic wakes us through rx.asleep after it emptied a ring that was full. */
 bool nicq_pending(const struct replica *r)
 {
+	uint64_t tail;
+
+	if (r->queue && r->nic_rx_waits)
+		return nicq_room(r, &tail);
 	return r->queue && (neat_frames_ready(NEAT_QP_ENTRIES, &r->queue->rx, r->nic_rx_head) || nicq_unblocked(r));
 }
 
@@ -41,6 +45,7 @@ unsigned nicq_receive(struct replica *r, unsigned budget)
 
 	if (n > budget)
 		n = budget;
+	r->nic_rx_waits = false;
 	for (uint32_t i = 0; i < n; i++) {
 		struct neat_frame_desc d = q->rx.desc[r->nic_rx_head & (NEAT_QP_ENTRIES - 1)];
 		struct pkt p = { .data = nicq_buffer(q, false, r->nic_rx_head), .gso_size = d.gso_size };
@@ -48,8 +53,11 @@ unsigned nicq_receive(struct replica *r, unsigned budget)
 		p.buf = p.data;
 		p.len = d.len <= NEAT_QP_BUF ? d.len : 0;
 		p.flags = pkt_flags_of(d.flags) & PKT_FROM_NIC;
+		if (!link_input(&r->stack, &p)) {
+			r->nic_rx_waits = true;
+			return i;
+		}
 		r->stack.count.frames_in++;
-		link_input(&r->stack, &p);
 		/* The descriptor is retired only after the packet's effects are in the control block (W3). */
 		r->nic_rx_head++;
 		a64_release(&q->rx.head, r->nic_rx_head);

@@ -153,7 +153,8 @@ const char *stack_drop_name(enum stack_drop d);
 static inline void stack_drop(struct stack *s, enum stack_drop d) { s->count.drop[d]++; }
 
 /* ---- link.c: Ethernet, ARP, neighbours (RFC 826, 5227) ---- */
-void link_input(struct stack *s, struct pkt *p);		/* a frame from the nic */
+/* A frame from the nic. False: what it sets free finds no room; it is to be shown again when there is some. */
+NEAT_CHECKED bool link_input(struct stack *s, struct pkt *p);
 bool link_output(struct stack *s, struct pkt *p, uint32_t next_hop);	/* p->data at the IP header */
 
 /* ---- lo.c: this replica's loopback, 64 KiB MTU; frames are queued, one unit of work each ---- */

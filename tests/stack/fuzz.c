@@ -218,19 +218,17 @@ static uint32_t make_segment(struct fuzz *f, uint8_t *p, const struct tcb *t)
 static void inject_frame(struct fuzz *f)
 {
 	uint32_t len = below(f, 80);
-	uint8_t *room = malloc(PKT_HEADROOM + len);
-	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = len };
+	uint8_t frame[80];
 	static const uint8_t arp[] = { 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0 };
 
 	for (uint32_t i = 0; i < len; i++)
-		p.data[i] = i < sizeof(arp) && !chance(f, 2) ? arp[i] : (uint8_t)rnd(f);
+		frame[i] = i < sizeof(arp) && !chance(f, 2) ? arp[i] : (uint8_t)rnd(f);
 	if (len >= 42 && chance(f, 80)) {
-		p.data[21] = (uint8_t)below(f, 3);
-		put32(p.data + 28, HERE + below(f, 300));
-		put32(p.data + 38, HERE + below(f, 2));
+		frame[21] = (uint8_t)below(f, 3);
+		put32(frame + 28, HERE + below(f, 300));
+		put32(frame + 38, HERE + below(f, 2));
 	}
-	link_input(&f->h->stack, &p);
-	free(room);
+	frame_in(f->h, frame, len, 0);
 	host_drain(f->h);
 }
 

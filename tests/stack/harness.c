@@ -35,6 +35,8 @@ struct host {
 	uint8_t answer[12];	/* to the nic: addresses and ports of it */
 	int answers, used;
 	uint32_t tx_room;	/* frames that it takes yet */
+	uint8_t again[128];	/* the frame that is shown again when it takes some */
+	uint32_t again_len;
 	uint32_t accept_fail;
 	uint32_t pushed_limit;
 	uint8_t pushed_state;
@@ -196,6 +198,7 @@ void host_drain(struct host *h)
 {
 	while (lo_deliver(&h->stack))
 		;
+	frame_again(h);
 	tcp_resume(&h->stack);
 	do
 		udp_resume(&h->stack);
@@ -219,13 +222,10 @@ void host_accept_fail(struct host *h, uint32_t count) { h->accept_fail = count; 
 void host_learn(struct host *h, uint32_t addr)
 {
 	uint8_t f[42] = { 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2 };
-	uint8_t room[PKT_HEADROOM + 64];
-	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = sizeof(f) };
 
 	put32(f + 28, addr);
 	put32(f + 38, h->stack.cfg.addr);
-	memcpy(p.data, f, sizeof(f));
-	link_input(&h->stack, &p);
+	frame_in(h, f, sizeof(f), 0);
 }
 
 void host_in(struct host *h, const uint8_t *ip, uint32_t len)
@@ -243,13 +243,12 @@ void host_in(struct host *h, const uint8_t *ip, uint32_t len)
 
 static void from_nic(struct host *h, const uint8_t *ip, uint32_t len, uint16_t flags)
 {
-	uint8_t *room = malloc(PKT_HEADROOM + FRAME_HEADERS + len);
-	struct pkt p = { .data = room + PKT_HEADROOM, .buf = room, .len = FRAME_HEADERS + len, .flags = flags };
+	uint8_t *f = malloc(FRAME_HEADERS + len);
 
-	memcpy(p.data, (const uint8_t[FRAME_HEADERS]){ 2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0 }, FRAME_HEADERS);
-	memcpy(p.data + FRAME_HEADERS, ip, len);
-	link_input(&h->stack, &p);
-	free(room);
+	memcpy(f, (const uint8_t[FRAME_HEADERS]){ 2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0 }, FRAME_HEADERS);
+	memcpy(f + FRAME_HEADERS, ip, len);
+	frame_in(h, f, FRAME_HEADERS + len, flags);
+	free(f);
 	host_drain(h);
 }
 

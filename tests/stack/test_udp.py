@@ -303,6 +303,34 @@ def test_fragments_are_sent_once_however_little_room_there_is(host: Host, frames
     assert sorted(joined(group)[8:] for group in by_id(seen)) == sorted(sent)
 
 
+def datagrams(packets: list[bytes]) -> list[bytes]:
+    """What the packets carry, in fragments or not, one after the other."""
+    out, group = [], []
+    for packet in packets:
+        group.append(packet)
+        if not packet[6] & 0x20:  # MF
+            out.append(joined(group)[8:] if len(group) > 1 else decode(packet)[4])
+            group = []
+    assert group == []
+    return out
+
+
+@pytest.mark.parametrize("frames", [0, 2, 3, 20, 44, 45, 46, 47])
+def test_what_waited_for_a_neighbour_waits_for_room_then(host: Host, frames: int) -> None:
+    """The ring is full when the answer comes: all leaves later, in order, once (decision 59)."""
+    slot = host.udp(53)
+    sent = [b"first", random.Random(1).randbytes(LARGEST), b"third"]
+    for data in sent:
+        host.send_to(slot, THERE, 4000, data)
+    host.lib.host_room_tx(host.h, frames)
+    host.learn(THERE)
+    host.send_to(slot, THERE, 4000, b"behind them")
+    seen = host.packets()
+    while more := let_out(host, max(frames, 2)):
+        seen += more
+    assert datagrams(seen) == [*sent, b"behind them"]
+
+
 def test_a_datagram_that_shrinks_between_its_fragments(host: Host) -> None:
     """Its length is the application's: what it says later costs nobody else anything."""
     slot = host.udp(53)

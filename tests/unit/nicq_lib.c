@@ -11,6 +11,7 @@ struct link {
 	struct frameq ip;
 	struct replica replica;
 	struct tcp tcp;
+	bool refuses;
 };
 
 /* ---- what the tests drive ---- */
@@ -31,12 +32,17 @@ int link_ip_room(struct link *l);
 int link_take(struct link *l);
 void link_sleep(struct link *l);
 int link_wakes(struct link *l);
+void link_refuse(struct link *l, int on);
 /* ---- end ---- */
 
 /* ---- what nicq.c and main_queue.c call of the process around them ---- */
 
 bool udp_blocked(const struct stack *s) { return s != NULL; }
-void link_input(struct stack *s, struct pkt *p) { (void)s, (void)p; }
+bool link_input(struct stack *s, struct pkt *p)
+{
+	(void)p;
+	return !((struct link *)((char *)s - offsetof(struct link, replica.stack)))->refuses;
+}
 
 static void *map_anonymous_of(size_t size)
 {
@@ -144,3 +150,6 @@ int link_take(struct link *l)
 
 void link_sleep(struct link *l) { a32_store(&l->pair->rx.asleep, NEAT_ASLEEP_FUTEX); }
 int link_wakes(struct link *l) { return queue_must_wake(&l->nic); }
+
+/* The stack finds no room for what a frame sets free. */
+void link_refuse(struct link *l, int on) { l->refuses = on; }

@@ -101,6 +101,23 @@ def test_ip_is_woken_at_every_step_at_which_it_may_wait(lib: Any, link: Any) -> 
     assert not lib.link_wakes(link), "nobody waits for more"
 
 
+def test_a_frame_that_waits_for_room_is_shown_again(lib: Any, link: Any) -> None:
+    """It holds up what comes behind it, and while there is no room nobody spins for it."""
+    while lib.link_send(link):
+        pass
+    assert lib.link_deliver(link) and lib.link_deliver(link)
+    lib.link_refuse(link, 1)
+    assert lib.link_received(link) == 0
+    assert not lib.link_pending(link)
+    lib.link_sleep(link)
+    assert lib.link_take(link) and lib.link_wakes(link)
+    assert lib.link_pending(link)
+    lib.link_refuse(link, 0)
+    assert lib.link_received(link) == 2
+    lib.link_sent(link)
+    assert exchanges(lib, link)
+
+
 def test_a_nic_that_takes_over_wakes_once_whatever_the_word_says(lib: Any, link: Any) -> None:
     """Its predecessor may have taken the word of a sleeper, and died before it woke him."""
     lib.link_wakes(link)
