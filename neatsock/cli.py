@@ -149,14 +149,22 @@ def default_name() -> str:
 
 
 def _interface(text: str) -> str:
-    found = ipaddress.IPv4Interface(text)
+    try:
+        found = ipaddress.IPv4Interface(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address of IPv4; write e.g. 10.1.0.2/24"
+        ) from None
     if found.network.prefixlen in (0, 32):
         raise argparse.ArgumentTypeError(f"{text} names no network; write e.g. 10.1.0.2/24")
     return str(found)
 
 
 def _address(text: str) -> str:
-    return str(ipaddress.IPv4Address(text))
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address of IPv4") from None
 
 
 def _ifname(text: str) -> str:
@@ -190,17 +198,16 @@ IMPAIRMENTS = {
 
 
 def _quantity(text: str, units: dict[str, float]) -> int:
-    """`text` in the unit of a field. ValueError for a wrong unit or number."""
+    """`text` in the unit of a field. ArgumentTypeError for a wrong unit or number."""
     unit = max((u for u in units if text.endswith(u)), key=len, default=None)
     if unit is None:
-        raise ValueError(f"{text} ends with none of {', '.join(units)}")
-    number = float(text.removesuffix(unit))
-    value = round(number * units[unit])
-    if not 0 <= value < 2**32 and not (units is BITS and 0 <= value < 2**53):
-        raise ValueError(f"{text} is out of range")
+        raise argparse.ArgumentTypeError(f"{text!r} ends with none of {', '.join(units)}")
+    value = ranges.number(text.removesuffix(unit)) * units[unit]
+    if not 0 <= value < (2**53 if units is BITS else 2**32):
+        raise argparse.ArgumentTypeError(f"{text} is out of range")
     if units is PPM and value > 1_000_000:
-        raise ValueError(f"{text} is more than 100%")
-    return value
+        raise argparse.ArgumentTypeError(f"{text} is more than 100%")
+    return round(value)
 
 
 def _impair(text: str) -> str:
@@ -213,14 +220,17 @@ def _impair(text: str) -> str:
         except KeyError:
             known = ", ".join(IMPAIRMENTS)
             raise argparse.ArgumentTypeError(f"{name!r} is none of {known}") from None
-        except (ValueError, OverflowError) as err:
+        except argparse.ArgumentTypeError as err:
             raise argparse.ArgumentTypeError(f"{item}: {err}") from err
     return ",".join(out)
 
 
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--replicas", type=ranges.REPLICAS, metavar="N", help="number of TCP/IP stacks"
+        "--replicas",
+        type=ranges.REPLICAS,
+        metavar="N",
+        help="number of TCP/IP stacks, default: half of the cores",
     )
     parser.add_argument(
         "--spin-us",
@@ -256,7 +266,7 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
         type=ranges.FAULT_WINDOW,
         dest="fault_window_ms",
         metavar="SECONDS",
-        help="default 10",
+        help="for --faults and --quarantine, default 10",
     )
     parser.add_argument(
         "--hang",
@@ -285,13 +295,16 @@ def _recovery_arguments(parser: argparse.ArgumentParser) -> None:
         "--rerandomize",
         type=ranges.RERANDOMIZE_S,
         metavar="SECONDS",
-        help="each so many seconds another replica is replaced, which renews its address layout",
+        help="every so many seconds the next replica is replaced, which renews its address layout",
     )
 
 
 def _scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--replicas-max", type=ranges.REPLICAS, metavar="M", help="room for so many, default 4 or N"
+        "--replicas-max",
+        type=ranges.REPLICAS,
+        metavar="M",
+        help="the most that neatsock scale can ask for, default 4 or N",
     )
     parser.add_argument(
         "--scale",
@@ -324,7 +337,9 @@ def _uplink_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", type=_interface, metavar="A.B.C.D/N", help="ours on that network"
     )
-    parser.add_argument("--gateway", type=_address, metavar="A.B.C.D", help="for other networks")
+    parser.add_argument(
+        "--gateway", type=_address, metavar="A.B.C.D", help="way back to peers of other networks"
+    )
     parser.add_argument(
         "--impair",
         type=_impair,
@@ -368,7 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
         "scale", help="more replicas, or fewer, while connections go on", allow_abbrev=False
     )
     scale.add_argument(
-        "replicas", type=ranges.REPLICAS, metavar="K", help="that take new connections"
+        "replicas", type=ranges.REPLICAS, metavar="K", help="so many are to take new connections"
     )
     for sub in (up, down, status, upgrade, filters, pcap, scale, run_):
         sub.add_argument("--name", default=default_name(), help="instance, default 'default'")
@@ -389,14 +404,16 @@ def _pcap_arguments(parser: argparse.ArgumentParser) -> None:
         "Frames of one replica's queue pair, as the replica sees them, into a pcapng file, until "
         "Ctrl-C. Local connections stay inside their replica and pass no queue of the NIC."
     )
-    parser.add_argument("--replica", type=ranges.REPLICA, default=0, metavar="I", help="default 0")
+    parser.add_argument(
+        "--replica", type=ranges.REPLICA, default=0, metavar="I", help="which, default 0"
+    )
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--rx", dest="dir", action="store_const", const="rx", help="only to it")
     way.add_argument("--tx", dest="dir", action="store_const", const="tx", help="only from it")
     parser.add_argument(
         "-w", dest="file", type=Path, metavar="FILE", help="default replicaI.pcapng"
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="end after this time")
+    parser.add_argument("--seconds", type=ranges.seconds, metavar="S", help="end after this time")
     parser.set_defaults(dir="both")
 
 
@@ -418,7 +435,7 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add.add_argument("rule", nargs="+", metavar="WORD", help=SYNTAX)
     delete = do.add_parser("delete", help="remove rule N", allow_abbrev=False)
-    delete.add_argument("number", type=int, metavar="N")
+    delete.add_argument("number", type=int, metavar="N", help="as neatsock filter list shows it")
     show = do.add_parser("list", help="all rules and what they met", allow_abbrev=False)
     show.add_argument("--json", action="store_true", help="machine-readable")
     flush = do.add_parser("flush", help="remove all rules", allow_abbrev=False)
@@ -551,12 +568,13 @@ def _network(nic: dict[str, Any]) -> str:
 def _deaths(replica: dict[str, Any]) -> str:
     """What happened to a replica, for a person."""
     took, strikes = replica["recovery_ms"], replica["strikes"]
+    times = "once" if replica["restarts"] == 1 else f"{replica['restarts']} times"
     cause = f"after {replica['last_death_cause']} ({replica['last_death']})"
     return (
-        f"restarted {replica['restarts']} times, last "
+        f"restarted {times}, last "
         + ("as planned, " if replica["last_death"] == "planned" else f"{cause}, ")
         + (f"ready {took:.1f} ms later" if took is not None else "not ready yet")
-        + (f", {strikes} strikes" if strikes else "")
+        + (f", {strikes} strike{'s' if strikes > 1 else ''}" if strikes else "")
         + (", stateless because of them" if replica["fell_back"] else "")
         + (", runs the quarantine build" if replica["build"] == "quarantine" else "")
     )

@@ -176,7 +176,9 @@ def connection(path: Path, timeout: float = ASK_S) -> socket.socket:
     except OSError as err:
         sock.close()
         if isinstance(err, (FileNotFoundError, ConnectionRefusedError)):
-            raise NotUp(f"instance {path.stem!r} is not up; start it: neatsock up") from err
+            raise NotUp(
+                f"instance {path.stem!r} is not up; start it: neatsock up --name {path.stem}"
+            ) from err
         if isinstance(err, (BlockingIOError, TimeoutError)):  # its queue of connections is full
             raise NoAnswer(f"{path.stem}: nobody accepts connections") from err
         raise InstanceError(f"cannot reach {path}: {err.strerror}") from err
@@ -458,7 +460,8 @@ def check_program(path: str, kind: str) -> None:
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=ASK_S)
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as err:
-        raise InstanceError(f"cannot run {path} --version: {err}") from err
+        why = err.strerror if isinstance(err, OSError) else str(err)
+        raise InstanceError(f"cannot run {path} --version: {why}") from err
     words = done.stdout.split()
     if words[:2] != [kind, "ABI"]:
         raise InstanceError(f"{path} is no {kind}")

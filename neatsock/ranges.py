@@ -16,11 +16,18 @@ DAY_S = 86400
 UP_AT, DOWN_AT = 75.0, 40.0  # percent, see replicas/policy.py
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def seconds(text: str) -> float:
+    value = number(text)
+    if not 0 <= value <= 7 * DAY_S:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to {7 * DAY_S} seconds")
+    return value
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Milliseconds:
     high_ms: int
 
     def __call__(self, text: str) -> int:
-        value = _number(text) * 1000
+        value = number(text) * 1000
         if not self.low_ms <= value <= self.high_ms:
             low, high = self.low_ms / 1000, self.high_ms / 1000
             raise argparse.ArgumentTypeError(f"{text} is not {low:g} to {high:g} seconds")
@@ -60,7 +67,7 @@ class Percent:
     """More than 0, at most 100; with or without the sign."""
 
     def __call__(self, text: str) -> float:
-        value = _number(text.removesuffix("%"))
+        value = number(text.removesuffix("%"))
         if not 0 < value <= 100:
             raise argparse.ArgumentTypeError(f"{text} is not 0 to 100")
         return value

@@ -62,7 +62,11 @@ def test_down_and_status_without_an_instance(fresh: Instance) -> None:
     for command in ("down", "status"):
         done = fresh.cli(command)
         assert done.returncode == 1 and done.stdout == ""
-        assert "not up" in done.stderr and "neatsock up" in done.stderr
+        assert "not up" in done.stderr and "neatsock up --name default\n" in done.stderr
+    done = fresh.cli("status", "--name", "other")
+    assert (
+        done.stderr == "neatsock: instance 'other' is not up; start it: neatsock up --name other\n"
+    )
 
 
 def test_up_twice_is_fine_unless_the_number_differs(fresh: Instance) -> None:
@@ -447,6 +451,9 @@ def test_pcap_without_an_uplink(instance: Instance, tmp_path: Path) -> None:
     assert done.returncode == 1 and (tmp_path / "kept").read_text() == "mine"
     done = instance.cli("pcap", "--name", "t", "-w", "/dev/null")
     assert done.returncode == 1 and "no regular file" in done.stderr
+    for wrong in ("-1", "x", "nan"):
+        done = instance.cli("pcap", "--name", "t", "--seconds", wrong)
+        assert done.returncode == 2 and "argument --seconds: " in done.stderr, wrong
 
 
 def test_options_of_a_running_instance_are_compared(fresh: Instance) -> None:

@@ -445,8 +445,8 @@ def test_upgrade_to_something_else_changes_nothing(fakes: Fakes, tmp_path: Path)
     old.chmod(0o755)
     for path, complaint in (
         ("/bin/true", "is no neat-replica"),
-        (str(tmp_path), "cannot run"),
-        ("/nonexistent", "cannot run"),
+        (str(tmp_path), f"cannot run {tmp_path} --version: Permission denied\n"),
+        ("/nonexistent", "cannot run /nonexistent --version: No such file or directory\n"),
         (str(old), "version 1"),
     ):
         done = instance.cli("upgrade", "--name", "t", "--replica-bin", path)

@@ -150,7 +150,7 @@ def test_a_planned_replacement_is_called_so(fresh: Instance) -> None:
     assert fresh.cli("upgrade", "--name", "t").returncode == 0
     (one,) = fresh.status()["replicas"]
     assert (one["last_death"], one["restarts"]) == ("planned", 1)
-    assert "restarted 1 times, last as planned, ready" in fresh.cli("status", "--name", "t").stdout
+    assert "restarted once, last as planned, ready" in fresh.cli("status", "--name", "t").stdout
     os.kill(one["pid"], signal.SIGKILL)
 
     def replaced() -> bool:
