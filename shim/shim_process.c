@@ -160,7 +160,7 @@ static bool is_static(const char *path)
 		if (syscall(SYS_pread64, fd, &p, sizeof(p), (long)(e.e_phoff + i * sizeof(p))) != (long)sizeof(p) ||
 		    p.p_type == PT_INTERP)
 			elf = false;
-	nt_real.close(fd);
+	nt_kernel_close(fd);
 	return elf;
 }
 

@@ -169,5 +169,11 @@ extern struct nt_real nt_real;
 long nt_kernel_call(long nr, const long a[6]);
 /* The same as syscall(2) says it: -1 and errno. */
 long nt_syscall(long nr, ...);
+/*
+ * Inside, where locks are held, nothing may be a cancellation point (pthreads(7)): the calls of libc that are one are made
+ * in this way. close(2) and connect(2).
+ */
+void nt_kernel_close(int fd);
+int nt_kernel_connect(int fd, const struct sockaddr *addr, socklen_t len);
 
 #endif

@@ -27,7 +27,7 @@ int nt_dgram_socket(int type)
 	if (err == -EMFILE)
 		return fd;	/* beyond our table it is an ordinary socket of the kernel */
 	if (err) {
-		nt_real.close(fd);
+		nt_kernel_close(fd);
 		return err;
 	}
 	a32_store(&nt_sock(sock)->flags, type & SOCK_NONBLOCK ? NEAT_SOCKF_NONBLOCK : 0);
@@ -212,7 +212,7 @@ static void pass_peer(uint32_t sock, uint32_t high)
 	while (fd < high && nt_lookup((int)fd) != sock)
 		fd++;
 	if (fd < high)	/* its duplicates are the same socket */
-		nt_real.connect((int)fd, (struct sockaddr *)&in, sizeof(in));
+		nt_kernel_connect((int)fd, (struct sockaddr *)&in, sizeof(in));
 }
 
 int dgram_to_kernel(uint32_t sock)
@@ -324,7 +324,7 @@ int dgram_bound(uint32_t sock, int fd, int near)
 				err = publish(sock, fd, near);
 			/* Taken by a program in another network namespace: give it up, draw again. */
 			if (err == -EADDRINUSE)
-				nt_real.connect(fd, &none, sizeof(none));
+				nt_kernel_connect(fd, &none, sizeof(none));
 		}
 	}
 	nt_tid_unlock(&s->lock);
@@ -401,7 +401,7 @@ int dgram_connect_twin(uint32_t sock, int fd, uint32_t addr, uint16_t port)
 	struct neat_sock *s = nt_sock(sock);
 	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(addr) };
 
-	if (nt_real.connect(fd, (struct sockaddr *)&in, sizeof(in)))
+	if (nt_kernel_connect(fd, (struct sockaddr *)&in, sizeof(in)))
 		return -errno;
 	nt_tid_lock(&s->lock);
 	set_peer(sock, addr, port);
@@ -420,7 +420,7 @@ static void disconnect_twin(struct neat_sock *s, int fd)
 
 	if (!(a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_KERNEL_PEER) & NEAT_SOCKF_KERNEL_PEER))
 		return;
-	nt_real.connect(fd, &none, sizeof(none));
+	nt_kernel_connect(fd, &none, sizeof(none));
 	bind_twin(fd, (struct sockaddr *)&in, sizeof(in), s->laddr != 0);
 }
 
@@ -436,7 +436,7 @@ static int disconnect(uint32_t sock, int fd)
 	} else {
 		/* A port that nobody asked for goes with the peer (Linux). */
 		nt_dgram_drop(sock);
-		nt_real.connect(fd, &none, sizeof(none));
+		nt_kernel_connect(fd, &none, sizeof(none));
 		a32_and(&s->flags, ~(uint32_t)(NEAT_SOCKF_KERNEL_PEER | NEAT_SOCKF_TWIN));
 	}
 	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_PEER);

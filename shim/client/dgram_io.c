@@ -9,6 +9,7 @@
 #include "cursor.h"
 #include "dgram.h"
 #include <netinet/in.h>
+#include <sys/syscall.h>
 
 enum { TWIN_EVERY = 32 };	/* with ours ready the twin is looked at now and then */
 
@@ -181,8 +182,10 @@ static ssize_t take(const struct nt_conn *c, struct msghdr *m, int flags)
 static ssize_t take_twin(int fd, struct msghdr *m, int flags)
 {
 	struct msghdr mine = *m;
-	ssize_t n = nt_real.recvmsg(fd, &mine, flags | MSG_DONTWAIT);
+	ssize_t n;
 
+	nt_cancellation_point();
+	n = nt_syscall(SYS_recvmsg, fd, &mine, flags | MSG_DONTWAIT);
 	if (n < 0)
 		return -errno;
 	*m = mine;
@@ -348,6 +351,7 @@ static ssize_t send_twin(uint32_t sock, int fd, const struct msghdr *m, int flag
 	if (!(a32_relaxed(&s->flags) & NEAT_SOCKF_EXPLICIT) && dgram_untouched(s) &&
 	    !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
 		return dgram_to_kernel(sock);
+	nt_cancellation_point();
 	/* A peer that was ours has gone; the kernel says what is there instead. */
 	if (!d->given && !(a32_relaxed(&s->flags) & NEAT_SOCKF_KERNEL_PEER)) {
 		n = dgram_connect_twin(sock, fd, d->addr, d->port);
@@ -355,7 +359,7 @@ static ssize_t send_twin(uint32_t sock, int fd, const struct msghdr *m, int flag
 			return n;
 	}
 	dgram_use_twin(sock);
-	n = nt_real.sendmsg(fd, m, flags);
+	n = nt_syscall(SYS_sendmsg, fd, m, flags);
 	return n < 0 ? -errno : n;
 }
 

@@ -270,7 +270,7 @@ void nt_epoll_fork_child(void)
 		next = ep->next;
 		/* The set's own eventfd is the parent's object too: a new one is made on demand. */
 		if (ep->wakefd >= 0)
-			nt_real.close(ep->wakefd);
+			nt_kernel_close(ep->wakefd);
 		ep->wakefd = -1;
 		ep->owner_pid = 0;
 		if (!ep->numbers)

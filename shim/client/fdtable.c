@@ -69,7 +69,7 @@ void nt_fd_close_internal(int fd)
 	/* First: the number is the program's as soon as the kernel has closed it. */
 	if (in_row(fd))
 		a64_release(&nt.row[fd], 0);
-	nt_real.close(fd);
+	nt_kernel_close(fd);
 }
 
 /*
@@ -177,7 +177,7 @@ int nt_close(int fd)
 	linger(sock);
 	/* First: the number may be handed out again as soon as the kernel has closed it. */
 	last = begin_close(fd, sock);
-	nt_syscall(SYS_close, fd);
+	nt_kernel_close(fd);
 	if (last)
 		finish_close(sock);
 	return 0;
@@ -245,7 +245,7 @@ static int dup_pinned(int oldfd, uint64_t word, int newfd, int min, int flags)
 	}
 	nt_sock_unref(sock);
 	if (fd >= 0)
-		nt_real.close(fd);
+		nt_kernel_close(fd);
 	return err;
 }
 

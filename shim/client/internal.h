@@ -412,6 +412,8 @@ int nt_eventfd_drop(int efd);
 /* A handler is about to run in the sleep, which it may not come back to: how it was armed. */
 enum nt_armed nt_sleep_pause(struct nt_stay *s);
 void nt_sleep_resume(struct nt_stay *s, enum nt_armed how);	/* it came back */
+/* pthread_testcancel(), where nothing is held: cleanup handlers of the program run outside, as those of signals. */
+void nt_cancellation_point(void);
 /* Waits until ready(arg) holds. 0, -ETIMEDOUT, -EINTR, -ENOMEM; -ENETDOWN: the instance has ended. */
 int nt_wait_sock(uint32_t sock, bool (*ready)(void *), void *arg, int64_t deadline_ns);
 /* The same for what a replica does at once, or its successor; no signal ends it. Locks of the caller's may be held. */

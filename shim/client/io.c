@@ -489,7 +489,9 @@ static ssize_t put_file(const struct nt_conn *c, int in_fd, off_t *offset, size_
 			struct neat_span span = tx_reserve(c, space);
 			struct iovec v[2] = { { span.p[0], span.len[0] }, { span.p[1], span.len[1] } };
 
-			n = offset ? preadv(in_fd, v, 2, *offset) : nt_real.readv(in_fd, v, 2);
+			/* No cancellation points: we hold tx_lock. */
+			n = offset ? nt_syscall(SYS_preadv, in_fd, v, 2l, (long)*offset, 0l) :
+				     nt_syscall(SYS_readv, in_fd, v, 2l);
 			if (n < 0)
 				n = -errno;
 			if (n > 0) {

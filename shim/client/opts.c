@@ -692,7 +692,7 @@ static int kernel_ioctl(struct neat_sock *s, unsigned long request, void *arg)
 	rc = nt_real.ioctl(fd, request, arg);
 	if (rc < 0)
 		rc = -errno;
-	nt_real.close(fd);
+	nt_kernel_close(fd);
 	return rc;
 }
 

@@ -365,10 +365,10 @@ static int read_table_size(void)
 	char text[1024];
 	const char *at = NULL;
 	int fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? -1 : nt_real.read(fd, text, sizeof(text) - 1);
+	ssize_t got = fd < 0 ? -1 : nt_syscall(SYS_read, fd, text, sizeof(text) - 1);
 
 	if (fd >= 0)
-		nt_real.close(fd);
+		nt_kernel_close(fd);
 	if (got > 0) {
 		text[got] = 0;
 		at = strstr(text, "FDSize:");

@@ -75,12 +75,13 @@ static bool dead(uint32_t pid)
 {
 	int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
 	struct pollfd p = { .fd = fd, .events = POLLIN };
+	struct timespec zero = { 0 };
 	bool gone;
 
 	if (fd < 0)
 		return errno == ESRCH;
-	gone = nt_real.poll(&p, 1, 0) == 1;	/* a zombie's, too */
-	nt_real.close(fd);
+	gone = nt_syscall(SYS_ppoll, &p, 1l, &zero, NULL, 0l) == 1;	/* a zombie's, too */
+	nt_kernel_close(fd);
 	return gone;
 }
 
@@ -267,7 +268,7 @@ static void child_own_state(void)
 	nt.introduced = false;
 	nt.resubscribe = true;
 	if (a32_relaxed(&nt.eventfd)) {
-		nt_real.close((int)a32_relaxed(&nt.eventfd) - 1);
+		nt_kernel_close((int)a32_relaxed(&nt.eventfd) - 1);
 		a32_store(&nt.eventfd, 0);
 	}
 	a32_store(&nt.eventfd_said, 0);
@@ -280,7 +281,7 @@ static void child_attached(void)
 	locks(nt_unlock);
 	if (fork_proc == NO_PROC) {
 		nt.row = NULL;
-		nt_real.close(nt.control_fd);
+		nt_kernel_close(nt.control_fd);
 		a32_store(&nt.phase, NT_FAILED);
 		return;
 	}

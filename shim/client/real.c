@@ -3,6 +3,7 @@
 #include "internal.h"
 #include <dlfcn.h>
 #include <stdarg.h>
+#include <sys/syscall.h>
 
 struct nt_real nt_real;
 
@@ -64,4 +65,11 @@ long nt_syscall(long nr, ...)
 		return rc;
 	errno = (int)-rc;
 	return -1;
+}
+
+void nt_kernel_close(int fd) { nt_syscall(SYS_close, fd); }
+
+int nt_kernel_connect(int fd, const struct sockaddr *addr, socklen_t len)
+{
+	return (int)nt_syscall(SYS_connect, fd, addr, (size_t)len);
 }

@@ -40,7 +40,7 @@ struct received {
 static void close_fds(struct received *m)
 {
 	for (int i = 0; i < m->nfds; i++)
-		nt_real.close(m->fds[i]);
+		nt_kernel_close(m->fds[i]);
 	m->nfds = 0;
 }
 
@@ -57,7 +57,7 @@ int nt_high_fd(int fd)
 	high = nt_real.fcntl(fd, F_DUPFD_CLOEXEC, base > 0 ? base : 0);
 	if (high < 0)
 		return fd;
-	nt_real.close(fd);
+	nt_kernel_close(fd);
 	return high;
 }
 
@@ -195,10 +195,10 @@ static int introduce(int flags)
 	if (nt_real.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
 		return -errno;
 	err = send_message(nt.control_fd, &m, sizeof(m), sv[1], flags);
-	nt_real.close(sv[1]);
+	nt_kernel_close(sv[1]);
 	if (!err && nt_real.dup3(sv[0], nt.control_fd, O_CLOEXEC) < 0)
 		err = -errno;
-	nt_real.close(sv[0]);
+	nt_kernel_close(sv[0]);
 	nt.introduced = !err;
 	return err;
 }
@@ -378,10 +378,10 @@ static int connect_daemon(const char *path)
 	fd = nt_real.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
-	if (nt_real.connect(fd, (struct sockaddr *)&sun, sizeof(sun))) {
+	if (nt_kernel_connect(fd, (struct sockaddr *)&sun, sizeof(sun))) {
 		int err = -errno;
 
-		nt_real.close(fd);
+		nt_kernel_close(fd);
 		return err;
 	}
 	return nt_high_fd(fd);
@@ -463,7 +463,7 @@ static int attach_once(const char *path, struct neat_msg_attach *m, int *sock)
 	if (!err)
 		return 0;
 	nt.row = NULL;
-	nt_real.close(*sock);
+	nt_kernel_close(*sock);
 	forget_maps();
 	return err;
 }

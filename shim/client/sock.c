@@ -27,7 +27,7 @@ int nt_placeholder(int flags, uint32_t *sock)
 		return -errno;
 	err = nt_fd_new_sock(fd, flags & SOCK_CLOEXEC ? NEAT_FD_CLOEXEC : 0, sock);
 	if (err)
-		nt_real.close(fd);
+		nt_kernel_close(fd);
 	return err ? err : fd;
 }
 
@@ -181,7 +181,7 @@ static int to_kernel(uint32_t handle)
 	if (fd < 0)
 		return fd;
 	err = take_over(handle, fd) ? NT_KERNEL : -EBADF;
-	nt_real.close(fd);
+	nt_kernel_close(fd);
 	return err;
 }
 
@@ -208,11 +208,11 @@ static bool answered_soon(int fd, const struct sockaddr *sa)
  */
 static int connect_twin(bool blocking, int fd, const struct sockaddr *sa, socklen_t len)
 {
-	if (nt_syscall(SYS_connect, fd, sa, (size_t)len) == 0)
+	if (nt_kernel_connect(fd, sa, len) == 0)
 		return 0;
 	if (errno != EINPROGRESS || !blocking || !answered_soon(fd, sa))
 		return -errno;
-	return nt_syscall(SYS_connect, fd, sa, (size_t)len) ? -errno : 0;
+	return nt_kernel_connect(fd, sa, len) ? -errno : 0;
 }
 
 /*
@@ -257,7 +257,7 @@ static int connect_kernel(uint32_t handle, const struct sockaddr *sa, socklen_t 
 		take_over(handle, fd);
 	else if (err == -EINPROGRESS)
 		err = goes_on(handle, fd, blocking, sa, len);
-	nt_real.close(fd);
+	nt_kernel_close(fd);
 	return err;
 }
 

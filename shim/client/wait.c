@@ -48,6 +48,19 @@ int nt_eventfd_drop(int efd)
 	return 0;
 }
 
+static void as_outside(void *unused)
+{
+	(void)unused;
+	nt_leave();
+}
+
+void nt_cancellation_point(void)
+{
+	pthread_cleanup_push(as_outside, NULL);
+	pthread_testcancel();
+	pthread_cleanup_pop(0);
+}
+
 void nt_wake(struct nt_waiter *w)
 {
 	uint64_t one = 1;

@@ -90,6 +90,29 @@ def test_the_table_names_what_the_library_exports() -> None:
     assert {n for n in defined if not n.startswith("neatsock_")} == set(calls())
 
 
+# Of those in pthreads(7), the ones that a library for sockets might call.
+CANCELLATION_POINTS = set(
+    """accept accept4 close connect epoll_pwait epoll_wait nanosleep open openat poll ppoll pread
+    preadv pselect pwrite pwritev read readv recv recvfrom recvmsg select send sendmsg sendto usleep
+    waitpid write writev""".split()
+)
+# Waits that hold nothing, or have switched cancellation off.
+MAY_BE_CANCELLED = {("epoll.c", "epoll_pwait"), ("sock.c", "connect"), ("wait.c", "ppoll")}
+
+
+def test_calls_inside_are_no_cancellation_points() -> None:
+    """A thread that is cancelled there would leave locks behind, and cleanup handlers inside."""
+    comment = re.compile(r"/\*.*?\*/", re.DOTALL)
+    call = re.compile(r"(?:\bnt_real\.|(?<![\w.>]))(\w+)\(")
+    found = {
+        (path.name, name)
+        for path in sources("shim/client")
+        for name in call.findall(comment.sub("", path.read_text()))
+        if name in CANCELLATION_POINTS
+    }
+    assert found == MAY_BE_CANCELLED
+
+
 def ours(pattern: str) -> list[Path]:
     """Files that we write, in all rooms."""
     rooms = (ROOT / room for room in ("shim", "replicas", "neatsock", "bench", "tests"))
