@@ -10,6 +10,8 @@
 #include "bytering.h"
 #include <errno.h>
 
+enum { ACCEPT_LOOK_US = 100000 };
+
 /* ---- applications ---- */
 
 struct app *api_app_find(struct api *a, uint32_t app_id)
@@ -222,6 +224,7 @@ static int accept_ring_alloc(struct app *app)
 			int bit = __builtin_ctzll(~app->accept_used[i]);
 
 			app->accept_used[i] |= 1ull << bit;
+			app->taken[i * 64 + bit] = (struct taken){ 0 };
 			return i * 64 + bit;
 		}
 	return -ENOSPC;
@@ -427,16 +430,56 @@ void sock_status(struct stack *s, struct sockref *r, uint32_t set, uint32_t clea
 	a64_release(&r->pub->status, neat_status(r->gen, code, flags));
 }
 
+static void hidden(struct stack *s, struct listener *l, struct app *app, uint64_t entry)
+{
+	const struct sockref *lref = tcp_listener_ref(l);
+	uint32_t slot = neat_entry_slot(entry) & (NEAT_SLOTS - 1);
+	const struct slot_user *u = &app->slots[slot];
+	struct sockref ref = slot_ref(app, slot);
+
+	if (slot >= NEAT_SLOT_APP_FIRST || u->kind != SLOT_TCB || !u->obj || u->closed ||
+	    u->gen != neat_entry_gen(entry) || slot_owner(app, slot))
+		return;
+	if (accept_room(app, lref->slot, a64_relaxed(&lref->pub->accept_tail)))
+		sock_accept_push(s, l, &ref);
+	else
+		app->full = lref->slot;
+}
+
+/*
+ * Connections whose entry was taken a while ago and that nobody has are queued again: an accept_head that was
+ * overwritten, and is too high, has hidden them. Of one whose taker is slow, a second entry does no harm (neat_own()).
+ * Each entry is looked at once, if it is still in the ring.
+ */
+static void look_for_hidden(struct stack *s, struct listener *l, struct app *app)
+{
+	const struct sockref *lref = tcp_listener_ref(l);
+	uint32_t number = lref->pub->accept_ring & (NEAT_LISTENERS_MAX - 1);
+	const struct neat_accept_ring *ring = &lref->mem->pub->accept[number];
+	struct taken *k = &app->taken[number];
+	uint64_t tail = a64_relaxed(&lref->pub->accept_tail), head, i;
+
+	if (s->now_us - k->us < ACCEPT_LOOK_US)
+		return;
+	head = accept_head(app, lref->slot, tail);
+	/* What is pushed here comes behind `to`, in the place of an entry that was looked at. */
+	i = tail - k->from <= NEAT_ACCEPT_ENTRIES ? k->from : tail - NEAT_ACCEPT_ENTRIES;
+	for (; (int64_t)(k->to - i) > 0 && (int64_t)(head - i) > 0; i++)
+		hidden(s, l, app, a64_relaxed(&ring->entry[i & (NEAT_ACCEPT_ENTRIES - 1)]));
+	*k = (struct taken){ k->to, head, s->now_us };
+}
+
 int sock_accept(struct stack *s, struct listener *l, const struct flow_key *k, struct tcb *t,
 		struct sockref *out)
 {
 	struct sockref *lref = tcp_listener_ref(l);
 	struct app *app = lref->mem->owner;
-	uint64_t tail = a64_relaxed(&lref->pub->accept_tail);
 	struct neat_slot_pub *pub;
+	uint64_t tail;
 	uint32_t slot;
 
-	(void)s;
+	look_for_hidden(s, l, app);
+	tail = a64_relaxed(&lref->pub->accept_tail);
 	if (!accept_room(app, lref->slot, tail) || app->gone)
 		return -ENOBUFS;
 	slot = slot_alloc(app);

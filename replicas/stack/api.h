@@ -40,6 +40,9 @@ struct channel {
 	uint32_t turning, said;	/* last_words(): the generation that comes, and commands done for the one that goes */
 };
 
+/* Entries of an accept ring that are looked at again: [from, to) had been taken at `us`. */
+struct taken { uint64_t from, to, us; };
+
 struct app {
 	struct sockmem mem;
 	uint32_t app_id;
@@ -49,6 +52,7 @@ struct app {
 	uint32_t *free;		/* stack of released slots of the born half: last in, first out (page reuse) */
 	uint32_t high_born;
 	uint64_t accept_used[NEAT_LISTENERS_MAX / 64];
+	struct taken taken[NEAT_LISTENERS_MAX];
 	uint32_t full;		/* slot of a listener whose queue was full when api_repush() had something for it; 0: none */
 	struct slot_user *slots;	/* [NEAT_SLOTS] */
 	struct neat_channels *channels;

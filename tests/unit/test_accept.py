@@ -23,6 +23,57 @@ def test_an_overwritten_head_makes_no_listener_deaf(replica: Replica, head: int)
     assert replica.drained(0) == [listener]
 
 
+def arrive_later(replica: Replica) -> int:
+    """A connection a while after the last one: its slot."""
+    replica.later(200_000)
+    return int(replica.tcb_slot(replica.arrive(0)))
+
+
+def all_accepted(replica: Replica, listener: int) -> list[int]:
+    accepted = []
+    while slot := replica.accept_one(listener, 1 + len(accepted)):
+        accepted.append(int(slot))
+    return accepted
+
+
+@pytest.mark.parametrize("skipped", [1, 4])
+def test_what_a_head_that_is_too_high_hides_is_queued_again(replica: Replica, skipped: int) -> None:
+    """Nobody has it, though it was taken long ago."""
+    listener = replica.listen()
+    replica.later(200_000)
+    hidden = [replica.tcb_slot(replica.arrive(0)) for _ in range(4)]
+    replica.overwrite_head(listener, skipped)
+    later = [arrive_later(replica) for _ in range(3)]
+    accepted = all_accepted(replica, listener)
+    assert sorted(accepted) == sorted([*hidden, *later]), "each once"
+    assert accepted[: 4 - skipped] == hidden[skipped:]
+
+
+def test_nothing_is_queued_twice_however_often_the_queue_is_looked_through(
+    replica: Replica,
+) -> None:
+    """More than the ring holds."""
+    listener = replica.listen()
+    accepted: list[int] = []
+    for n in range(ENTRIES + 204):
+        replica.later(9_000)
+        assert replica.arrive(0) >= 0
+        if n % 100 == 99:
+            accepted += all_accepted(replica, listener)
+    assert len(set(accepted)) == len(accepted) == ENTRIES + 204
+
+
+def test_a_connection_whose_taker_is_slow_becomes_only_its(replica: Replica) -> None:
+    """Between the two steps of accept() for seconds: a second entry names it, and is skipped."""
+    listener = replica.listen()
+    slot = replica.tcb_slot(replica.arrive(0))
+    assert replica.accept_one(listener, 0) == slot
+    later = [arrive_later(replica) for _ in range(3)]
+    assert replica.own(slot, replica.gen(slot), 9)
+    accepted = [replica.accept_one(listener, n) for n in range(1, 5)]
+    assert sorted(accepted) == [0, *sorted(later)]
+
+
 def test_a_full_queue_takes_no_more(replica: Replica) -> None:
     listener = replica.listen()
     for _ in range(ENTRIES):
