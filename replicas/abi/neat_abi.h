@@ -1,7 +1,7 @@
 /*
  * neat_abi.h - THE contract: every byte that two processes share, and who may write it.
  *
- * Read shared/contract.md first; labels such as L4 or W7 refer to it. This file holds layouts and
+ * Read docs/rules.md first; labels such as L4 or W7' refer to it. This file holds layouts and
  * constants, neat_msg.h, which it includes, the control messages; the only code that touches ring indices is ring.h, the only
  * code that touches payload positions is bytering.h.
  *
@@ -322,8 +322,8 @@ enum {
  * A payload ring word: [base 56][log2 size 8]. The byte at stream offset `off` lives at
  * (off - base) & (size - 1) of the ring's memory; bytering.h has the rules by which the producer
  * alone may change it (L5). Which memory: log2 == NEAT_RING_LOG2_MIN is the slot's half page in
- * the small area; a larger ring of S bytes lies at S in the slot's 2 MiB of the large area, so that no
- * two sizes share a byte.
+ * the small area; a larger ring of S bytes lies at S in the slot's part of the large area, twice the
+ * largest ring, so that no two sizes share a byte.
  */
 
 struct neat_slot_pub {		/* replica writes; the application maps it read-only */

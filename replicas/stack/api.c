@@ -3,7 +3,7 @@
  * api_channel.c.
  *
  * Not responsible for: mapping memory, sleeping and waking (main.c), TCP. Read L1, L4, L6 of
- * shared/contract.md first. Whatever lies in a neat_seg_app is hostile.
+ * docs/rules.md first. Whatever lies in a neat_seg_app is hostile.
  */
 #include "api.h"
 #include "api_slots.h"

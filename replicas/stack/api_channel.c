@@ -227,7 +227,7 @@ static void channel_post(struct api *a, struct channel *c, uint64_t entry)
 	if (!neat_ring_push(m->ev, NEAT_EV_ENTRIES, &m->ev_tail, &m->ev_head, entry))
 		a32_release(&m->overflow, a32_relaxed(&m->overflow) + 1);
 	/* A sleeper on another core starts now; one on our own core could not run anyway before the
-	 * batch is done (limits-2cores.md 3b.3). */
+	 * batch is done. */
 	if (a32_relaxed(&m->asleep) != NEAT_AWAKE && a32_relaxed(&m->cpu) != a->cpu)
 		channel_wake(a, c);
 	else

@@ -1,8 +1,7 @@
 /*
  * arena.h - what of TCP outlives the replica: records of the arena and the only stores into them.
  *
- * Read shared/contract.md (W7', W14, W15, L4) and shared/research/neat-checklist-tcp-recovery.md
- * 3.3-3.4 (W1-W13) first. A killed process leaves a prefix of its stores in program order, so what
+ * Read docs/rules.md (L4, W1 to W15) first. A killed process leaves a prefix of its stores in program order, so what
  * makes the arena recoverable is the order of single aligned stores; every one of them is made by a
  * function of this file that names the rule it serves. They are release stores: the compiler keeps
  * them behind everything written before (x86: plain moves).

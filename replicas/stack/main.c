@@ -1,6 +1,6 @@
 /*
  * main.c - one replica process: the loop commands -> frames -> lo -> timers -> wakes, and when to
- * spin, sleep and wake (docs/architecture.md "Waiting", shared/research/limits-2cores.md 3b-3c).
+ * spin, sleep and wake (docs/architecture.md "Waiting").
  *
  * This file, main_control.c and process.c are the only ones of the stack that make system calls.
  */

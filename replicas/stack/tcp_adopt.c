@@ -1,6 +1,6 @@
 /*
  * tcp_adopt.c - a successor takes over the arena of a dead replica: established connections, half-open
- * ones, TIME_WAIT. Rules and why they suffice: shared/research/neat-checklist-tcp-recovery.md 3.3-3.5.
+ * ones, TIME_WAIT. Rules and why they suffice: docs/rules.md "Recovery".
  *
  * The journal names the one control block that may be half changed (arena.h). Of that one only classes E
  * and I count, finished or undone here by their own order of stores; of all others class D is used too, within

@@ -114,7 +114,7 @@ void nt_wake_replicas(void)
 
 /*
  * A replica naps because a process of ours is at work on its core, and gets up by itself within a few
- * milliseconds: the bells of a batch may wait for the batch's end (limits-2cores.md 3b.3). On our own core it
+ * milliseconds: the bells of a batch may wait for the batch's end. On our own core it
  * could not run before anyway; on another it begins when there is a batch for it as well.
  * Order: the command is in the ring before `how` is read, and the replica looks at the ring after it has
  * stored NAPS and after each nap, so a bell that is put off was for a command that it finds.

@@ -1,6 +1,6 @@
 /*
  * forget.c - what a successor does or keeps by a rule of adoption, taken away, so that a test can show
- * what the rule is for (shared/research/neat-checklist-tcp-recovery.md 3.4). It plays on the
+ * what the rule is for (docs/rules.md). It plays on the
  * outliving memory and on the successor, not on the stack's sources.
  */
 #include "machine.h"

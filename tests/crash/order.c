@@ -1,6 +1,5 @@
 /*
- * order.c - does the object code store in the order that crash.c assumes? (T2 of
- * shared/research/neat-checklist-tcp-recovery.md 3.7)
+ * order.c - does the object code store in the order that crash.c assumes? (docs/rules.md T2)
  *
  *   order words SCENARIO              offsets of all words that the replica stores atomically
  *   order changes SCENARIO < words    each change of them: "word value", a line; a blank line where others can look

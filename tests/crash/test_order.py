@@ -1,7 +1,6 @@
-"""The shipped object code stores in the order of the sources (T2 of
-shared/research/neat-checklist-tcp-recovery.md 3.7): it runs a scenario single-stepped, and each
-word that the replica stores atomically changes as it does between the stores at which crash.c
-kills."""
+"""The shipped object code stores in the order of the sources (docs/rules.md T2): it runs a scenario
+single-stepped, and each word that the replica stores atomically changes as it does between the
+stores at which crash.c kills."""
 
 from __future__ import annotations
 

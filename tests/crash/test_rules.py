@@ -1,4 +1,4 @@
-"""Each ordering rule (shared/research/neat-checklist-tcp-recovery.md 3.4, contract W7', W14, W15)
+"""Each ordering rule (docs/rules.md)
 removed in turn: a scenario that passes with the rule must fail without it."""
 
 from __future__ import annotations

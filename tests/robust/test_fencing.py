@@ -1,4 +1,4 @@
-"""W11 (shared/research/neat-checklist-tcp-recovery.md 3.4): a successor begins only when its
+"""W11 (docs/rules.md): a successor begins only when its
 predecessor can store nothing any more."""
 
 from __future__ import annotations

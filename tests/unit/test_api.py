@@ -164,7 +164,7 @@ def test_close_hands_over_what_was_written_and_frees_the_slot(replica: Replica) 
 
 
 def test_released_slots_are_reused_last_in_first_out(replica: Replica) -> None:
-    """Their pages are warm (research/backends.md 6)."""
+    """Their pages are warm."""
     replica.listen()
     slots = [replica.tcb_slot(replica.arrive(0)) for _ in range(3)]
     for slot in slots:
