@@ -157,7 +157,9 @@ def native_dir() -> Path:
 def native(file: str) -> Path:
     path = native_dir() / file
     if not path.exists():
-        raise InstanceError(f"{path} is missing: this neatsock is not built (pip install .)")
+        tree = Path(__file__).resolve().parent.parent  # pip would build another one than this
+        how = "run make native" if (tree / "setup.py").exists() else "install it again"
+        raise InstanceError(f"{path} is missing: this neatsock is not built; {how}")
     return path
 
 

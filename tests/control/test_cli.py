@@ -320,6 +320,12 @@ def test_run_refuses_a_library_that_cannot_be_preloaded(
     assert not list(lost.directory.glob("*.sock"))
 
 
+def test_a_source_tree_that_is_not_built(tmp_path: Path) -> None:
+    """`pip install .` would build another neatsock than the one that is imported here."""
+    done = Instance(tmp_path / "run", NEATSOCK_NATIVE=str(tmp_path)).cli("up", "--name", "t")
+    assert done.returncode == 1 and "is not built; run make native\n" in done.stderr
+
+
 def test_without_standard_output(fresh: Instance) -> None:
     for command in ("up", "status", "down"):
         done = fresh.cli(command, "--name", "t", preexec_fn=lambda: os.close(1))
