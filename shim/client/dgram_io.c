@@ -216,7 +216,7 @@ static int rx_wait(uint32_t handle, int fd, int64_t deadline)
 	}
 	rc = nt_poll(&p, 1, left, NULL);
 	/* signal(7): recv(2) without a timeout goes on, poll(2) never. */
-	if (rc == -EINTR && deadline == INT64_MAX && nt_handler_restarts())
+	if (rc == -EINTR && deadline == INT64_MAX && nt_poll_restarts())
 		return 0;
 	/* NT_KERNEL: it became the kernel's meanwhile, the caller sees that. */
 	return rc > 0 || rc == NT_KERNEL ? 0 : rc == 0 ? -ETIMEDOUT : rc;

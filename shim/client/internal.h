@@ -380,12 +380,6 @@ void nt_forget_held(void);		/* in a forked child: it is the parent's */
  * and epoll_wait(2) must be (signal(7)), so they sleep in the kernel's own calls. */
 bool nt_restarts(void);
 bool nt_has_restart(int sig);		/* its handler */
-/*
- * The handler that ended a kernel wait, which none restarts, had SA_RESTART. False also if one without may have been
- * it: which one ran is not known.
- */
-bool nt_handler_restarts(void);
-
 /* ---- stay.c ---- */
 /* For a call that blocks; NULL: no memory. */
 struct nt_stay *nt_stay_begin(void);
@@ -431,6 +425,8 @@ size_t nt_rcvlowat(const struct neat_sock *s);	/* bytes that make it readable: S
  */
 int nt_let_in(const sigset_t *mask);
 unsigned nt_ready(uint32_t sock);	/* EPOLL* bits that hold now */
+/* nt_poll() of this thread said EINTR, as whatever handler makes it: that one had SA_RESTART. */
+bool nt_poll_restarts(void);
 
 /* ---- epoll.c, epoll_set.c ---- */
 void nt_epoll_fire(void *item);		/* under watch_lock */

@@ -18,6 +18,9 @@
 static __thread struct { const struct pollfd *fds; nfds_t n; int64_t empty_ns; } seen
 	__attribute__((tls_model("initial-exec")));
 
+/* The handler that ran in the last one that slept, of this thread; 0 = none. */
+static __thread int ended_by __attribute__((tls_model("initial-exec")));
+
 static unsigned connection_ready(const struct neat_sock *s)
 {
 	struct nt_conn c = nt_conn(s);
@@ -206,7 +209,7 @@ static int poll_wait(struct poll_call *p, struct nt_stay *s)
 			ready = kernel ? kernel : ready;
 			return ready ? ready : nt_let_in(p->mask);
 		}
-		if (NT_UNLIKELY(nt_handler_ran()))
+		if (NT_UNLIKELY(s->ran))
 			return -EINTR;
 		if (!looked) {
 			looked = true;
@@ -239,9 +242,12 @@ static int poll_blocking(struct poll_call *p)
 	}
 	s->polls = true;
 	rc = poll_wait(p, s);
+	ended_by = s->ran;
 	nt_stay_end(s);
 	return rc;
 }
+
+bool nt_poll_restarts(void) { return ended_by && nt_has_restart(ended_by); }
 
 static void split_kernel(struct poll_call *p, int fd)
 {

@@ -21,30 +21,22 @@ static uint64_t bit(int sig) { return 1ull << (sig - 1); }
 /* ---- SA_RESTART ---- */
 
 /*
- * Bit SIG - 1: the handler that was last installed has SA_RESTART, or has not. It stays when the default comes back,
- * for a handler may do that itself.
+ * Bit SIG - 1: the handler that was last installed has SA_RESTART. It stays when the default comes back, for a handler may
+ * do that itself.
  */
-static neat_a64 restarting, ending;
+static neat_a64 restarting;
 
 static void note_handler(int sig, bool restart)
 {
-	a64_or(restart ? &restarting : &ending, bit(sig));
-	a64_and(restart ? &ending : &restarting, ~bit(sig));
+	if (restart)
+		a64_or(&restarting, bit(sig));
+	else
+		a64_and(&restarting, ~bit(sig));
 }
 
 bool nt_restarts(void) { return a64_relaxed(&restarting); }
 
 bool nt_has_restart(int sig) { return a64_relaxed(&restarting) & bit(sig); }
-
-bool nt_handler_restarts(void)
-{
-	uint64_t blocked;
-
-	/* Of this thread, which is what it was during the wait. */
-	if (!nt_restarts() || nt_syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &blocked, sizeof(blocked)))
-		return false;
-	return a64_relaxed(&restarting) & ~blocked && !(a64_relaxed(&ending) & ~blocked);
-}
 
 /* ---- a signal arrives ---- */
 

@@ -30,6 +30,7 @@ static void tell(const char *what, long rc)
 static int asleep(int pid, int tid)
 {
 	static const int waits[] = { SYS_futex, SYS_futex_waitv, SYS_recvfrom, SYS_accept4, SYS_ppoll, SYS_epoll_pwait,
+				     SYS_pselect6,
 #ifdef SYS_poll
 				     SYS_accept, SYS_poll, SYS_epoll_wait,
 #endif
@@ -141,7 +142,31 @@ static int restart(void)
 	each_call("siginterrupt(1), signal()", 0);
 	siginterrupt(SIGALRM, 0);
 	each_call("siginterrupt(0)", 0);
+	handle(SIGUSR2, 0);
+	each_call("another signal has a handler without SA_RESTART", 0);
+	handle(SIGALRM, 0);
+	handle(SIGUSR2, SA_RESTART);
+	each_call("another one with it", 0);
 	return 0;
+}
+
+static void *pauses(void *arg)
+{
+	for (;;)
+		pause();
+	return arg;
+}
+
+/* Signals are not for it. */
+static void silent_thread(void)
+{
+	sigset_t all, was;
+	pthread_t t;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &was);
+	need(pthread_create(&t, NULL, pauses, NULL) == 0, "pthread_create");
+	pthread_sigmask(SIG_SETMASK, &was, NULL);
 }
 
 static int timeouts(void)
@@ -149,7 +174,81 @@ static int timeouts(void)
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	handle(SIGALRM, SA_RESTART);
 	each_call("SA_RESTART and a timeout", 20000);
+	silent_thread();
+	each_call("in a program with threads", 20000);
 	return 0;
+}
+
+/* ---- the first handler with SA_RESTART is installed while poll() sleeps ---- */
+
+static int listener, set = -1;
+static atomic_int waiter;	/* its number */
+
+static int do_poll(int timeout_ms) { return poll(&(struct pollfd){ listener, POLLIN, 0 }, 1, timeout_ms); }
+
+static int do_epoll(int timeout_ms)
+{
+	struct epoll_event ev;
+
+	return epoll_wait(set, &ev, 1, timeout_ms);
+}
+
+static int do_select(int timeout_ms)
+{
+	struct timeval t = { .tv_sec = timeout_ms / 1000 };
+	fd_set in;
+
+	FD_ZERO(&in);
+	FD_SET(listener, &in);
+	return select(listener + 1, &in, NULL, NULL, timeout_ms < 0 ? NULL : &t);
+}
+
+struct wait { const char *what; int (*call)(int); int timeout_ms; };
+
+static void *waits(void *arg)
+{
+	const struct wait *w = arg;
+
+	waiter = gettid();
+	tell(w->what, w->call(w->timeout_ms));
+	return NULL;
+}
+
+static void first_handler(struct wait *w)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+	pthread_t t;
+
+	alarm(20);
+	listener = bound(SOCK_STREAM);
+	set = epoll_create1(0);
+	need(epoll_ctl(set, EPOLL_CTL_ADD, listener, &ev) == 0, "epoll_ctl");
+	need(pthread_create(&t, NULL, waits, w) == 0, "pthread_create");
+	while (!waiter || !asleep(getpid(), waiter))
+		sched_yield();
+	handle(SIGUSR1, SA_RESTART);
+	pthread_kill(t, SIGUSR1);
+	pthread_join(t, NULL);
+	_exit(0);
+}
+
+static int first_handlers(void)
+{
+	static struct wait all[] = {
+		{ "poll", do_poll, -1 }, { "epoll_wait", do_epoll, -1 }, { "select", do_select, -1 },
+		{ "poll and a time", do_poll, 30000 }, { "epoll_wait and a time", do_epoll, 30000 },
+		{ "select and a time", do_select, 30000 },
+	};
+	int status, failed = 0;
+
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	for (unsigned i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		if (fork() == 0)
+			first_handler(&all[i]);
+		wait(&status);
+		failed += status != 0;
+	}
+	return failed != 0;
 }
 
 /* ---- exec by one thread while another sends ---- */
@@ -262,9 +361,6 @@ static int first_polls(void)
 }
 
 /* ---- pthread_cancel() ---- */
-
-static int set = -1;
-static atomic_int waiter;	/* its number */
 
 static void *in_poll(void *arg)
 {
@@ -437,6 +533,8 @@ int main(int argc, char **argv)
 		return restart();
 	if (!strcmp(what, "timeouts"))
 		return timeouts();
+	if (!strcmp(what, "first-handlers"))
+		return first_handlers();
 	if (!strcmp(what, "exec-stream") || !strcmp(what, "exec-datagram"))
 		return exec_while_sending(!strcmp(what, "exec-stream") ? SOCK_STREAM : SOCK_DGRAM);
 	if (!strcmp(what, "exec") && argc == 4)

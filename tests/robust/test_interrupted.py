@@ -14,18 +14,28 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_handlers_with_sa_restart_end_no_call(rig: Rig, program: str) -> None:
-    """signal(7): accept(), recv() and recv() of a datagram go on, unless they have a timeout."""
+    """signal(7): accept(), recv() and recv() of a datagram go on, unless they have a timeout.
+
+    Whatever handlers there are, that of the signal counts.
+    """
     expected = KERNEL.run(program, "restart").stdout
     assert "SA_RESTART\naccept: fine\n" in expected
     assert "no flags\naccept: EINTR\n" in expected
     assert rig.world.run(program, "restart").stdout == expected
 
 
-def test_handlers_end_a_call_with_a_timeout(rig1: Rig, program: str) -> None:
-    """signal(7), SO_RCVTIMEO. With several replicas it goes on (docs/differences.md)."""
+def test_handlers_end_a_call_with_a_timeout(rig: Rig, program: str) -> None:
+    """signal(7), SO_RCVTIMEO."""
     expected = KERNEL.run(program, "timeouts").stdout
-    assert expected.count("EINTR") == 3
-    assert rig1.world.run(program, "timeouts").stdout == expected
+    assert expected.count("EINTR") == 6
+    assert rig.world.run(program, "timeouts").stdout == expected
+
+
+def test_the_first_handler_is_installed_while_poll_sleeps(rig: Rig, program: str) -> None:
+    """signal(7): with SA_RESTART, too, it ends poll(), select() and epoll_wait()."""
+    expected = KERNEL.run(program, "first-handlers").stdout
+    assert expected.count("EINTR") == 6
+    assert rig.world.run(program, "first-handlers", timeout=150).stdout == expected
 
 
 def same(rig: Rig, program: str, what: str) -> str:
