@@ -619,7 +619,7 @@ def _filter(args: argparse.Namespace) -> int:
             raise Refusal(str(err), 2) from err
     elif args.do == "delete":
         command["number"] = args.number
-    rules = instance.ask(instance.socket_path(args.name), command)["rules"]
+    rules = instance.ask_again(instance.socket_path(args.name), command)["rules"]
     if args.do == "list" and args.json:
         print(json.dumps(rules))
     elif args.do == "list":

@@ -35,6 +35,7 @@ MSG_CLI, MSG_CLI_REPLY, MSG_ERROR = 7, 36, 37
 LARGEST = 1 << 20
 START_S = 20.0
 ASK_S = 10.0
+ASK_TIMES = 4  # for what may be asked again when neatd died meanwhile
 DOWN_S = 5.0  # then `down` does without neatd
 UPGRADE_S = 120.0
 REPLICAS_MAX = 16
@@ -49,6 +50,10 @@ class InstanceError(Exception):
 
 class NotUp(InstanceError):
     """There is no such instance."""
+
+
+class HungUp(NotUp):
+    """It was up, and hung up before it answered: it ends, or its neatd has died."""
 
 
 class NoAnswer(InstanceError):
@@ -169,6 +174,17 @@ def ask(path: Path, command: dict[str, Any], timeout: float = ASK_S) -> dict[str
         return exchange(sock, path, command)
 
 
+def ask_again(path: Path, command: dict[str, Any], timeout: float = ASK_S) -> dict[str, Any]:
+    """As ask(), for what may be asked twice: of a neatd that dies meanwhile its successor is asked.
+
+    Not for ever: the command may be what it dies of.
+    """
+    for _ in range(ASK_TIMES - 1):
+        with contextlib.suppress(HungUp):
+            return ask(path, command, timeout)
+    return ask(path, command, timeout)
+
+
 def connection(path: Path, timeout: float = ASK_S) -> socket.socket:
     """A control connection. NotUp when nobody listens."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -190,7 +206,7 @@ def connection(path: Path, timeout: float = ASK_S) -> socket.socket:
 def exchange(
     sock: socket.socket, path: Path, command: dict[str, Any], fds: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """One command, with descriptors, and its answer. NotUp when the instance hangs up."""
+    """One command, with descriptors, and its answer. HungUp when the instance hangs up."""
     body = json.dumps(command).encode()
     head = HEADER.pack(MAGIC, ABI_VERSION, MSG_CLI, HEADER.size + len(body), 1)
     try:
@@ -199,13 +215,13 @@ def exchange(
     except TimeoutError as err:
         raise NoAnswer(f"{path.stem}: no answer within {sock.gettimeout():.0f} s") from err
     except OSError as err:
-        raise NotUp(f"instance {path.stem!r} hung up: {err.strerror}") from err
+        raise HungUp(f"instance {path.stem!r} hung up: {err.strerror}") from err
     return _answer(path, data)
 
 
 def _answer(path: Path, data: bytes) -> dict[str, Any]:
     if len(data) < HEADER.size:
-        raise NotUp(f"instance {path.stem!r} hung up")
+        raise HungUp(f"instance {path.stem!r} hung up")
     magic, version, kind, _, _ = HEADER.unpack_from(data)
     if magic != MAGIC or version != ABI_VERSION:
         raise OtherVersion(
@@ -222,7 +238,7 @@ def _answer(path: Path, data: bytes) -> dict[str, Any]:
 
 def status(name: str) -> dict[str, Any]:
     """Status of an instance, see docs. NotUp when it is not up."""
-    return ask(socket_path(name), {"cmd": "status"})
+    return ask_again(socket_path(name), {"cmd": "status"})
 
 
 def scale(name: str, count: int) -> dict[str, Any]:
@@ -231,7 +247,7 @@ def scale(name: str, count: int) -> dict[str, Any]:
     Replicas that are too many may still be draining.
     """
     path = socket_path(name)
-    found = ask(path, {"cmd": "scale", "replicas": count})
+    found = ask_again(path, {"cmd": "scale", "replicas": count})
     deadline = time.monotonic() + START_S
     while [r["state"] for r in found["replicas"]].count("ready") != count:
         if time.monotonic() > deadline:
@@ -485,8 +501,10 @@ def upgrade(name: str, replica_bin: str | None) -> int:
     for kind in ("neat-ip", "neat-udp", "neat-filter") if multi else ():
         check_program(str(program.with_name(kind)), kind)
     path = os.path.abspath(replica_bin) if replica_bin else ""
-    answer = ask(socket_path(name), {"cmd": "upgrade", "replica_bin": path}, UPGRADE_S)
-    return int(answer["upgraded"])
+    # By this number it is known as one that was asked for already.
+    number = int.from_bytes(os.urandom(8), "little") | 1
+    command = {"cmd": "upgrade", "replica_bin": path, "id": number}
+    return int(ask_again(socket_path(name), command, UPGRADE_S)["upgraded"])
 
 
 def hold(name: str) -> None:

@@ -31,7 +31,7 @@ def key(kind: int, app: int = 0, number: int = 0) -> int:
 
 
 # Kinds of neatd's own state; the order makes their keys, so a new one is the last.
-STATES = ("boot", "counter", "app", "proc", "bind", "wire", "scale", "hold", "uplink", "conn")
+STATES = "boot counter app proc bind wire scale hold uplink conn ports".split()
 
 
 def state_key(kind: str, app: int = 0, number: int = 0) -> int:
@@ -153,10 +153,10 @@ class KeeperLink:
     def spawn(self, role: int, index: int) -> None:
         self._send(abi.wrap(LIB.NEAT_MSG_K_SPAWN, role=role, index=index), [])
 
-    def upgrade(self, path: str) -> None:
+    def upgrade(self, path: str, number: int) -> None:
         """Replace every replica by one started from `path`; K_UPGRADED tells how it went."""
         inner = abi.pack_text(LIB.NEAT_MSG_K_UPGRADE, os.fsencode(path))
-        self._send(abi.wrap(LIB.NEAT_MSG_K_UPGRADE, inner, role=REPLICA), [])
+        self._send(abi.wrap(LIB.NEAT_MSG_K_UPGRADE, inner, role=REPLICA, key=number), [])
 
     def stop(self) -> None:
         """The whole instance ends, this process included."""

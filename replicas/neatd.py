@@ -40,6 +40,7 @@ from .limits import HOLDS_MOST, Limits, default_buffers_mib
 from .link import NIC, REPLICA, STANDBY, KeeperLink, News, key
 from .moves import Moves
 from .policy import Policy
+from .ports import QUARANTINE_SIZE
 from .registry import Registry
 from .report import log
 from .scale import Automatic, Scaler, recall
@@ -269,6 +270,7 @@ class Neatd:
             replicas,
         )
         self.bindings = Bindings(self.state, loop)
+        self._rest_ports(own)
         self.attachments = Attachments(
             self.state, loop, self.bindings.release_orphan, self.bindings.app_gone
         )
@@ -335,6 +337,15 @@ class Neatd:
         listener = listening_socket(self.options.socket_path)
         self.link.remember("boot", fds=[registry.page.fd, listener.fileno()], **boot)
         return boot, listener, registry
+
+    def _rest_ports(self, own: list[tuple[dict[str, Any], list[int]]]) -> None:
+        """Ports that were given back rest on, whoever was neatd then."""
+        found = [fds[0] for state, fds in own if state["kind"] == "ports"]
+        fd = found[0] if found else abi.sealed_memory("ports", QUARANTINE_SIZE)
+        if not found:
+            self.link.remember("ports", fds=[fd])
+        self.bindings.quarantine.share(fd)
+        os.close(fd)
 
     def _wire(self, own: list[tuple[dict[str, Any], list[int]]]) -> Wire | None:
         """The wire, if we are on one. Ends the instance when it cannot be had."""

@@ -85,13 +85,18 @@ class Scaler:
         self.state.link.store(REPLICA, replica.index, at, order)
 
     def resume(self, told: set[int]) -> None:
-        """After a restart: what a predecessor remembered, and told neither programs nor replica."""
+        """After a restart: what a predecessor remembered, and told neither programs nor replica.
+
+        Whether it had taken back an order to drain nobody knows: it is taken back once more.
+        """
         self.state.registry.set_replicas(mask(self.state.running()))
         for replica in self.state.running():
             if replica.draining and replica.index not in told:
                 self._tell_to_drain(replica)
             elif replica.serving and replica.index in told:
                 self._undrain(replica)
+            elif replica.serving:
+                self.state.link.send(REPLICA, replica.index, self._order(False))
 
     def _undrain(self, replica: Replica) -> None:
         """Takes part again when it says so (R_READY): it may be ending just now."""

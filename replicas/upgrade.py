@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ class Upgrades:
     def __init__(self, state: State, finish: Callable[[Connection], None]) -> None:
         self.state = state
         self.finish = finish
-        self.waiting: list[tuple[Connection, int]] = []
+        self.waiting: list[tuple[int, Connection, int]] = []  # number, who asked, and its seq
 
     def command(self, connection: Connection, seq: int, command: dict[str, Any]) -> bool:
         """False: the answer comes later."""
@@ -38,19 +39,25 @@ class Upgrades:
         path = command.get("replica_bin") or ""
         if not isinstance(path, str) or not _possible(path):
             raise Refused(errno.EINVAL, "replica_bin is no path")
-        self.state.link.upgrade(path)
-        self.waiting.append((connection, seq))  # last: what fails before must not be waited for
+        number = command.get("id", secrets.randbits(63) + 1)
+        if not isinstance(number, int) or not 0 < number < 1 << 64:
+            raise Refused(errno.EINVAL, "the id of an upgrade is a random number")
+        self.state.link.upgrade(path, number)
+        self.waiting.append((number, connection, seq))  # last: what failed is not waited for
         return False
 
     def on_news(self, item: News) -> None:
-        """Answers come in the order of the requests; only a refusal for a second one is early."""
-        if not self.waiting:
-            return  # a predecessor's
-        connection, seq = self.waiting.pop(-1 if item.status == -errno.EBUSY else 0)
+        """An upgrade has ended, or was not begun; it may be one that a predecessor asked for."""
+        asked = [one for one in self.waiting if one[0] == item.key]
+        self.waiting = [one for one in self.waiting if one[0] != item.key]
+        for _, connection, seq in asked:
+            self._answer(connection, seq, item)
+            self.finish(connection)
+
+    def _answer(self, connection: Connection, seq: int, item: News) -> None:
         if item.status:
             text = abi.text(abi.unpack("struct neat_msg_error", item.inner).text)
             connection.error(seq, -item.status, text)
         else:
             text = json.dumps({"upgraded": len(self.state.running())})
             connection.send(abi.pack_text(LIB.NEAT_MSG_CLI_REPLY, text.encode(), seq))
-        self.finish(connection)

@@ -85,8 +85,9 @@ enum neat_msg {
 	NEAT_MSG_K_SEND = 130,		/* neat_msg_keeper + inner message + its fds: forward only */
 	NEAT_MSG_K_DROP = 131,		/* neat_msg_keeper: forget key */
 	NEAT_MSG_K_STOP = 132,		/* whole instance ends */
-	NEAT_MSG_K_UPGRADE = 133,	/* neat_msg_keeper + header and text: replace each replica by one started
-					 * from this path, none = the same path, opened again; answer K_UPGRADED */
+	NEAT_MSG_K_UPGRADE = 133,	/* neat_msg_keeper (key: number of the request) + header and text: replace each
+					 * replica by one started from this path, none = the same path, opened again;
+					 * answer K_UPGRADED, also if a predecessor sent this number */
 	/* keeper -> neatd */
 	NEAT_MSG_K_DIED = 160,		/* neat_msg_keeper: pid, status (as waitpid) */
 	NEAT_MSG_K_STARTED = 161,	/* neat_msg_keeper: pid, epoch */
@@ -94,7 +95,8 @@ enum neat_msg {
 	NEAT_MSG_K_STORED = 163,	/* neat_msg_keeper + stored message + fds: handed to a new neatd, in order */
 	NEAT_MSG_K_SYNCED = 164,	/* neat_msg_keeper: the whole store was handed over; from neatd: echoed */
 	NEAT_MSG_K_HEALTH = 165,	/* neat_msg_keeper + neat_msg_health of a replica, after every change */
-	NEAT_MSG_K_UPGRADED = 166,	/* neat_msg_keeper (status 0 or -errno) + neat_msg_error for a person */
+	NEAT_MSG_K_UPGRADED = 166,	/* neat_msg_keeper (key: of the request; status 0 or -errno) + neat_msg_error for
+					 * a person */
 	/* neatd's own state, kept by the keeper under role NEATD: JSON text after the header, + fds */
 	NEAT_MSG_N_STATE = 192,
 };

@@ -130,6 +130,14 @@ struct life {
 	struct robust_list entry;
 };
 
+/* The latest upgrade that was begun. */
+struct upgrade {
+	bool under_way;
+	uint64_t number;	/* of the request; 0 = there was none yet */
+	int status;		/* how it ended, for whoever asks again: neatd may not have lived to tell */
+	char text[200];
+};
+
 struct keeper {
 	struct keeper_options opt;
 	struct life life;
@@ -139,7 +147,7 @@ struct keeper {
 	struct program program, quarantine;
 	struct program part[COMPONENTS];	/* of components, by role; fd -1 = replicas are one process */
 	struct program before, part_before[COMPONENTS];	/* while upgrading: those to go back to */
-	bool upgrading;
+	struct upgrade upgrade;
 	uint64_t rerandomize_at;	/* ms */
 	uint32_t rerandomize_next;
 	struct evidence *evidence;	/* taken, not written yet */
@@ -229,7 +237,7 @@ void program_close(struct program *p);
 void program_exec(const struct program *p);
 
 /* plan.c */
-void upgrade_begin(struct keeper *k, const char *path);
+void upgrade_begin(struct keeper *k, uint64_t number, const char *path);
 void upgrade_failed(struct keeper *k);
 bool of_replica(const struct child *c);	/* tcp or a component: what an upgrade replaces */
 int plan_step(struct keeper *k);	/* ms until it has something to do, -1 = unknown */

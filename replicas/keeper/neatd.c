@@ -45,7 +45,7 @@ static void store_and_send(struct child *c, const struct neat_msg_keeper *order,
 		queue_add(&c->out, NULL, m);
 }
 
-static void upgrade(struct keeper *k, struct received *r)
+static void upgrade(struct keeper *k, uint64_t number, struct received *r)
 {
 	uint32_t at = (uint32_t)(sizeof(struct neat_msg_keeper) + sizeof(struct neat_msg_header));
 	uint32_t n = r->len > at ? r->len - at : 0;
@@ -53,7 +53,7 @@ static void upgrade(struct keeper *k, struct received *r)
 
 	if (n < sizeof(path))
 		memcpy(path, r->u.bytes + at, n);
-	upgrade_begin(k, path);
+	upgrade_begin(k, number, path);
 }
 
 static void obey(struct keeper *k, struct child *c, const struct neat_msg_keeper *order, struct received *r)
@@ -62,7 +62,7 @@ static void obey(struct keeper *k, struct child *c, const struct neat_msg_keeper
 
 	switch (order->h.type) {
 	case NEAT_MSG_K_UPGRADE:
-		upgrade(k, r);
+		upgrade(k, order->key, r);
 		return;
 	case NEAT_MSG_K_SPAWN:
 		c->wanted = true;

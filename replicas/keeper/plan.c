@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static void answer_upgrade(struct keeper *k, int status, const char *text)
+static void answer_upgrade(struct keeper *k, uint64_t number, int status, const char *text)
 {
 	struct neat_msg_error m = {
 		.h = { NEAT_ABI_MAGIC, NEAT_ABI_VERSION, NEAT_MSG_ERROR, sizeof(m), 0 }, .status = status,
@@ -23,10 +23,21 @@ static void answer_upgrade(struct keeper *k, int status, const char *text)
 	inner = msg_new(&m, sizeof(m), NULL, 0);
 	wrap = keeper_message(NEAT_MSG_K_UPGRADED, &k->standby, inner);
 	wrap.status = status;
+	wrap.key = number;
 	if (k->neatd.pid)
 		queue_add(&k->neatd.out, &wrap, inner);
 	msg_put(inner);
 	keeper_log("upgrade: %s", text);
+}
+
+static void upgrade_ended(struct keeper *k, int status, const char *text)
+{
+	struct upgrade *u = &k->upgrade;
+
+	u->under_way = false;
+	u->status = status;
+	snprintf(u->text, sizeof(u->text), "%s", text);
+	answer_upgrade(k, u->number, status, text);
 }
 
 bool of_replica(const struct child *c)
@@ -43,7 +54,7 @@ static void plan_replica(struct keeper *k, uint32_t i, bool planned)
 }
 
 /* False, and answered, if a program cannot be opened; then all is as before. */
-static bool open_programs(struct keeper *k, const char *path)
+static bool open_programs(struct keeper *k, uint64_t number, const char *path)
 {
 	struct program fresh, part[COMPONENTS] = { 0 };
 	char text[200];
@@ -57,7 +68,7 @@ static bool open_programs(struct keeper *k, const char *path)
 		if (fresh.fd >= 0 && is_multi(k))
 			components_close(part);
 		program_close(&fresh);
-		answer_upgrade(k, -err, text);
+		answer_upgrade(k, number, -err, text);
 		return false;
 	}
 	k->before = k->program;
@@ -68,18 +79,32 @@ static bool open_programs(struct keeper *k, const char *path)
 	return true;
 }
 
-void upgrade_begin(struct keeper *k, const char *path)
+/* True: a predecessor of this neatd asked for the same one, which is under way, or over and answered. */
+static bool upgrade_known(struct keeper *k, uint64_t number)
+{
+	const struct upgrade *u = &k->upgrade;
+
+	if (!number || u->number != number)
+		return false;
+	if (!u->under_way)
+		answer_upgrade(k, number, u->status, u->text);
+	return true;
+}
+
+void upgrade_begin(struct keeper *k, uint64_t number, const char *path)
 {
 	char name[sizeof(k->program.path)];
 
-	if (k->upgrading) {
-		answer_upgrade(k, -EBUSY, "another one is under way");
+	if (upgrade_known(k, number))
+		return;
+	if (k->upgrade.under_way) {
+		answer_upgrade(k, number, -EBUSY, "another one is under way");
 		return;
 	}
 	snprintf(name, sizeof(name), "%s", *path ? path : k->program.path);
-	if (!open_programs(k, name))
+	if (!open_programs(k, number, name))
 		return;
-	k->upgrading = true;
+	k->upgrade = (struct upgrade){ .under_way = true, .number = number };
 	keeper_log("upgrade to %s, generation %u", name, k->program.generation);
 	if (k->standby.pid)
 		child_end(&k->standby, NEAT_DEATH_OUTSIDE);
@@ -100,12 +125,11 @@ void upgrade_failed(struct keeper *k)
 		components_close(k->part);
 		memcpy(k->part, k->part_before, sizeof(k->part));
 	}
-	k->upgrading = false;
 	for (uint32_t i = 0; i < NEAT_REPLICAS_MAX; i++)
 		plan_replica(k, i, false);
 	if (k->standby.pid)
 		child_end(&k->standby, NEAT_DEATH_OUTSIDE);
-	answer_upgrade(k, -EIO, "the new program failed before it was ready; replicas go on with the old one");
+	upgrade_ended(k, -EIO, "the new program failed before it was ready; replicas go on with the old one");
 }
 
 static void check_upgrade(struct keeper *k)
@@ -116,13 +140,12 @@ static void check_upgrade(struct keeper *k)
 	for (uint32_t i = 0; i < n; i++)
 		if (of_replica(all[i]) && all[i]->wanted && (!all[i]->ready || all[i]->planned || all[i]->fate))
 			return;
-	k->upgrading = false;
 	program_close(&k->before);
 	if (is_multi(k))
 		components_close(k->part_before);
 	program_close(&k->quarantine);
 	program_open_quarantine(&k->quarantine, &k->program);
-	answer_upgrade(k, 0, "done");
+	upgrade_ended(k, 0, "done");
 }
 
 /* After a quiet time back to the normal build; in stateless mode that would cost connections. */
@@ -183,7 +206,7 @@ static void replace_next(struct keeper *k)
 		}
 		return;
 	}
-	if (k->upgrading)
+	if (k->upgrade.under_way)
 		check_upgrade(k);
 }
 

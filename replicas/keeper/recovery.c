@@ -108,7 +108,7 @@ void count_fault(struct keeper *k, struct child *c)
 	char name[32];
 
 	child_name(c, name, sizeof(name));
-	if (k->upgrading && unready && c->generation == k->program.generation)
+	if (k->upgrade.under_way && unready && c->generation == k->program.generation)
 		upgrade_failed(k);
 	c->faults[c->nfaults++ % FAULTS_KEPT] = clock_ms();
 	if (c->role == NEAT_ROLE_STANDBY) {

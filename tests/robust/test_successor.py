@@ -40,10 +40,11 @@ print("done", flush=True)
 class Mortal:
     """An instance whose neatd dies where die() says."""
 
-    def __init__(self, directory: Path, replicas: int = 2) -> None:
+    def __init__(self, directory: Path, replicas: int = 2, *options: str) -> None:
         self.order = directory / "order"
         path = f"{ROOT / 'tests/robust/deaths'}:{ROOT}"
-        self.rig = Rig(directory / "run", replicas, PYTHONPATH=path, NEAT_DEATH=str(self.order))
+        env = {"PYTHONPATH": path, "NEAT_DEATH": str(self.order)}
+        self.rig = Rig(directory / "run", replicas, *options, **env)
 
     def die(self, place: str, kind: int | str, count: int = 1) -> None:
         partial = self.order.with_suffix(".new")
@@ -311,3 +312,26 @@ def test_a_connection_that_only_children_have_outlives_neatd(mortal: Mortal, way
             os.kill(int(child), signal.SIGKILL)
             program.kill()
     wait_until(lambda: (s := mortal.rig.status()) and not s["apps"], "the application is gone")
+
+
+RESTING = """
+import socket, sys
+a = socket.socket(); a.bind(("127.0.0.1", 0)); a.listen()
+def ports():
+    found = set()
+    for _ in range(400):
+        c = socket.socket(); c.bind(("127.0.0.1", 0)); c.connect(a.getsockname()); found.add(c.getsockname()[1])
+        d, _ = a.accept(); c.close(); d.close()
+    return found
+first = ports()
+print("closed", flush=True); sys.stdin.readline()
+print(len(first), len(first & ports()))
+"""
+
+
+def test_a_port_that_was_given_back_rests_although_neatd_died(mortal: Mortal) -> None:
+    """Else six of 400 come again, and connect() from one is EADDRNOTAVAIL for what it has in TIME_WAIT."""
+    with mortal.start(RESTING) as program:
+        assert program.stdout and program.stdout.readline() == "closed\n"
+        os.kill(mortal.rig.pids()["neatd"], signal.SIGKILL)
+        assert program.communicate("\n", timeout=60) == ("400 0\n", "")
