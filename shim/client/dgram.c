@@ -215,11 +215,15 @@ static void pass_peer(uint32_t sock, uint32_t high)
 		nt_kernel_connect((int)fd, (struct sockaddr *)&in, sizeof(in));
 }
 
-int dgram_to_kernel(uint32_t sock)
+int dgram_to_kernel(uint32_t handle)
 {
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1), high;
 	struct neat_sock *s = nt_sock(sock);
-	uint32_t high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
 
+	/* Closed by another thread since the caller looked: the record may be another socket's. */
+	if (!nt_fd_pin(handle))
+		return NT_KERNEL;
+	high = a32_relaxed(&nt.app->procs[nt.proc].fd_high);
 	if (a32_acquire(&s->state) == NEAT_SOCK_DGRAM) {
 		if (nt_over())
 			pass_peer(sock, high);
@@ -239,6 +243,7 @@ int dgram_to_kernel(uint32_t sock)
 		if (a64_cas(&nt.row[i], word, 0))
 			nt_sock_unref(sock);
 	}
+	nt_fd_unpin();
 	return NT_KERNEL;
 }
 
@@ -333,13 +338,13 @@ int dgram_bound(uint32_t sock, int fd, int near)
 
 int nt_dgram_bind(int fd, const struct sockaddr *sa, socklen_t len)
 {
-	uint32_t sock = nt_lookup(fd), addr = 0;
+	uint32_t handle = nt_fd_handle(fd), sock = handle & (NEAT_SOCKS_MAX - 1), addr = 0;
 	struct neat_sock *s = nt_sock(sock);
 	bool on_link = false, ours;
 	uint16_t port;
 	int err;
 
-	if (dgram_is_kernel(sock))
+	if (dgram_is_kernel(handle))
 		return NT_KERNEL;
 	if (a32_acquire(&s->flags) & NEAT_SOCKF_BOUND)
 		return -EINVAL;
@@ -347,14 +352,14 @@ int nt_dgram_bind(int fd, const struct sockaddr *sa, socklen_t len)
 	err = nt_parse_address(sa, len, &addr, &port);
 	ours = !err && addr && nt_address_is_ours(addr, &on_link);
 	if (err || (addr && !ours))
-		return dgram_to_kernel(sock);
+		return dgram_to_kernel(handle);
 	nt_tid_lock(&s->lock);
 	err = bind_twin(fd, sa, len, ours);
 	if (!err) {
 		a32_or(&s->flags, NEAT_SOCKF_EXPLICIT | (port ? NEAT_SOCKF_PORT_LOCK : 0));
 		err = publish(sock, fd, DGRAM_ANY);
 		if (err)	/* our world has no room for it: in the kernel's it is bound already */
-			dgram_to_kernel(sock);
+			dgram_to_kernel(handle);
 		err = 0;
 	}
 	nt_tid_unlock(&s->lock);
@@ -461,12 +466,12 @@ static int connect_ours(uint32_t sock, int fd, uint32_t addr, uint16_t port, int
 
 int nt_dgram_connect(int fd, const struct sockaddr *sa, socklen_t len)
 {
-	uint32_t sock = nt_lookup(fd), addr;
+	uint32_t handle = nt_fd_handle(fd), sock = handle & (NEAT_SOCKS_MAX - 1), addr;
 	struct neat_sock *s = nt_sock(sock);
 	uint16_t port;
 	int r, err;
 
-	if (dgram_is_kernel(sock))
+	if (dgram_is_kernel(handle))
 		return NT_KERNEL;
 	if (len && nt_bad_pointer(sa))
 		return -EFAULT;
@@ -485,10 +490,10 @@ int nt_dgram_connect(int fd, const struct sockaddr *sa, socklen_t len)
 	if (r != DGRAM_KERNEL) {
 		err = connect_ours(sock, fd, addr, port, r);
 		/* No room in our world: its peers are bound in the kernel's, too. */
-		return err && dgram_untouched(s) ? dgram_to_kernel(sock) : err;
+		return err && dgram_untouched(s) ? dgram_to_kernel(handle) : err;
 	}
 	if (dgram_untouched(s) && !(a32_relaxed(&s->flags) & NEAT_SOCKF_EXPLICIT))
-		return dgram_to_kernel(sock);
+		return dgram_to_kernel(handle);
 	return dgram_connect_twin(sock, fd, addr, port);
 }
 
@@ -496,12 +501,12 @@ int nt_dgram_connect(int fd, const struct sockaddr *sa, socklen_t len)
 
 int nt_dgram_shutdown(int fd, int how)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd), sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
 	bool peer = a32_relaxed(&s->flags) & (NEAT_SOCKF_PEER | NEAT_SOCKF_KERNEL_PEER);
 	struct nt_conn c;
 
-	if (dgram_is_kernel(sock) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND))
+	if (dgram_is_kernel(handle) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND))
 		return NT_KERNEL;
 	/* Without a peer it is an error, and takes effect nevertheless (inet_shutdown). */
 	do {
@@ -518,22 +523,22 @@ int nt_dgram_shutdown(int fd, int how)
 
 int nt_dgram_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 {
-	uint32_t sock = nt_lookup(fd);
-	const struct neat_sock *s = nt_sock(sock);
+	uint32_t handle = nt_fd_handle(fd);
+	const struct neat_sock *s = nt_sock(handle);
 
 	/* The twin has the same name, but for the source address of a peer that only we know. */
-	if (dgram_is_kernel(sock) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
+	if (dgram_is_kernel(handle) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
 		return NT_KERNEL;
 	return nt_store_address(addr, len, s->laddr ? s->laddr : source_for(dgram_home(s).app->raddr), s->lport);
 }
 
 int nt_dgram_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
 {
-	uint32_t sock = nt_lookup(fd);
-	const struct neat_sock *s = nt_sock(sock);
+	uint32_t handle = nt_fd_handle(fd);
+	const struct neat_sock *s = nt_sock(handle);
 	struct nt_conn c;
 
-	if (dgram_is_kernel(sock) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
+	if (dgram_is_kernel(handle) || !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
 		return NT_KERNEL;
 	c = dgram_home(s);
 	return nt_store_address(addr, len, c.app->raddr, c.app->rport);
@@ -635,32 +640,32 @@ static void note_option(uint32_t sock, int fd, const struct dgram_option *o, con
 
 int nt_dgram_setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	const struct dgram_option *o = find_option(level, name);
 
-	if (dgram_is_kernel(sock))
+	if (dgram_is_kernel(handle))
 		return NT_KERNEL;
 	if (!o && (level == SOL_SOCKET || level == IPPROTO_IP || level == IPPROTO_UDP)) {
-		if (dgram_untouched(nt_sock(sock)))
-			return dgram_to_kernel(sock);
+		if (dgram_untouched(nt_sock(handle)))
+			return dgram_to_kernel(handle);
 		return -ENOPROTOOPT;
 	}
 	if (nt_real.setsockopt(fd, level, name, value, len))
 		return -errno;
 	if (o)
-		note_option(sock, fd, o, value);
+		note_option(handle & (NEAT_SOCKS_MAX - 1), fd, o, value);
 	return 0;
 }
 
 int nt_dgram_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 {
-	uint32_t sock = nt_lookup(fd);
+	uint32_t handle = nt_fd_handle(fd);
 	int err;
 
-	if (dgram_is_kernel(sock) || level != SOL_SOCKET || name != SO_ERROR || nt_bad_pointer(value) ||
+	if (dgram_is_kernel(handle) || level != SOL_SOCKET || name != SO_ERROR || nt_bad_pointer(value) ||
 	    nt_bad_pointer(len) || *len < sizeof(err))
 		return NT_KERNEL;
-	err = -nt_dgram_error(nt_sock(sock));
+	err = -nt_dgram_error(nt_sock(handle));
 	if (!err)
 		return NT_KERNEL;	/* the twin may have one */
 	memcpy(value, &err, sizeof(err));

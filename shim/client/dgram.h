@@ -19,7 +19,7 @@ int dgram_bound(uint32_t sock, int fd, int near);
 /* No datagram of our world was sent or received: the kernel may still take it as if from the start. */
 bool dgram_untouched(const struct neat_sock *s);
 /* For good (L10). NT_KERNEL. */
-int dgram_to_kernel(uint32_t sock);
+int dgram_to_kernel(uint32_t handle);
 /* From now on datagrams may come by the kernel. */
 void dgram_use_twin(uint32_t sock);
 /* connect() of the twin; the peer is the kernel's. */
@@ -47,12 +47,12 @@ static inline bool dgram_has_slot(const struct neat_sock *s, const struct nt_con
 }
 
 /* Another process of ours may have handed it to the kernel, or the instance has ended: then this one lets go, too. */
-static inline bool dgram_is_kernel(uint32_t sock)
+static inline bool dgram_is_kernel(uint32_t handle)
 {
-	if (NT_LIKELY(a32_acquire(&nt_sock(sock)->state) == NEAT_SOCK_DGRAM) && NT_LIKELY(!nt_over()))
+	if (NT_LIKELY(a32_acquire(&nt_sock(handle)->state) == NEAT_SOCK_DGRAM) && NT_LIKELY(!nt_over()))
 		return false;
-	if (sock)	/* 0: closed by another thread since the caller looked */
-		dgram_to_kernel(sock);
+	if (handle)	/* 0: closed by another thread since the caller looked */
+		dgram_to_kernel(handle);
 	return true;
 }
 

@@ -259,7 +259,7 @@ ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 			return NT_KERNEL;	/* closed, or handed over, by another thread: the kernel knows */
 		if (handle && !nt_live(handle))
 			return -EBADF;
-		if (dgram_is_kernel(handle & (NEAT_SOCKS_MAX - 1)))
+		if (dgram_is_kernel(handle))
 			return NT_KERNEL;
 		nt_replicas_look();
 		/* IP_RECVERR makes a socket the kernel's: ours have no such queue. */
@@ -342,15 +342,16 @@ static int destination(const struct neat_sock *s, const struct msghdr *m, struct
 	return 0;
 }
 
-static ssize_t send_twin(uint32_t sock, int fd, const struct msghdr *m, int flags, const struct dest *d)
+static ssize_t send_twin(uint32_t handle, int fd, const struct msghdr *m, int flags, const struct dest *d)
 {
+	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
 	ssize_t n;
 
 	/* Nothing of it is in our world: the kernel's for good. */
 	if (!(a32_relaxed(&s->flags) & NEAT_SOCKF_EXPLICIT) && dgram_untouched(s) &&
 	    !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
-		return dgram_to_kernel(sock);
+		return dgram_to_kernel(handle);
 	nt_cancellation_point();
 	/* A peer that was ours has gone; the kernel says what is there instead. */
 	if (!d->given && !(a32_relaxed(&s->flags) & NEAT_SOCKF_KERNEL_PEER)) {
@@ -450,10 +451,10 @@ static ssize_t send_ours(uint32_t sock, const struct nt_conn *c, struct cursor *
 }
 
 /* Ancillary data, MSG_MORE: the kernel can, we cannot. */
-static ssize_t special(uint32_t sock, int flags)
+static ssize_t special(uint32_t handle, int flags)
 {
-	if (dgram_untouched(nt_sock(sock)))
-		return dgram_to_kernel(sock);
+	if (dgram_untouched(nt_sock(handle)))
+		return dgram_to_kernel(handle);
 	return flags & MSG_MORE ? -EOPNOTSUPP : -EINVAL;
 }
 
@@ -488,12 +489,12 @@ static ssize_t send_once(uint32_t handle, int fd, const struct msghdr *m, struct
 	struct nt_conn c;
 
 	if (r == DGRAM_KERNEL)
-		return send_twin(sock, fd, m, flags, d);
+		return send_twin(handle, fd, m, flags, d);
 	if (from->left > NEAT_DGRAM_MAX)
 		return -EMSGSIZE;
 	err = dgram_bound(sock, fd, r);
 	if (err)
-		return dgram_untouched(s) ? dgram_to_kernel(sock) : err;
+		return dgram_untouched(s) ? dgram_to_kernel(handle) : err;
 	if (r == DGRAM_ANY && s->laddr >> 24 == 127)
 		return -EINVAL;
 	err = dgram_slot(sock, r == DGRAM_ANY ? s->replica : (uint32_t)r, &c);
@@ -514,7 +515,7 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 	ssize_t n;
 	int err;
 
-	if (dgram_is_kernel(sock))
+	if (dgram_is_kernel(handle))
 		return NT_KERNEL;
 	err = m->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&from, m->msg_iov, (int)m->msg_iovlen);
 	if (!err)
@@ -524,7 +525,7 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 	if (err)
 		return err;
 	if (NT_UNLIKELY(m->msg_controllen || flags & (MSG_MORE | MSG_ZEROCOPY)))
-		return special(sock, flags);
+		return special(handle, flags);
 	nt_replicas_look();
 	for (;;) {
 		n = send_once(handle, fd, m, &from, &d, flags);
@@ -532,7 +533,7 @@ ssize_t nt_dgram_sendmsg(int fd, const struct msghdr *m, int flags)
 			return n;
 		if (!nt_live(handle))
 			return -EBADF;
-		if (dgram_is_kernel(sock))
+		if (dgram_is_kernel(handle))
 			return NT_KERNEL;
 	}
 }
