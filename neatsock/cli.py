@@ -436,7 +436,9 @@ def _filter_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("rule", nargs="+", metavar="WORD", help=SYNTAX)
     delete = do.add_parser("delete", help="remove rule N", allow_abbrev=False)
     delete.add_argument("number", type=int, metavar="N", help="as neatsock filter list shows it")
-    show = do.add_parser("list", help="all rules and what they met", allow_abbrev=False)
+    show = do.add_parser(
+        "list", help="all rules and what they met since the last change of any", allow_abbrev=False
+    )
     show.add_argument("--json", action="store_true", help="machine-readable")
     flush = do.add_parser("flush", help="remove all rules", allow_abbrev=False)
     for sub in (add, delete, show, flush):
