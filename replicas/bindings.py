@@ -572,10 +572,31 @@ class Bindings:
     # ---- release ----
 
     def unbind(self, app: App, message: Any) -> None:
-        """NEAT_MSG_UNBIND: the socket that held the port is gone."""
+        """NEAT_MSG_UNBIND: the socket that held the port is gone, or listens no more."""
         binding = self.table.get((app.app_id, int(message.sock)))
-        if binding is not None and binding.claim.gen == int(message.sock_gen):
+        if binding is None or binding.claim.gen != int(message.sock_gen):
+            return
+        if int(message.flags) & LIB.NEAT_SOCKF_PORT_LOCK and not binding.datagram:
+            self._stop_listening(binding)
+        else:
             self.release(binding)
+
+    def _stop_listening(self, binding: Binding) -> None:
+        """As release(), but the port stays the socket's."""
+        if not binding.claim.listening:
+            return
+        if binding.timer is not None:
+            binding.timer.cancel()
+            binding.timer = None
+        binding.pending.clear()
+        binding.claim = replace(binding.claim, listening=False)
+        binding.published = False
+        self._publish(binding.key)
+        self._unlisten(binding)
+        self._remember(binding)
+        for replica in range(len(self.state.replicas)):
+            self._name_subsocket(binding, replica)
+        self._reply(binding, -errno.ECONNABORTED)
 
     def release_orphan(self, app: App, orphan: Orphan) -> None:
         binding = self.table.get((app.app_id, orphan.sock))

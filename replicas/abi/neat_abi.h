@@ -182,7 +182,7 @@ enum neat_sock_flags {
 	NEAT_SOCKF_BOUND = 2,		/* neatd holds lport for it */
 	NEAT_SOCKF_REUSEADDR = 4,
 	NEAT_SOCKF_REUSEPORT = 8,
-	NEAT_SOCKF_SHUT = 128,		/* NEW: shutdown(SHUT_RDWR) was tried; only poll() shows it */
+	NEAT_SOCKF_SHUT = 128,		/* NEW: shutdown() was tried, of the side that reads */
 	NEAT_SOCKF_OPTS_LATE = 64,	/* LISTEN: options changed after listen() */
 	NEAT_SOCKF_CONNECT_SEEN = 32,	/* a connect() call has reported the outcome */
 	NEAT_SOCKF_TWIN = 256,		/* DGRAM: datagrams may come by the kernel too: recv and poll look there */
@@ -190,7 +190,7 @@ enum neat_sock_flags {
 	NEAT_SOCKF_KERNEL_PEER = 1024,	/* DGRAM: the twin is connected, the peer is the kernel's */
 	NEAT_SOCKF_EXPLICIT = 2048,	/* DGRAM: bind() was called */
 	NEAT_SOCKF_LEAVING = 8192,	/* CONNECT, DGRAM: the slots are being given up */
-	NEAT_SOCKF_PORT_LOCK = 4096,	/* bind() named the port: AF_UNSPEC keeps it */
+	NEAT_SOCKF_PORT_LOCK = 4096,	/* bind() named the port: AF_UNSPEC and shutdown() keep it */
 };
 
 struct neat_sock {		/* app writes */
@@ -214,7 +214,7 @@ struct neat_sock {		/* app writes */
 	uint32_t inode_lo;	/* identity of the placeholder fd (L3) */
 	uint32_t pad;
 	uint32_t backlog;
-	uint32_t rcvtimeo_ms;	/* 0 = none */
+	uint32_t rcvtimeo_ms;	/* 0 = none, UINT32_MAX = was below zero, and over at once */
 	uint32_t sndtimeo_ms;
 	uint32_t rcvlowat;
 	struct neat_opts { uint32_t w[16]; } opts;	/* options set before a slot exists; see enum neat_opt */

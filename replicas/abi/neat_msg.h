@@ -18,7 +18,8 @@ enum neat_msg {
 				 * kernel twin, which holds the port already; value = home replica. TCP with an fd:
 				 * a kernel socket that is to be bound where the socket is already */
 	NEAT_MSG_LISTEN = 3,	/* neat_msg_listen; reply LISTENING when every active replica acknowledged */
-	NEAT_MSG_UNBIND = 4,	/* neat_msg_bind; no reply: the socket that held the port is gone */
+	NEAT_MSG_UNBIND = 4,	/* neat_msg_bind; no reply: the socket that held the port is gone or, with
+				 * NEAT_SOCKF_PORT_LOCK in `flags`, listens no more */
 	NEAT_MSG_CHILD = 5,	/* neat_msg_attach + fd of a fresh socketpair end: a forked child's own connection,
 				 * for its requests. Over any connection of the application; no reply */
 	NEAT_MSG_EVENTFD = 6,	/* neat_msg_eventfd + fd: the process's eventfd, forwarded to every replica

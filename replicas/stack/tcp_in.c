@@ -383,13 +383,22 @@ static bool ack_step(struct stack *s, struct tcb *t, struct tcp_seg *g, const st
 	return true;
 }
 
-/* Data for an application that is gone (RFC 1122 4.2.2.13): a reset tells the sender. */
+/* It has closed, or shut down both halves, and only our FIN was sent: what comes now nobody will read. */
+static bool reads_no_more(const struct tcb *t)
+{
+	enum tcp_state state = tcp_state(t);
+
+	return tcp_app_closed(t) ||
+	       (t->flags & TCB_SHUT_RD && (state == TCP_FIN_WAIT_1 || state == TCP_FIN_WAIT_2));
+}
+
+/* RFC 1122 4.2.2.13: a reset tells the sender. */
 static bool refused_data(struct stack *s, struct tcb *t, const struct tcp_seg *g)
 {
-	if (!tcp_app_closed(t) || !g->len || seq_leq(g->seq + g->len, rcv_nxt(t)))
+	if (!reads_no_more(t) || !g->len || seq_leq(g->seq + g->len, rcv_nxt(t)))
 		return false;
 	tcp_send_rst(s, t);
-	tcp_done(s, t, 0);
+	tcp_done(s, t, tcp_app_closed(t) ? 0 : ECONNRESET);
 	return true;
 }
 

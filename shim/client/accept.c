@@ -148,7 +148,7 @@ int nt_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
 		return -EINVAL;
 	if (s->rcvtimeo_ms)
-		deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
+		deadline = nt_deadline_ms(s->rcvtimeo_ms);
 	for (;;) {
 		if (!nt_live(handle))
 			return -EBADF;	/* closed by another thread */

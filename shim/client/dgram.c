@@ -596,7 +596,7 @@ static uint32_t timeout_ms(const struct timeval *tv)
 {
 	int64_t ms = tv->tv_sec * 1000 + (tv->tv_usec + 999) / 1000;
 
-	return tv->tv_sec < 0 ? 1 : ms > UINT32_MAX ? 0 : (uint32_t)ms;
+	return tv->tv_sec < 0 ? NT_TIMEO_OVER : ms >= NT_TIMEO_OVER ? 0 : (uint32_t)ms;
 }
 
 static void publish_options(uint32_t sock)

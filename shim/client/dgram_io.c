@@ -85,7 +85,7 @@ unsigned nt_dgram_ready(const struct neat_sock *s)
 {
 	struct nt_conn c = dgram_home(s);
 	uint32_t shut = c.slot ? a32_relaxed(&c.app->shut) : 0;
-	unsigned bits = writable(s) ? EPOLLOUT | EPOLLWRNORM : 0;
+	unsigned bits = writable(s) ? EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND : 0;	/* datagram_poll() */
 
 	if (has_error(s))
 		bits |= EPOLLERR;
@@ -140,7 +140,6 @@ static bool front(const struct nt_conn *c, uint64_t *at, struct neat_dgram *h)
 static int report_source(struct msghdr *m, const struct neat_dgram *h)
 {
 	m->msg_controllen = 0;
-	m->msg_flags = 0;
 	return m->msg_name ? nt_store_address(m->msg_name, &m->msg_namelen, h->addr, h->port) : 0;
 }
 
@@ -169,8 +168,8 @@ static ssize_t take(const struct nt_conn *c, struct msghdr *m, int flags)
 		if (!(flags & MSG_PEEK))
 			a64_release(&c->app->rx_tail, at + sizeof(h) + h.len);	/* after the copy */
 		n = report_source(m, &h);
-		if (len < h.len)
-			m->msg_flags |= MSG_TRUNC;
+		/* ____sys_recvmsg() */
+		m->msg_flags = (flags & MSG_CMSG_CLOEXEC) | (len < h.len ? MSG_TRUNC : 0);
 		if (!n)
 			n = flags & MSG_TRUNC ? (ssize_t)h.len : (ssize_t)len;
 	}
@@ -275,7 +274,7 @@ ssize_t nt_dgram_recvmsg(int fd, struct msghdr *m, int flags)
 		if (c.slot && a32_relaxed(&c.app->shut) & 1)
 			return 0;
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
-			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
+			deadline = nt_deadline_ms(s->rcvtimeo_ms);
 		n = rx_wait(handle, fd, deadline);
 		if (n == -ENETDOWN)
 			continue;	/* the instance has ended: the twin goes on alone */
@@ -433,7 +432,7 @@ static ssize_t send_ours(uint32_t sock, const struct nt_conn *c, struct cursor *
 {
 	struct neat_sock *s = nt_sock(sock);
 	struct tx_wait w = { *c, s, (uint32_t)(sizeof(struct neat_dgram) + from->left) };
-	int64_t deadline = s->sndtimeo_ms ? nt_deadline(s->sndtimeo_ms * 1000000ll) : INT64_MAX;
+	int64_t deadline = s->sndtimeo_ms ? nt_deadline_ms(s->sndtimeo_ms) : INT64_MAX;
 	ssize_t n;
 
 	for (;;) {

@@ -159,6 +159,8 @@ static void linger(uint32_t sock)
 	    a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
 		return;
 	c = nt_conn(s);
+	if (nt_readable(&c))
+		return;		/* a reset tells the peer (RFC 2525 2.17), and no FIN goes before it */
 	a32_or(&c.app->shut, 2);
 	nt_kick(&c);
 	/* The timeout is no error: close(2) succeeds and TCP goes on in the background. */

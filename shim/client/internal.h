@@ -223,6 +223,10 @@ static inline int64_t nt_deadline(int64_t timeout_ns)
 	now = nt_now_ns();
 	return timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
 }
+
+/* Of SO_RCVTIMEO and SO_SNDTIMEO, as they are in the record. */
+#define NT_TIMEO_OVER UINT32_MAX
+static inline int64_t nt_deadline_ms(uint32_t ms) { return nt_deadline(ms == NT_TIMEO_OVER ? 0 : ms * 1000000ll); }
 uint32_t nt_tid(void);
 uint32_t nt_random32(void);
 

@@ -108,6 +108,20 @@ static int rx_end(const struct nt_conn *c)
 	return nt_conn_flags(c) & NEAT_SLOT_CONNECTING ? -ENOTCONN : 0;
 }
 
+/* Urgent data and the queue of errors: a stream of ours has none. */
+static int no_data(int flags) { return flags & MSG_ERRQUEUE ? -EAGAIN : -EINVAL; }
+
+static ssize_t unconnected(uint32_t handle, int flags)
+{
+	const struct neat_sock *s = nt_sock(handle);
+
+	if (flags & (MSG_OOB | MSG_ERRQUEUE))
+		return no_data(flags);
+	if (nt_live(handle) && a32_relaxed(&s->state) == NEAT_SOCK_NEW && a32_relaxed(&s->flags) & NEAT_SOCKF_SHUT)
+		return 0;
+	return nt_lost(handle);
+}
+
 static ssize_t receive(uint32_t handle, struct cursor *to, int flags)
 {
 	struct neat_sock *s = nt_sock(handle);
@@ -118,9 +132,9 @@ static ssize_t receive(uint32_t handle, struct cursor *to, int flags)
 	int err;
 
 	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return no_stream(s) ? NO_STREAM : flags & MSG_OOB ? -EINVAL : nt_lost(handle);
-	if (flags & MSG_OOB)
-		return -EINVAL;
+		return no_stream(s) ? NO_STREAM : unconnected(handle, flags);
+	if (flags & (MSG_OOB | MSG_ERRQUEUE))
+		return no_data(flags);
 	w.c = nt_conn_of(handle);
 	if (NT_UNLIKELY(flags & MSG_PEEK))
 		low = nt_rcvlowat(s);	/* the bytes stay where they are */
@@ -144,11 +158,14 @@ static ssize_t receive(uint32_t handle, struct cursor *to, int flags)
 			return got ? (ssize_t)got : -EAGAIN;
 		}
 		if (s->rcvtimeo_ms && deadline == INT64_MAX)
-			deadline = nt_deadline(s->rcvtimeo_ms * 1000000ll);
+			deadline = nt_deadline_ms(s->rcvtimeo_ms);
 		w.want = flags & MSG_PEEK ? got + 1 : 1;
 		err = nt_wait_sock(handle & (NEAT_SOCKS_MAX - 1), rx_ready, &w, deadline);
-		if (err && !rx_ready(&w))
-			return got ? (ssize_t)got : err == -ETIMEDOUT ? -EAGAIN : err;
+		if (err && !rx_ready(&w)) {
+			if (err == -ETIMEDOUT)
+				err = all ? -EAGAIN : 0;	/* tcp_recvmsg_locked() looks once, then has what it wants */
+			return got ? (ssize_t)got : err;
+		}
 	}
 }
 
@@ -211,8 +228,6 @@ ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
 		return NT_KERNEL;
 	if (nt_bad_pointer(msg))
 		return -EFAULT;
-	if (flags & MSG_ERRQUEUE)
-		return -EAGAIN;
 	got = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
 	if (!got)
 		got = receive(handle, &c, flags);
@@ -222,7 +237,7 @@ ssize_t nt_recvmsg(int fd, struct msghdr *msg, int flags)
 		if (msg->msg_name)
 			msg->msg_namelen = 0;	/* tcp(7): recvmsg reports no source */
 		msg->msg_controllen = 0;
-		msg->msg_flags = 0;
+		msg->msg_flags = flags & MSG_CMSG_CLOEXEC;	/* ____sys_recvmsg() */
 	}
 	return got;
 }
@@ -265,16 +280,20 @@ size_t nt_rcvlowat(const struct neat_sock *s)
 bool nt_writable(const struct nt_conn *c) { return writable(c); }
 uint64_t nt_readable(const struct nt_conn *c) { return readable(c); }
 
+static bool tx_ended(const struct nt_conn *c)
+{
+	return nt_conn_flags(c) & (NEAT_SLOT_TX_SHUT | NEAT_SLOT_HUP | NEAT_SLOT_DEAD) || a32_relaxed(&c->app->shut) & 2;
+}
+
 static int tx_state(const struct nt_conn *c)
 {
 	int err = nt_take_error(c);
-	uint32_t flags = nt_conn_flags(c);
 
 	if (err)
 		return err;
-	if (flags & (NEAT_SLOT_TX_SHUT | NEAT_SLOT_HUP | NEAT_SLOT_DEAD) || a32_relaxed(&c->app->shut) & 2)
+	if (tx_ended(c))
 		return -EPIPE;
-	return flags & NEAT_SLOT_CONNECTED ? 0 : -EAGAIN;
+	return nt_conn_flags(c) & NEAT_SLOT_CONNECTED ? 0 : -EAGAIN;
 }
 
 static bool tx_ready(void *arg)
@@ -290,13 +309,14 @@ static bool tx_ready(void *arg)
 /* MSG_MORE holds for one call: the replica learns of it as an option of the connection. */
 static void note_more(const struct nt_conn *c, int flags)
 {
-	uint32_t *w = &c->app->opts.w[NEAT_OPT_FLAGS], more = flags & MSG_MORE ? NEAT_OPTF_MORE : 0;
+	uint32_t *w = &c->app->opts.w[NEAT_OPT_FLAGS], more = flags & MSG_MORE ? NEAT_OPTF_MORE : 0, event = 0;
 
 	if (NT_LIKELY((*w & NEAT_OPTF_MORE) == more))
 		return;
-	/* What was sent before without it is not to wait, should the replica look only now. */
-	__atomic_store_n(w, nt_event_counted((*w & ~(uint32_t)NEAT_OPTF_MORE) | more, more ? NEAT_OPTF_PUSHES : 0),
-			 __ATOMIC_RELEASE);
+	/* What was sent before without it is not to wait, should the replica look only now: then all goes. */
+	if (more && a64_relaxed(&c->app->tx_tail) != a64_acquire(&c->pub->tx_una))
+		event = NEAT_OPTF_PUSHES;
+	__atomic_store_n(w, nt_event_counted((*w & ~(uint32_t)NEAT_OPTF_MORE) | more, event), __ATOMIC_RELEASE);
 	a32_add(&c->app->optgen, 1);
 }
 
@@ -363,7 +383,7 @@ static int tx_wait(struct nt_conn *c, int flags, int64_t *deadline)
 		return -EAGAIN;
 	}
 	if (s->sndtimeo_ms && *deadline == INT64_MAX)
-		*deadline = nt_deadline(s->sndtimeo_ms * 1000000ll);
+		*deadline = nt_deadline_ms(s->sndtimeo_ms);
 	err = nt_wait_sock(sock, tx_ready, c, *deadline);
 	return err == -ETIMEDOUT ? -EAGAIN : err;
 }
@@ -446,6 +466,31 @@ ssize_t nt_writev(int fd, const struct iovec *iov, int n)
 	return sent;
 }
 
+/*
+ * sock_cmsg_send() of Linux, for a connection: what it has not is an error, but for what belongs to AF_UNIX. Of other
+ * levels tcp(7) looks at nothing.
+ */
+static int check_ancillary(const struct neat_sock *s, const struct msghdr *msg)
+{
+	struct msghdr m = *msg;
+	struct nt_conn c = nt_conn(s);
+
+	/* What is wrong with it comes first; or it carries datagrams. */
+	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT || !(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED) || tx_ended(&c))
+		return 0;
+	if (nt_bad_pointer(m.msg_control))
+		return -EFAULT;
+	for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
+		size_t left = m.msg_controllen - (size_t)((char *)h - (char *)m.msg_control);
+
+		if (h->cmsg_len < sizeof(*h) || h->cmsg_len > left)
+			return -EINVAL;
+		if (h->cmsg_level == SOL_SOCKET && h->cmsg_type != SCM_RIGHTS && h->cmsg_type != SCM_CREDENTIALS)
+			return -EINVAL;
+	}
+	return 0;
+}
+
 ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
 	uint32_t handle = nt_fd_handle(fd);
@@ -460,6 +505,8 @@ ssize_t nt_sendmsg(int fd, const struct msghdr *msg, int flags)
 	if (NT_UNLIKELY(msg->msg_name && msg->msg_namelen && nt_bad_pointer(msg->msg_name)))
 		return -EFAULT;
 	err = msg->msg_iovlen > 1024 ? -EMSGSIZE : cursor_init(&c, msg->msg_iov, (int)msg->msg_iovlen);
+	if (!err && NT_UNLIKELY(msg->msg_controllen))
+		err = check_ancillary(nt_sock(handle), msg);
 	if (err)
 		return err;
 	sent = transmit(handle, &c, flags);

@@ -180,7 +180,7 @@ static int set_timeout(uint32_t *ms, const void *value, socklen_t len)
 	if (tv.tv_usec < 0 || tv.tv_usec >= 1000000)
 		return -EDOM;
 	if (tv.tv_sec < 0)
-		*ms = 1;	/* Linux: a negative timeout expires at once */
+		*ms = NT_TIMEO_OVER;
 	else if (tv.tv_sec > UINT32_MAX / 1000 - 1)
 		*ms = 0;
 	else
@@ -394,6 +394,8 @@ static int give_timeout(void *out, socklen_t *len, uint32_t ms)
 {
 	struct timeval tv = { ms / 1000, (suseconds_t)(ms % 1000) * 1000 };
 
+	if (ms == NT_TIMEO_OVER)	/* it is over at once, and reads as none (sock_set_timeout()) */
+		tv = (struct timeval){ 0, 0 };
 	return give(out, len, &tv, sizeof(tv));
 }
 
@@ -596,8 +598,8 @@ void nt_opts_to_kernel(const struct neat_sock *s, int fd)
 		nt_real.setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on));
 	for (int rcv = 0; rcv < 2; rcv++) {
 		int v = (int)s->opts.w[rcv ? NEAT_OPT_RCVBUF : NEAT_OPT_SNDBUF] / 2;
-		struct timeval tv = { (rcv ? s->rcvtimeo_ms : s->sndtimeo_ms) / 1000,
-				      (suseconds_t)((rcv ? s->rcvtimeo_ms : s->sndtimeo_ms) % 1000) * 1000 };
+		uint32_t ms = rcv ? s->rcvtimeo_ms : s->sndtimeo_ms;
+		struct timeval tv = { ms == NT_TIMEO_OVER ? -1 : (time_t)(ms / 1000), (suseconds_t)(ms % 1000) * 1000 };
 
 		if (v)
 			nt_real.setsockopt(fd, SOL_SOCKET, rcv ? SO_RCVBUF : SO_SNDBUF, &v, sizeof(v));

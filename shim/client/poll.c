@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -316,6 +317,14 @@ static int poll_run(struct poll_call *p, int64_t timeout_ns)
 	return ready;
 }
 
+/* poll(2): EINVAL, whatever is in the set. A smaller limit than our room on the stack is not asked for. */
+static bool too_many(nfds_t n)
+{
+	struct rlimit limit;
+
+	return NT_UNLIKELY(n > NT_WATCHES) && getrlimit(RLIMIT_NOFILE, &limit) == 0 && n > limit.rlim_cur;
+}
+
 int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *mask)
 {
 	struct pollfd kernel[NT_WATCHES + 1];
@@ -323,7 +332,8 @@ int nt_poll(struct pollfd *fds, nfds_t n, int64_t timeout_ns, const sigset_t *ma
 	bool ours = false;
 	int rc;
 
-	if (n && nt_bad_pointer(fds))
+	p.n = n = (unsigned)n;	/* the kernel's, by its type */
+	if ((n && nt_bad_pointer(fds)) || too_many(n))
 		return NT_KERNEL;
 	for (nfds_t i = 0; i < n && !ours && nt_on(); i++)
 		ours = nt_lookup(fds[i].fd) != 0 || nt_epoll_known(fds[i].fd);

@@ -1,5 +1,5 @@
 /*
- * sock.c - life of a socket: socket, bind, listen, connect, shutdown, names.
+ * sock.c - life of a socket: socket, bind, listen, connect, shutdown.
  *
  * Results and errno as in socket(7), ip(7), tcp(7) and the pages of each call. Only listen() makes
  * subsockets, one in each replica (paper 6.3.2).
@@ -48,40 +48,7 @@ int nt_socket(int domain, int type, int protocol)
 	return fd;
 }
 
-/* ---- addresses ---- */
-
-int nt_parse_address(const struct sockaddr *sa, socklen_t len, uint32_t *addr, uint16_t *port)
-{
-	struct sockaddr_in in;
-
-	if (len < sizeof(in))
-		return -EINVAL;
-	if (nt_bad_pointer(sa))
-		return -EFAULT;
-	memcpy(&in, sa, sizeof(in));
-	if (in.sin_family != AF_INET && !(in.sin_family == AF_UNSPEC && in.sin_addr.s_addr == INADDR_ANY))
-		return -EAFNOSUPPORT;
-	*addr = ntohl(in.sin_addr.s_addr);
-	*port = ntohs(in.sin_port);
-	return 0;
-}
-
-/* Linux: move_addr_to_user(). */
-int nt_store_address(struct sockaddr *out, socklen_t *len, uint32_t addr, uint16_t port)
-{
-	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(addr) };
-
-	if (nt_bad_pointer(len))
-		return -EFAULT;
-	if ((int)*len < 0)
-		return -EINVAL;
-	if (*len && nt_bad_pointer(out))
-		return -EFAULT;
-	if (*len)
-		memcpy(out, &in, *len < sizeof(in) ? *len : sizeof(in));
-	*len = sizeof(in);
-	return 0;
-}
+/* ---- records ---- */
 
 /*
  * False, and not locked: the record is not the one that the descriptor named, since another thread has closed it or handed
@@ -325,6 +292,9 @@ int nt_bind(int fd, const struct sockaddr *sa, socklen_t len)
 	return err;
 }
 
+/* Of one that has listened getsockname() still says the port, which may be another's by now. */
+static uint16_t own_port(const struct neat_sock *s) { return a32_relaxed(&s->flags) & NEAT_SOCKF_BOUND ? s->lport : 0; }
+
 /* Under s->lock. */
 static int listen_request(uint32_t handle, int backlog)
 {
@@ -336,7 +306,7 @@ static int listen_request(uint32_t handle, int backlog)
 
 	m.sock_gen = a32_relaxed(&s->gen);
 	m.addr = s->laddr;
-	m.port = s->lport;
+	m.port = own_port(s);
 	/* A negative backlog is a very large one: listen(2) compares as unsigned. */
 	m.backlog = (uint32_t)backlog > NEAT_ACCEPT_ENTRIES ? NEAT_ACCEPT_ENTRIES : (uint32_t)backlog;
 	m.flags = a32_relaxed(&s->flags) & (NEAT_SOCKF_REUSEADDR | NEAT_SOCKF_REUSEPORT);
@@ -462,7 +432,7 @@ static int start_connect(uint32_t sock, int r, uint32_t addr, uint16_t port)
 	w = &nt.rep[r].app->slots[slot];
 	neat_slot_app_reset(w);
 	w->laddr = s->laddr;
-	w->lport = s->lport;
+	w->lport = own_port(s);
 	w->raddr = addr;
 	w->rport = port;
 	w->opts = s->opts;
@@ -558,8 +528,6 @@ static bool connect_done(void *arg)
 	return nt_conn_flags(c) & (NEAT_SLOT_CONNECTED | NEAT_SLOT_ERROR | NEAT_SLOT_HUP) || a32_acquire(&c->app->shut);
 }
 
-static bool connect_begun(void *arg) { return nt_conn_flags(arg) != 0; }
-
 /* connect() on a record that has a slot: pending, done, or failed and free to try again. */
 static int connect_again(uint32_t sock)
 {
@@ -570,14 +538,20 @@ static int connect_again(uint32_t sock)
 
 	if (!connect_done(&c))
 		return -EALREADY;
+	/* Whatever became of it since, and its error is for others (SS_CONNECTED in Linux). */
+	if (a32_relaxed(&s->flags) & NEAT_SOCKF_CONNECT_SEEN)
+		return -EISCONN;
 	err = nt_take_error(&c);
-	if (err)
-		return err;
-	if (flags & NEAT_SLOT_CONNECTED)
-		return a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN) & NEAT_SOCKF_CONNECT_SEEN ? -EISCONN : 0;
+	if (!err && flags & NEAT_SLOT_CONNECTED) {
+		a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN);
+		return 0;
+	}
+	/* The error was for others; what shutdown() gave up is no failure. */
+	if (!err)
+		err = a32_relaxed(&c.app->shut) ? -EAGAIN : -ECONNABORTED;
 	nt_drop_slot(s);
 	a32_release(&s->state, NEAT_SOCK_NEW);
-	return -EAGAIN;
+	return err;
 }
 
 static void fire(uint32_t sock)
@@ -587,13 +561,16 @@ static void fire(uint32_t sock)
 	nt_unlock(&nt.watch_lock);
 }
 
+/* A port that bind() named stays its own (SOCK_BINDPORT_LOCK in Linux). */
 static void end_listening(uint32_t sock)
 {
 	struct neat_sock *s = nt_sock(sock);
 	struct neat_msg_bind m = { .h.type = NEAT_MSG_UNBIND, .sock = sock, .sock_gen = a32_relaxed(&s->gen),
-				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP };
+				   .addr = s->laddr, .port = s->lport, .proto = IPPROTO_TCP,
+				   .flags = a32_relaxed(&s->flags) & NEAT_SOCKF_PORT_LOCK };
 
-	a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
+	if (!m.flags)
+		a32_and(&s->flags, ~(uint32_t)NEAT_SOCKF_BOUND);
 	a32_release(&s->state, NEAT_SOCK_NEW);
 	nt_drop_subsockets(s);
 	nt_notify_neatd(&m, sizeof(m), -1);
@@ -616,7 +593,23 @@ static int disconnect(int fd, uint32_t handle)
 		a32_release(&s->state, NEAT_SOCK_NEW);
 	}
 	unlock_record(handle);
+	fire(handle & (NEAT_SOCKS_MAX - 1));
 	return 0;
+}
+
+/* The socket is as before connect() (inet_stream_connect() in Linux: disconnect()). */
+static void connect_failed(uint32_t handle, const struct nt_conn *c)
+{
+	struct neat_sock *s = nt_sock(handle);
+
+	if (!lock_record(handle))
+		return;
+	if (a32_relaxed(&s->state) == NEAT_SOCK_CONNECT && s->slot == c->slot && s->slot_gen == c->gen &&
+	    nt_conn(s).rep == c->rep) {
+		nt_drop_slot(s);
+		a32_release(&s->state, NEAT_SOCK_NEW);
+	}
+	unlock_record(handle);
 }
 
 static int connect_wait(uint32_t handle)
@@ -624,7 +617,7 @@ static int connect_wait(uint32_t handle)
 	uint32_t sock = handle & (NEAT_SOCKS_MAX - 1);
 	struct neat_sock *s = nt_sock(sock);
 	struct nt_conn c = nt_conn_of(handle);
-	int64_t deadline = s->sndtimeo_ms ? nt_deadline(s->sndtimeo_ms * 1000000ll) : INT64_MAX;
+	int64_t deadline = s->sndtimeo_ms ? nt_deadline_ms(s->sndtimeo_ms) : INT64_MAX;
 	int err;
 
 	if (a32_relaxed(&s->flags) & NEAT_SOCKF_NONBLOCK)
@@ -634,10 +627,13 @@ static int connect_wait(uint32_t handle)
 		return err == -ETIMEDOUT ? -EINPROGRESS : err;
 	if (!nt_live(handle))
 		return -EBADF;	/* closed by another thread, as in accept() */
-	a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN);
 	err = nt_take_error(&c);
 	if (!err && !(nt_conn_flags(&c) & NEAT_SLOT_CONNECTED))
 		err = a32_relaxed(&c.app->shut) ? -ECONNRESET : -ECONNABORTED;
+	if (err)
+		connect_failed(handle, &c);
+	else
+		a32_or(&s->flags, NEAT_SOCKF_CONNECT_SEEN);
 	return err;
 }
 
@@ -684,7 +680,7 @@ int nt_connect(int fd, const struct sockaddr *sa, socklen_t len)
 	return err;
 }
 
-/* ---- shutdown and names ---- */
+/* ---- shutdown ---- */
 
 static int set_shut(const struct nt_conn *c, uint32_t bits)
 {
@@ -723,14 +719,16 @@ int nt_shutdown(int fd, int how)
 	if (nt_is_dgram(s))
 		return nt_dgram_shutdown(fd, how);
 	state = a32_acquire(&s->state);
-	if (state == NEAT_SOCK_LISTEN && how != SHUT_WR) {
-		end_listening(sock);
+	if (state == NEAT_SOCK_LISTEN) {
+		if (how != SHUT_WR)
+			end_listening(sock);
 		return 0;
 	}
 	if (state != NEAT_SOCK_CONNECT) {
-		/* Linux notes it nevertheless, and poll() shows it (inet_shutdown, "hack to wake up"). */
-		if (how == SHUT_RDWR)
+		/* Linux notes it nevertheless: poll() and recv() show it (inet_shutdown, "hack to wake up"). */
+		if (how != SHUT_WR)
 			a32_or(&s->flags, NEAT_SOCKF_SHUT);
+		fire(sock);
 		return -ENOTCONN;
 	}
 	c = nt_conn_of(handle);
@@ -745,43 +743,4 @@ int nt_shutdown(int fd, int how)
 	nt_kick(&c);
 	fire(sock);
 	return 0;
-}
-
-int nt_getsockname(int fd, struct sockaddr *addr, socklen_t *len)
-{
-	uint32_t sock = nt_lookup(fd);
-	struct neat_sock *s = nt_sock(sock);
-	struct nt_conn c;
-
-	if (!sock)
-		return NT_KERNEL;
-	if (nt_is_dgram(s))
-		return nt_dgram_getsockname(fd, addr, len);
-	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return nt_store_address(addr, len, s->laddr, s->lport);
-	/* The replica chooses the port: right after a non-blocking connect() it may not have yet. */
-	c = nt_conn(s);
-	/* A signal does not end the wait, as there is none in Linux; a replica that does nothing is replaced. */
-	if (!connect_begun(&c))
-		nt_wait_replica(sock, connect_begun, &c);
-	return nt_store_address(addr, len, c.pub->laddr, c.pub->lport);
-}
-
-int nt_getpeername(int fd, struct sockaddr *addr, socklen_t *len)
-{
-	uint32_t sock = nt_lookup(fd), flags;
-	struct neat_sock *s = nt_sock(sock);
-	struct nt_conn c;
-
-	if (!sock)
-		return NT_KERNEL;
-	if (nt_is_dgram(s))
-		return nt_dgram_getpeername(fd, addr, len);
-	if (a32_acquire(&s->state) != NEAT_SOCK_CONNECT)
-		return -ENOTCONN;
-	c = nt_conn(s);
-	flags = nt_conn_flags(&c);
-	if (!(flags & NEAT_SLOT_CONNECTED) || flags & NEAT_SLOT_HUP)
-		return -ENOTCONN;
-	return nt_store_address(addr, len, c.pub->raddr, c.pub->rport);
 }
