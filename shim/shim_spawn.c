@@ -435,13 +435,23 @@ static int wait_for(pid_t pid)
 	return status;
 }
 
+/* The thread is cancelled in waitpid(): glibc kills the shell, and so do we. */
+static void abandon(void *arg)
+{
+	const pid_t *pid = arg;
+
+	kill(*pid, SIGKILL);
+	wait_for(*pid);
+	ignore_interrupts(false);
+}
+
 static int run_shell(const char *command, const sigset_t *mask)
 {
 	char *const argv[] = { (char *)(uintptr_t)"sh", (char *)(uintptr_t)"-c", (char *)(uintptr_t)command, NULL };
 	posix_spawnattr_t attr;
 	sigset_t dfl;
 	pid_t pid;
-	int err;
+	int err, status = 127 << 8;	/* system(3): as if the shell had ended with 127 */
 
 	sigemptyset(&dfl);
 	if (old_int.sa_handler != SIG_IGN)
@@ -454,8 +464,12 @@ static int run_shell(const char *command, const sigset_t *mask)
 	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
 	err = posix_spawn(&pid, "/bin/sh", NULL, &attr, argv, environ);
 	posix_spawnattr_destroy(&attr);
-	/* system(3): as if the shell had ended with 127. */
-	return err ? 127 << 8 : wait_for(pid);
+	if (err)
+		return status;
+	pthread_cleanup_push(abandon, &pid);
+	status = wait_for(pid);
+	pthread_cleanup_pop(0);
+	return status;
 }
 
 SHIM int system(const char *command)

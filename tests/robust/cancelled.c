@@ -353,6 +353,41 @@ static void cancel_waiting(void)
 	       r.handled);
 }
 
+/* ---- system() ---- */
+
+static void *in_shell(void *arg)
+{
+	char command[64];
+
+	snprintf(command, sizeof(command), "echo >&%d; exec sleep 100", fds[3]);
+	system(command);
+	return arg;
+}
+
+/* The shell has a socket and the pipe, whose end is the shell's. */
+static void cancel_system(void)
+{
+	struct sigaction interrupt;
+	pthread_t t;
+	void *end;
+	char c;
+
+	pair(fds);
+	need(pipe(&fds[2]) == 0, "pipe");
+	need(pthread_create(&t, NULL, in_shell, NULL) == 0, "pthread_create");
+	need(read(fds[2], &c, 1) == 1, "read");
+	close(fds[3]);
+	pthread_cancel(t);
+	pthread_join(t, &end);
+	sigaction(SIGINT, NULL, &interrupt);
+	printf("system: %s, SIGINT %s\n", end == PTHREAD_CANCELED ? "cancelled" : "not cancelled",
+	       interrupt.sa_handler == SIG_DFL ? "as before" : "ignored");
+	fflush(stdout);
+	need(read(fds[2], &c, 1) == 0, "read");
+	need(waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD, "waitpid");
+	all_works();
+}
+
 /* ---- execve() ---- */
 
 static char image[64];
@@ -409,6 +444,7 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; i < sizeof(jobs) / sizeof(jobs[0]); i++)
 		failed += in_child(&jobs[i], NULL);
 	failed += in_child(NULL, cancel_waiting);
+	failed += in_child(NULL, cancel_system);
 	failed += in_child(NULL, exec_pending);
 	return failed != 0;
 }

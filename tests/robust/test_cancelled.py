@@ -21,6 +21,7 @@ def test_a_cancelled_thread_leaves_no_call_half_done(rig: Rig, program: str) -> 
     expected = KERNEL.run(program).stdout
     assert expected.count(", cancelled, handlers run 1\n") == 14
     assert "waits for datagrams: cancelled, handlers run 1\n" in expected
+    assert "system: cancelled, SIGINT as before\n" in expected
     assert "child: 42\n" in expected
     assert expected.endswith("execve: done\n")
     assert rig.world.run(program, timeout=600).stdout == expected
