@@ -108,3 +108,4 @@ NEAT_SHIM(siginterrupt)
 
 /* syscall.c */
 NEAT_SHIM(syscall)
+NEAT_SHIM(prctl)

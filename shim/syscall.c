@@ -7,9 +7,12 @@
 #define _GNU_SOURCE
 #include "shim.h"
 #include <fcntl.h>
+#include <linux/seccomp.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -114,6 +117,54 @@ static long numbers(long nr, const long a[6], bool *done)
 	return 0;
 }
 
+/* As libc's function says it. */
+static long said(long rc)
+{
+	if ((unsigned long)rc <= -4096ul)
+		return rc;
+	errno = (int)-rc;
+	return -1;
+}
+
+static void confine(void)
+{
+	nt_enter();
+	nt_confine();
+	nt_leave();
+}
+
+SHIM int prctl(int op, ...)
+{
+	long a[6] = { op };
+	va_list ap;
+
+	va_start(ap, op);
+	for (int i = 1; i < 5; i++)
+		a[i] = va_arg(ap, long);
+	va_end(ap);
+	if (op == PR_SET_SECCOMP)
+		confine();
+	return (int)said(nt_kernel_call(SYS_prctl, a));
+}
+
+/* vsftpd forks so, for namespaces of the child's. Not for one of pids: neatd would not know the child by its own. */
+static long fork_by_clone(const long a[6])
+{
+	long pid;
+
+	nt_enter();
+	nt_fork_prepare();
+	pid = nt_kernel_call(SYS_clone, a);
+	if (pid == 0) {
+		nt_fork_child();
+	} else {
+		nt_fork_parent();
+		nt_fork_born(pid < 0 ? -1 : (pid_t)pid);
+	}
+	nt_leave();
+	return said(pid);
+}
+
 /* Also before we are attached: the first socket of the program's, sets that it makes before that, and who waits there. */
 static long early(long nr, const long a[6], bool *done)
 {
@@ -131,18 +182,19 @@ static long early(long nr, const long a[6], bool *done)
 	case SYS_fork:
 		return fork();
 #endif
+	case SYS_clone:
+		if (!(a[0] & (CLONE_VM | CLONE_FILES | CLONE_NEWPID)) && !a[1])
+			return fork_by_clone(a);
+		break;
+	case SYS_prctl:
+		return prctl((int)a[0], a[1], a[2], a[3], a[4]);
+	case SYS_seccomp:
+		if (a[0] == SECCOMP_SET_MODE_FILTER && a[2])	/* libseccomp asks with NULL what there is */
+			confine();
+		break;
 	}
 	*done = false;
 	return shim_wait_by_number(nr, a);
-}
-
-/* As libc's function says it. */
-static long said(long rc)
-{
-	if ((unsigned long)rc <= -4096ul)
-		return rc;
-	errno = (int)-rc;
-	return -1;
 }
 
 SHIM long syscall(long nr, ...)

@@ -48,6 +48,7 @@ int nt_attach(void);
 bool nt_attached(void);
 /* An instance is named and attaching has not failed: sockets will be ours. */
 bool nt_has_instance(void);
+void nt_confine(void);			/* the program is about to filter its system calls */
 
 /* ---- fdtable.c: THE fd table ---- */
 

@@ -125,6 +125,7 @@ struct nt_process {
 	neat_a32 silent;		/* mask of replicas that ended with it and never said so: we act as if they had */
 	neat_a32 eventfd;		/* fd + 1 of the process's eventfd; 0 = not made yet */
 	neat_a32 eventfd_said;		/* neatd was told of it */
+	neat_a32 confined;		/* a filter of system calls is there: futex_waitv(2) may be death */
 	neat_a32 rung;			/* threads that it was rung for and that have not left the kernel's poll */
 	uint32_t pid;
 	uint32_t request_seq;		/* under control_lock */

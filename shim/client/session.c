@@ -626,6 +626,14 @@ int nt_process_eventfd(void)
 	return fd;
 }
 
+/* What waits need that the filter may forbid is made now; where it cannot be, they do without. */
+void nt_confine(void)
+{
+	a32_store(&nt.confined, 1);
+	if (nt_attached())
+		(void)nt_process_eventfd();
+}
+
 bool nt_eventfd_known(void)
 {
 	uint32_t active = a32_relaxed(&nt.registry->active);

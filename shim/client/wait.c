@@ -243,7 +243,29 @@ static int futex_sleep(struct nt_waiter *w, uint32_t value, int64_t until_ns)
 					       .flags = FUTEX_32 };
 	if (syscall(SYS_futex_waitv, v, n, 0, &t, CLOCK_MONOTONIC) >= 0)
 		return 0;
-	return errno == EAGAIN ? 0 : -errno;
+	if (errno == ENOSYS || errno == EPERM)
+		a32_store(&nt.confined, 1);	/* a filter that came before us */
+	return errno == EAGAIN || errno == ENOSYS || errno == EPERM ? 0 : -errno;
+}
+
+/*
+ * Filters of system calls (seccomp(2)) know futex(2), few know futex_waitv(2), and OpenSSH's kills for it. Then one of the
+ * words, for short: nobody wakes us by the others.
+ */
+static int futex_nap(struct nt_stay *s, uint32_t value, int64_t until_ns)
+{
+	const int64_t NAP_NS = 2000000;
+	uint32_t live = a32_relaxed(&nt.live);
+	int64_t nap_ns;
+	int err;
+
+	do {
+		nap_ns = nt_now_ns() + NAP_NS;
+		nap_ns = nap_ns < until_ns ? nap_ns : until_ns;
+		err = futex_sleep_alone(live ? (uint32_t)__builtin_ctz(live) : 0, value, nap_ns);
+	} while (err == -ETIMEDOUT && nap_ns != until_ns && !nt_events_pending() &&
+		 a32_acquire(&s->w.signaled) == W_SLEEPS);
+	return err == -ETIMEDOUT && nap_ns != until_ns ? 0 : err;
 }
 
 static int futex_once(struct nt_stay *s, uint32_t value, int64_t until_ns, bool restarts)
@@ -251,11 +273,12 @@ static int futex_once(struct nt_stay *s, uint32_t value, int64_t until_ns, bool 
 	uint32_t live = a32_relaxed(&nt.live);
 	bool alone = live && !(live & (live - 1)) && __libc_single_threaded && !(restarts && nt_restarts());
 
-	return alone ? futex_sleep_alone((uint32_t)__builtin_ctz(live), value, until_ns) :
-		       futex_sleep(&s->w, value, until_ns);
+	if (alone)
+		return futex_sleep_alone((uint32_t)__builtin_ctz(live), value, until_ns);
+	return a32_relaxed(&nt.confined) ? futex_nap(s, value, until_ns) : futex_sleep(&s->w, value, until_ns);
 }
 
-/* signal(7): handlers with SA_RESTART do not end it, unless the program gave it a time. */
+/* signal(7): handlers with SA_RESTART do not end it, unless the program gave it a time. A nap they do end. */
 static int futex_interruptible(struct nt_stay *s, uint32_t value, int64_t until_ns, bool restarts)
 {
 	uintptr_t in = nt_in;
@@ -265,7 +288,7 @@ static int futex_interruptible(struct nt_stay *s, uint32_t value, int64_t until_
 	nt_in = in;
 	if (!sig)
 		sig = nt_handler_ran();
-	if (sig && (err == 0 || err == -ETIMEDOUT))
+	if (sig && (err == 0 || err == -ETIMEDOUT || (err == -EINTR && a32_relaxed(&nt.confined))))
 		return restarts && nt_has_restart(sig) ? 0 : -EINTR;
 	return err;
 }

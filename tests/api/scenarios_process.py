@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import platform
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from .tools import die_in, listener, pair, say, scenario, sink
+from .tools import WAITS, die_in, listener, pair, say, scenario, sink, until
 
 
 @scenario
@@ -78,6 +79,75 @@ def forked_acceptors() -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@scenario
+def forked_by_number() -> None:
+    """As vsftpd does it: clone(2) by syscall(2), without a stack."""
+    a = listener()
+    nr = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+    flags = [ctypes.c_long(n) for n in (signal.SIGCHLD, 0, 0, 0, 0)]
+    for _ in range(3):
+        pid = ctypes.PyDLL(None).syscall(ctypes.c_long(nr), *flags)
+        if pid == 0:
+            s, _peer = a.accept()
+            a.close()
+            s.sendall(s.recv(5).upper())
+            os._exit(0)
+        c = socket.create_connection(a.getsockname(), timeout=20)
+        c.sendall(b"hello")
+        say("answer", sink, c)
+        print(os.waitpid(pid, 0)[1])
+
+
+EVENTFD2 = {"x86_64": 290, "aarch64": 19}
+
+
+def confined_child(a: socket.socket) -> None:
+    """In a filter of system calls that kills for what OpenSSH's and others kill for."""
+    signal.alarm(20)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.siginterrupt(signal.SIGUSR1, False)
+    c, _ = a.accept()
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    r, _w = os.pipe()
+    die_in([449, EVENTFD2[platform.machine()]])  # futex_waitv
+    buf = ctypes.create_string_buffer(1)
+    c.send(b"restarted" if ctypes.CDLL(None).recv(c.fileno(), buf, 1, 0) == 1 else b"ended")
+    c.send(repr([s is c for s in select.select([c, r], [], [])[0]]).encode() + c.recv(1))
+    d, _ = a.accept()
+    d.send(d.recv(1))
+    os._exit(0)
+
+
+def asleep_or_dead(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/syscall") as f:
+            return f.read().split()[0] in WAITS
+    except OSError:
+        return True
+
+
+@scenario
+def confined() -> None:
+    a = listener()
+    pid = os.fork()
+    if pid == 0:
+        confined_child(a)
+    c = socket.create_connection(a.getsockname(), timeout=20)
+    until(lambda: asleep_or_dead(pid))
+    os.kill(pid, signal.SIGUSR1)
+    c.send(b"1")
+    say("recv", c.recv, 100)
+    until(lambda: asleep_or_dead(pid))
+    c.send(b"2")
+    say("select", c.recv, 100)
+    until(lambda: asleep_or_dead(pid))
+    d = socket.create_connection(a.getsockname(), timeout=20)
+    until(lambda: asleep_or_dead(pid))
+    d.send(b"3")
+    say("accept", d.recv, 100)
+    print(os.waitpid(pid, 0)[1])
 
 
 @scenario
