@@ -351,6 +351,9 @@ static ssize_t send_twin(uint32_t handle, int fd, const struct msghdr *m, int fl
 	if (!(a32_relaxed(&s->flags) & NEAT_SOCKF_EXPLICIT) && dgram_untouched(s) &&
 	    !(a32_relaxed(&s->flags) & NEAT_SOCKF_PEER))
 		return dgram_to_kernel(handle);
+	n = nt_dgram_error(s);		/* of what went by our world before */
+	if (n)
+		return n;
 	nt_cancellation_point();
 	/* A peer that was ours has gone; the kernel says what is there instead. */
 	if (!d->given && !(a32_relaxed(&s->flags) & NEAT_SOCKF_KERNEL_PEER)) {

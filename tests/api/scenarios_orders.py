@@ -199,6 +199,21 @@ def error_queue_of_a_stream() -> None:
     say("recv", d.recv, 10)
 
 
+@scenario
+def datagram_to_one_that_just_left() -> None:
+    """The second send hears of it, whoever answered the first one."""
+    for _ in range(5):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
+            v = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            v.bind(("127.0.0.1", 0))
+            u.connect(v.getsockname())
+            u.send(b"x")
+            settled(v, "IN|OUT|RDNORM|WRNORM")
+            v.close()
+            say("first", u.send, b"")
+            print(settled(u, "OUT|ERR|WRNORM"), outcome(u.send, b"second"), revents(u))
+
+
 # ---- messages ----
 
 
