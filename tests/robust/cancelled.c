@@ -372,6 +372,7 @@ static void cancel_system(void)
 	void *end;
 	char c;
 
+	signal(SIGINT, SIG_DFL);	/* a shell in the background has it ignored */
 	pair(fds);
 	need(pipe(&fds[2]) == 0, "pipe");
 	need(pthread_create(&t, NULL, in_shell, NULL) == 0, "pthread_create");
