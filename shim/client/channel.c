@@ -408,3 +408,18 @@ unsigned nt_drain(void)
 	}
 	return n;
 }
+
+/* Who drains may have lost its core: it gets ours until it is done, instead of being asked again and again. */
+void nt_drain_by_others(void)
+{
+	NT_EACH_REPLICA(i) {
+		struct nt_replica *r = &nt.rep[i];
+
+		if (!pending(r))
+			continue;
+		nt_lock(&r->ev_lock);
+		if (pending(r))
+			drain_locked(r);
+		nt_unlock(&r->ev_lock);
+	}
+}

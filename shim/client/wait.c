@@ -171,6 +171,8 @@ static void disarm(struct nt_stay *s)
 	arm_words();
 	nt_unlock(&nt.arm_lock);
 	nt_drain();
+	if (nt_events_pending())
+		nt_drain_by_others();
 }
 
 /* Out of the sleep: who signals from now on need not wake. False: it was signaled. */
