@@ -608,13 +608,35 @@ static bool say_eventfd(int fd)
 	return err == 0;
 }
 
+/*
+ * A new descriptor has the lowest number that is free, until it is moved: a thread of the program that closes that number
+ * once too often, and opens something there, puts that in its place. An eventfd has no type of file.
+ */
+static int make_eventfd(void)
+{
+	struct stat st;
+
+	for (int tries = 0; tries < 100; tries++) {
+		int low = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), fd;
+
+		if (low < 0)
+			return -errno;
+		fd = nt_high_fd(low);
+		if (fstat(fd, &st) == 0 && !(st.st_mode & S_IFMT))
+			return fd;
+		if (fd != low)
+			nt_kernel_close(fd);
+	}
+	return -EMFILE;
+}
+
 int nt_process_eventfd(void)
 {
 	int fd = (int)a32_acquire(&nt.eventfd) - 1;
 
 	if (fd >= 0)
 		return fd;
-	fd = nt_high_fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+	fd = make_eventfd();
 	if (fd < 0)
 		return fd;
 	nt_fd_mark_internal(fd);

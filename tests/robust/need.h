@@ -31,7 +31,7 @@ static int bound(int type)
 	return s;
 }
 
-static int connected(void)
+static inline int connected(void)
 {
 	int s = socket(AF_INET, SOCK_STREAM, 0);
 

@@ -15,7 +15,7 @@ from .rig import Bystander, Rig, build
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("closing")
-    for name in ("accept_race", "close_race", "closed_bind", "dup_race"):
+    for name in ("accept_race", "close_race", "closed_bind", "dup_race", "eventfd_race"):
         build(directory, name)
     return directory
 
@@ -57,3 +57,10 @@ def test_a_slow_accept_does_not_take_the_next_connection_in_a_slot(
 def test_a_socket_that_becomes_the_kernels_takes_no_other_along(rig: Rig, programs: Path) -> None:
     """bind() of a datagram socket that another thread closes, to an address that is not ours."""
     assert last_word(rig.world, str(programs / "closed_bind")) == ("connected", 600)
+
+
+def test_nothing_takes_the_place_of_what_the_library_opens(rig: Rig, programs: Path) -> None:
+    """A number closed once too often was free, for the program; poll() opens something then."""
+    race = str(programs / "eventfd_race")
+    assert last_word(KERNEL, race, "30") == ("bound", 30)
+    assert last_word(rig.world, race, "200") == ("bound", 200)
