@@ -370,7 +370,7 @@ bool nt_events_pending(void)
 	return false;
 }
 
-static unsigned drain_locked(struct nt_replica *r)
+static void drain_locked(struct nt_replica *r)
 {
 	uint32_t n = neat_ring_ready(NEAT_EV_ENTRIES, &r->ch->ev_tail, r->ev_head);
 	uint32_t overflow = a32_acquire(&r->ch->overflow);
@@ -390,36 +390,27 @@ static unsigned drain_locked(struct nt_replica *r)
 	nt_unlock(&nt.watch_lock);
 	r->ev_head += n;
 	a64_release(&r->ch->ev_head, r->ev_head);
-	return n;
 }
 
-unsigned nt_drain(void)
+static void drain(bool waits)
 {
-	unsigned n = 0;
-
 	NT_EACH_REPLICA(i) {
 		struct nt_replica *r = &nt.rep[i];
 
 		/* Looked at again after the unlock: somebody may have given up on our lock meanwhile. */
-		while (pending(r) && nt_trylock(&r->ev_lock)) {
-			n += drain_locked(r);
+		while (pending(r)) {
+			if (waits)
+				nt_lock(&r->ev_lock);
+			else if (!nt_trylock(&r->ev_lock))
+				break;
+			if (pending(r))
+				drain_locked(r);
 			nt_unlock(&r->ev_lock);
 		}
 	}
-	return n;
 }
+
+void nt_drain(void) { drain(false); }
 
 /* Who drains may have lost its core: it gets ours until it is done, instead of being asked again and again. */
-void nt_drain_by_others(void)
-{
-	NT_EACH_REPLICA(i) {
-		struct nt_replica *r = &nt.rep[i];
-
-		if (!pending(r))
-			continue;
-		nt_lock(&r->ev_lock);
-		if (pending(r))
-			drain_locked(r);
-		nt_unlock(&r->ev_lock);
-	}
-}
+void nt_drain_all(void) { drain(true); }

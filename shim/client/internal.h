@@ -335,8 +335,8 @@ void nt_wake_replicas(void);		/* all of them, whatever their words say */
 void nt_batch(bool on);			/* this thread works through a batch: bells may wait while the replica naps */
 void nt_channels_open(void);		/* for the process that nt.proc names */
 void nt_channels_close(uint32_t proc);	/* of a dead process */
-unsigned nt_drain(void);		/* takes events, marks and wakes; number taken */
-void nt_drain_by_others(void);		/* or by us: what is pending is drained when it returns */
+void nt_drain(void);			/* takes events, marks and wakes, or leaves them to who does it already */
+void nt_drain_all(void);		/* what is pending is taken when it returns, by us or another thread */
 bool nt_events_pending(void);
 /* The whole instance has ended, and the first caller said so: whatever is asked for now is the kernel's. */
 bool nt_over(void);

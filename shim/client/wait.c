@@ -22,10 +22,6 @@ void nt_waiter_begin(struct nt_waiter *w)
 	neat_fence();
 }
 
-/*
- * Cancellation (pthread_cancel(3)): who waits has objects on its stack that others see, and who wakes holds watch_lock, so
- * neither may be at a cancellation point. Short calls go by syscall(2), which is none; the long one is between these two.
- */
 /* In poll() all threads sleep on the one eventfd; an epoll set has its own. */
 static bool shares_eventfd(const struct nt_waiter *w)
 {
@@ -170,9 +166,7 @@ static void disarm(struct nt_stay *s)
 	s->armed = NT_NOT_ARMED;
 	arm_words();
 	nt_unlock(&nt.arm_lock);
-	nt_drain();
-	if (nt_events_pending())
-		nt_drain_by_others();
+	nt_drain_all();
 }
 
 /* Out of the sleep: who signals from now on need not wake. False: it was signaled. */
@@ -344,6 +338,10 @@ static int64_t nap(int64_t deadline_ns)
 	return until < deadline_ns ? until : deadline_ns;
 }
 
+/*
+ * Cancellation (pthread_cancel(3)): who waits has objects that others see, and who wakes holds watch_lock, so neither may be
+ * at a cancellation point. Short calls go by syscall(2), which is none; this long one is made with cancellation disabled.
+ */
 int nt_sleep_kernel(struct nt_stay *s, int (*enter)(void *, int64_t), void *arg, int64_t deadline_ns)
 {
 	int rc = 0, err;

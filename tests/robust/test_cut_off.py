@@ -135,6 +135,11 @@ def test_an_upgrade_whose_next_process_dies(
     churn.goes_on()
 
 
+def scaled(rig: Rig, count: int) -> None:
+    done = rig.cli("scale", str(count))
+    assert done.returncode == 0 and f"{count} ready" in done.stderr, done.stderr
+
+
 @places(
     ("take", LIB.NEAT_MSG_CLI, 1),
     ("send", LIB.NEAT_MSG_CLI_REPLY, 1),
@@ -150,13 +155,11 @@ def test_an_upgrade_whose_next_process_dies(
 def test_a_replica_more_whose_neatd_dies(mortal: Mortal, churn: Churn, place: Place) -> None:
     settled(mortal.rig, 2)
     mortal.die(*place)
-    done = mortal.rig.cli("scale", "3")
-    assert done.returncode == 0 and "3 ready" in done.stderr, done.stderr
+    scaled(mortal.rig, 3)
     wait_until(lambda: not mortal.order.exists(), "neatd dies")
     settled(mortal.rig, 3)
     churn.goes_on()
-    done = mortal.rig.cli("scale", "2")
-    assert done.returncode == 0 and "2 ready" in done.stderr, done.stderr
+    scaled(mortal.rig, 2)
     settled(mortal.rig, 2)
 
 
@@ -172,12 +175,10 @@ def test_a_replica_more_whose_neatd_dies(mortal: Mortal, churn: Churn, place: Pl
 )
 def test_a_replica_less_whose_neatd_dies(mortal: Mortal, churn: Churn, place: Place) -> None:
     settled(mortal.rig, 2)
-    done = mortal.rig.cli("scale", "3")
-    assert done.returncode == 0 and "3 ready" in done.stderr, done.stderr
+    scaled(mortal.rig, 3)
     settled(mortal.rig, 3)
     mortal.die(*place)
-    done = mortal.rig.cli("scale", "2")
-    assert done.returncode == 0 and "2 ready" in done.stderr, done.stderr
+    scaled(mortal.rig, 2)
     wait_until(lambda: not mortal.order.exists(), "neatd dies")
     settled(mortal.rig, 2)
     churn.goes_on()
